@@ -1,0 +1,71 @@
+"""One typed configuration: frozen, unknown keys refused, contradictions refused when it is built."""
+
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from requant.config.sections import (
+    ContinueTrain,
+    Evaluate,
+    MergeFp16,
+    PrepareBase,
+    PrepareData,
+    QuantizeBase,
+    RequantizeGptq,
+    Runtime,
+    Section,
+    Tracking,
+    TrainAdapter,
+)
+
+
+class Config(Section):
+    """Everything a night needs. One section per stage, then where and how it runs."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9.-]*$", description="of the model line, in MLflow too")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="of every shuffle and initialisation")
+    state: Path = Field(Path(".requant"), description="folder of artifacts, records and databases")
+
+    prepare_base: PrepareBase
+    prepare_data: PrepareData
+    quantize_base: QuantizeBase = QuantizeBase()
+    train_adapter: TrainAdapter
+    merge_fp16: MergeFp16 = MergeFp16()
+    continue_train: ContinueTrain
+    requantize_gptq: RequantizeGptq = RequantizeGptq()
+    evaluate: Evaluate = Evaluate()
+
+    runtime: Runtime = Runtime()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> "Config":
+        quantized = self.quantize_base.method if self.quantize_base.enabled else None
+        method = self.train_adapter.method
+        trains = self.train_adapter.enabled
+        if trains and method == "dora" and quantized in {"gptq", "int8"}:
+            raise ValueError(
+                f"train_adapter.method: 'dora' cannot train on quantize_base.method={quantized!r} "
+                "(peft refuses it); valid with dora: quantize_base.method=nf4 or "
+                "quantize_base.enabled=false"
+            )
+        if trains and "all-linear" in self.train_adapter.target_modules and quantized == "gptq":
+            raise ValueError(
+                "train_adapter.target_modules: 'all-linear' finds no layer on a GPTQ base; "
+                "name the layers, e.g. [q_proj, v_proj]"
+            )
+        if self.merge_fp16.enabled != trains:
+            way_out = "merge_fp16.enabled=" + str(trains).lower()
+            raise ValueError(
+                f"merge_fp16.enabled: {self.merge_fp16.enabled} with train_adapter.enabled={trains}: "
+                f"the chain would {'lose the adapter' if trains else 'merge nothing'}; set {way_out}"
+            )
+        if self.quantize_base.enabled and not trains:
+            raise ValueError(
+                "quantize_base.enabled: true with train_adapter.enabled=false quantizes a base that "
+                "nothing uses; set quantize_base.enabled=false"
+            )
+        return self
+
+
+__all__ = ["Config", "Section"]

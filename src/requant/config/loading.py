@@ -1,0 +1,118 @@
+"""From a YAML file and `--set` overrides to a `Config`, with errors a person can act on."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from requant.config import Config
+from requant.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read, override and validate a configuration.
+
+    Args:
+        path: A YAML file.
+        overrides: `section.field=value` items; the value is read as YAML.
+
+    Raises:
+        ConfigError: Naming file, field, value and what was expected.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a YAML file such as configs/tiny.yaml"
+        ) from error
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: holds {type(document).__name__}, expected a mapping of sections")
+    for override in overrides:
+        document = apply_override(document, override)
+    return parse_config(document, origin=str(path))
+
+
+def parse_config(document: Mapping[str, Any], origin: str) -> Config:
+    """Validate a mapping as a `Config`.
+
+    Raises:
+        ConfigError: One line for each field that is wrong.
+    """
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem, document)}" for problem in error.errors())
+        raise ConfigError(f"{origin}: the configuration cannot work:\n{problems}") from error
+
+
+def apply_override(document: Mapping[str, Any], override: str) -> dict[str, Any]:
+    """Return `document` with one `section.field=value` applied.
+
+    Raises:
+        ConfigError: Where the item has no `=`, no field, or passes through a value.
+    """
+    field, separator, text = override.partition("=")
+    keys = field.split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override!r}: expected section.field=value, e.g. train_adapter.rank=8")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+    return _assign(document, keys, value, override)
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of `Config`, for editors that complete and check YAML."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def _assign(document: Any, keys: list[str], value: Any, override: str) -> dict[str, Any]:
+    if not isinstance(document, Mapping):
+        raise ConfigError(f"--set {override!r}: there is no field {keys[0]!r} inside {document!r}")
+    head, *rest = keys
+    inner = _assign(document.get(head) or {}, rest, value, override) if rest else value
+    return {**document, head: inner}
+
+
+def _explain(problem: Any, document: Mapping[str, Any]) -> str:
+    location = [part for part in problem["loc"] if part not in ("stdlib", "folder", "hub", "files")]
+    field = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        valid = _field_names(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{field}: unknown field (value {problem['input']!r}){hint} valid: {', '.join(valid)}"
+    if problem["type"] == "missing":
+        return f"{field}: missing; it has no default, see configs/tiny.yaml"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not field:
+        return message
+    if isinstance(problem["input"], (dict, BaseModel)):
+        return f"{field}: {message}"
+    return f"{field}: got {problem['input']!r}. {message}"
+
+
+def _field_names(location: list[Any]) -> list[str]:
+    models: list[type[BaseModel]] = [Config]
+    for part in location:
+        models = [
+            inner
+            for model in models
+            if part in model.model_fields
+            for inner in _models_in(model.model_fields[part].annotation)
+        ]
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]

@@ -1,0 +1,323 @@
+"""The configuration, one frozen section per stage. Every field carries its unit and range.
+
+A section is also what enters the stage's key: a field marked `not_in_key` does not change the
+bytes a stage produces (or is represented by the digest of the content it points to).
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Relative = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys, NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def key_fields(self) -> dict[str, Any]:
+        """Return the part of this section that decides the bytes of the stage's artifact."""
+        return _key_fields(self)
+
+
+def _key_fields(section: BaseModel) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        extra = info.json_schema_extra
+        if isinstance(extra, dict) and extra.get("not_in_key"):
+            continue
+        value = getattr(section, name)
+        fields[name] = (
+            _key_fields(value)
+            if isinstance(value, BaseModel)
+            else section.model_dump(mode="json", include={name})[name]
+        )
+    return fields
+
+
+# --------------------------------------------------------------------------- prepare_base
+
+
+class StdlibBase(Section):
+    """Train a small Qwen3-architecture model on the English text every Python ships."""
+
+    kind: Literal["stdlib"]
+    vocab_size: int = Field(4096, ge=512, le=65536, description="tokens, byte-level BPE")
+    hidden_size: int = Field(256, ge=32, multiple_of=32, description="channels")
+    layers: Positive = Field(4, description="transformer blocks")
+    heads: Positive = Field(4, description="query heads; must divide hidden_size")
+    kv_heads: Positive = Field(2, description="key/value heads; must divide heads")
+    intermediate_size: int = Field(768, ge=32, multiple_of=32, description="channels of the MLP")
+    steps: Positive = Field(300, description="optimizer steps")
+    batch_size: Positive = Field(8, description="sequences per step")
+    sequence_length: int = Field(256, ge=16, le=4096, description="tokens per sequence")
+    learning_rate: Relative = Field(2e-3, description="peak, AdamW")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "StdlibBase":
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} must divide hidden_size={self.hidden_size} and be a multiple "
+                f"of kv_heads={self.kv_heads}"
+            )
+        return self
+
+
+class FolderBase(Section):
+    """An ordinary Hugging Face folder: config.json, *.safetensors, tokenizer files."""
+
+    kind: Literal["folder"]
+    path: Path = Field(description="folder", json_schema_extra=NOT_IN_KEY)
+
+
+class HubBase(Section):
+    """A model on the Hugging Face hub. The revision is resolved to a commit, which enters the key."""
+
+    kind: Literal["hub"]
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
+    revision: str = Field(
+        "main", description="branch, tag or 40-hex commit", json_schema_extra=NOT_IN_KEY
+    )
+
+
+class PrepareBase(Section):
+    """The 16-bit original: kept for ever, never overwritten."""
+
+    source: Annotated[StdlibBase | FolderBase | HubBase, Field(discriminator="kind")]
+
+
+# --------------------------------------------------------------------------- prepare_data
+
+
+class StdlibData(Section):
+    """Instruction pairs from standard-library docstrings, split by module into nights."""
+
+    kind: Literal["stdlib"]
+    night: Positive = Field(1, description="which night's modules to train on, 1 to nights")
+    nights: Positive = Field(3, description="nights the training modules are split into")
+
+    @model_validator(mode="after")
+    def _night_exists(self) -> "StdlibData":
+        if self.night > self.nights:
+            raise ValueError(f"night={self.night} is past nights={self.nights}")
+        return self
+
+
+class FilesData(Section):
+    """Local JSONL or Parquet files."""
+
+    kind: Literal["files"]
+    train: tuple[Path, ...] = Field(
+        min_length=1, description=".jsonl or .parquet", json_schema_extra=NOT_IN_KEY
+    )
+    heldout: Path | None = Field(
+        None,
+        description=".jsonl or .parquet; null cuts heldout_fraction off train",
+        json_schema_extra=NOT_IN_KEY,
+    )
+    old_text: Path | None = Field(
+        None,
+        description="plain text of the skill to keep; its perplexity is evaluated",
+        json_schema_extra=NOT_IN_KEY,
+    )
+
+    @field_validator("train", "heldout")
+    @classmethod
+    def _known_format(cls, value: tuple[Path, ...] | Path | None) -> tuple[Path, ...] | Path | None:
+        paths = value if isinstance(value, tuple) else (value,) if value else ()
+        for path in paths:
+            if path.suffix not in {".jsonl", ".parquet"}:
+                raise ValueError(f"{path} must end in .jsonl or .parquet")
+        return value
+
+
+class HubData(Section):
+    """A dataset on the Hugging Face hub. The revision is resolved to a commit, which enters the key."""
+
+    kind: Literal["hub"]
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
+    revision: str = Field(
+        "main", description="branch, tag or 40-hex commit", json_schema_extra=NOT_IN_KEY
+    )
+    subset: str | None = Field(None, description="configuration name; null for the only one")
+    train_split: str = Field("train", description="split name")
+    heldout_split: str | None = Field(None, description="null cuts heldout_fraction off train")
+
+
+class Columns(Section):
+    """Where a row keeps its conversation: `messages`, or `prompt` and `response`."""
+
+    messages: str | None = Field("messages", description="column of [{role, content}, ...]")
+    prompt: str | None = Field(None, description="column of the user's text")
+    response: str | None = Field(None, description="column of the assistant's text")
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> "Columns":
+        pair = self.prompt is not None and self.response is not None
+        if pair == (self.messages is not None) or (self.prompt is None) != (self.response is None):
+            raise ValueError(
+                f"give either messages, or prompt and response (with messages: null); got "
+                f"messages={self.messages!r}, prompt={self.prompt!r}, response={self.response!r}"
+            )
+        return self
+
+
+class PrepareData(Section):
+    """One night's conversations, a held-out part, and the evaluation tasks made from it."""
+
+    source: Annotated[StdlibData | FilesData | HubData, Field(discriminator="kind")]
+    columns: Columns = Columns()
+    heldout_fraction: float = Field(0.1, gt=0.0, lt=0.5, description="of rows, where none is given")
+    max_rows: int | None = Field(None, ge=1, description="training rows kept, first by seed; null: all")
+    max_evaluation_rows: Positive = Field(64, description="rows per generated evaluation task")
+
+
+# --------------------------------------------------------------------------- training
+
+
+class Optimisation(Section):
+    """How long and how fast to train. Exactly one of max_steps and epochs bounds it."""
+
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps")
+    epochs: float | None = Field(None, gt=0.0, description="passes over the training rows")
+    batch_size: Positive = Field(8, description="sequences per device and forward pass")
+    gradient_accumulation: Positive = Field(1, description="forward passes per optimizer step")
+    learning_rate: float = Field(2e-4, gt=0.0, le=1.0, description="peak")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="after warm-up")
+    warmup_ratio: Fraction = Field(0.03, description="of all steps")
+    weight_decay: float = Field(0.0, ge=0.0, le=1.0, description="AdamW")
+    max_grad_norm: Relative = Field(1.0, description="global norm the gradient is clipped to")
+    optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = Field(
+        "adamw_torch", description="the 8-bit ones save memory on a GPU"
+    )
+    max_length: int = Field(512, ge=16, le=131072, description="tokens; longer samples are cut")
+    checkpoint_steps: Positive = Field(
+        100, description="steps between resumable checkpoints", json_schema_extra=NOT_IN_KEY
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="trade time for memory", json_schema_extra=NOT_IN_KEY
+    )
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "Optimisation":
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError(
+                f"set exactly one of max_steps={self.max_steps} and epochs={self.epochs}"
+            )
+        return self
+
+
+# --------------------------------------------------------------------------- the six stages
+
+
+class QuantizeBase(Section):
+    """The cheap base the adapter is trained on."""
+
+    enabled: bool = Field(True, description="false trains on the original", json_schema_extra=NOT_IN_KEY)
+    method: Literal["nf4", "int8", "gptq"] = Field("nf4", description="bitsandbytes or GPTQModel")
+    group_size: Literal[32, 64, 128] = Field(128, description="weights per scale, gptq only")
+    calibration_rows: Positive = Field(128, description="conversations, gptq only")
+
+
+class TrainAdapter(Section):
+    """LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on the quantized base."""
+
+    enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
+    method: Literal["lora", "dora"] = Field("lora", description="on nf4 a DoRA adapter is a QDoRA")
+    rank: int = Field(16, ge=1, le=1024, description="r, rows of A and columns of B")
+    alpha: Relative = Field(32.0, description="update is scaled by alpha / rank")
+    dropout: Fraction = Field(0.0, description="on the adapter's input")
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of the linear layers; all-linear finds nothing on a GPTQ base",
+    )
+    optimisation: Optimisation
+
+
+class MergeFp16(Section):
+    """The adapter into the retained original: accumulated in fp32, rounded once."""
+
+    enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
+    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="of the merged weights")
+    parity_rows: Positive = Field(16, description="held-out conversations the parity is measured on")
+    parity_max_kl: Relative = Field(
+        0.01, description="nats per token, merged against original+adapter"
+    )
+    trained_max_kl: Relative = Field(
+        0.2, description="nats per token, merged against quantized base+adapter"
+    )
+
+
+class ContinueTrain(Section):
+    """Optional training of the merged 16-bit model."""
+
+    enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
+    scope: Literal["full", "top_layers"] = Field("full", description="what is trained")
+    layers: int | None = Field(None, ge=1, description="blocks from the top, top_layers only")
+    optimisation: Optimisation
+
+    @model_validator(mode="after")
+    def _layers_fit_scope(self) -> "ContinueTrain":
+        if (self.scope == "top_layers") != (self.layers is not None):
+            raise ValueError(
+                f"layers={self.layers} with scope={self.scope!r}: "
+                "give layers with scope top_layers, and only there"
+            )
+        return self
+
+
+class RequantizeGptq(Section):
+    """GPTQ (Frantar et al. 2023) of the 16-bit result, calibrated on the training distribution."""
+
+    enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
+    bits: Literal[4, 8] = Field(4, description="bits per weight")
+    group_size: Literal[32, 64, 128] = Field(128, description="weights per scale; must divide in_features")
+    desc_act: bool = Field(False, description="quantize by decreasing activation; slower to serve")
+    symmetric: bool = Field(True, description="no zero point")
+    damp_percent: float = Field(0.05, gt=0.0, lt=1.0, description="of the mean Hessian diagonal")
+    calibration_rows: Positive = Field(128, description="conversations from the training set")
+    calibration_length: int = Field(512, ge=16, le=32768, description="tokens; longer rows are cut")
+    fidelity_rows: Positive = Field(16, description="held-out conversations the loss is measured on")
+    fidelity_max_kl: Relative = Field(0.5, description="nats per token, 16 bit against 4 bit")
+
+
+class Evaluate(Section):
+    """lm-eval on every model of the night."""
+
+    enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
+    generated_tasks: bool = Field(True, description="the tasks prepare_data made from the held-out part")
+    tasks: tuple[str, ...] = Field((), description="further lm-eval task names; most need the hub")
+    limit: int | None = Field(None, ge=1, description="documents per task; null: all")
+    few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")
+    batch_size: Positive = Field(8, description="sequences per forward pass", json_schema_extra=NOT_IN_KEY)
+
+    @model_validator(mode="after")
+    def _something_to_evaluate(self) -> "Evaluate":
+        if self.enabled and not self.generated_tasks and not self.tasks:
+            raise ValueError("generated_tasks=false and tasks=() leave nothing to evaluate")
+        return self
+
+
+# --------------------------------------------------------------------------- how, not what
+
+
+class Runtime(Section):
+    """Where stages run and how often they are tried. Not in any key."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
+    retries: int = Field(3, ge=0, le=20, description="attempts after the first, transient errors only")
+    retry_seconds: Relative = Field(10.0, description="first delay; it doubles, with jitter")
+
+
+class Tracking(Section):
+    """Where MLflow keeps its records."""
+
+    uri: str | None = Field(None, description="http(s)://, sqlite:///; null: sqlite in the state folder")
+    experiment: str = Field("requant", min_length=1, description="MLflow experiment name")

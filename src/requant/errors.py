@@ -1,0 +1,55 @@
+"""What can go wrong, sorted by the only question an unattended run asks: is a retry worth it?"""
+
+import errno
+
+TRANSIENT_ERRNOS = frozenset(
+    {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH}
+)
+
+
+class RequantError(Exception):
+    """Base of every error requant raises on purpose."""
+
+
+class TransientError(RequantError):
+    """May pass by itself: I/O, a server that is away, memory that another process holds. Retried."""
+
+
+class TerminalError(RequantError):
+    """Would fail again in the same way: configuration, contract, parity. Never retried."""
+
+
+class ConfigError(TerminalError):
+    """The configuration cannot work; the text names field, value and valid values."""
+
+
+class ContractError(TerminalError):
+    """Two artifacts that must fit together do not."""
+
+
+class ParityError(TerminalError):
+    """A hand-over was measured and the figure is over its limit."""
+
+
+class ArtifactError(TerminalError):
+    """An artifact is missing, or its bytes do not match its manifest."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether a retry of the same work may succeed.
+
+    Args:
+        error: What the stage raised.
+
+    Returns:
+        True for `TransientError`, lost connections, the I/O errors in `TRANSIENT_ERRNOS` and an
+        accelerator's out-of-memory (recognised by its class name: torch is not imported here).
+        Everything else is terminal, because an unknown failure repeated all night helps nobody.
+    """
+    if isinstance(error, RequantError):
+        return isinstance(error, TransientError)
+    if isinstance(error, (ConnectionError, TimeoutError, InterruptedError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in TRANSIENT_ERRNOS
+    return type(error).__name__ == "OutOfMemoryError"

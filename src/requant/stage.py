@@ -1,0 +1,205 @@
+"""A stage: a pure function from folders to a folder, its key, and how it is performed once."""
+
+import platform
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from requant.canonical import digest_of
+from requant.config.sections import Section
+from requant.store import (
+    ArtifactRef,
+    StageRecord,
+    Store,
+    locked,
+    publish,
+    verified_record,
+    write_record,
+)
+from requant.store.records import Curve
+
+Metrics = dict[str, float]
+
+
+class Reporter(Protocol):
+    """Where a running stage tells how it is getting on."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Points of training curves at an optimizer step."""
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        """How far the long work is."""
+
+    def message(self, text: str) -> None:
+        """One line for the log."""
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage is given besides its section and its inputs."""
+
+    out: Path
+    """Empty folder; what lies in it at the end becomes the artifact."""
+    work: Path
+    """Scratch that survives a crash and a retry, for resumable checkpoints."""
+    seed: int
+    device: str
+    """cpu or cuda."""
+    reporter: Reporter
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The declaration of a stage."""
+
+    name: str
+    version: int
+    """Raised by hand with every change of the code that changes the bytes of the artifact."""
+    kind: str
+    """Of the artifact: model, adapter, dataset or evaluation."""
+    libraries: tuple[str, ...]
+    """Distributions whose version decides the bytes of the artifact."""
+    execute: Callable[..., Metrics]
+    """`(section, context, **folders by input role) -> final figures`."""
+    content_digests: Callable[[Any], dict[str, str]] = field(default=lambda section: {})
+    """`section -> role -> digest` of content outside the store (files, hub commits)."""
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """The identity of a piece of work, and the fields it is the digest of."""
+
+    fields: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON of the fields: equal work has an equal key."""
+        return digest_of(dict(self.fields))
+
+
+def stage_key(
+    stage: Stage, section: Section, inputs: Mapping[str, ArtifactRef], seed: int
+) -> StageKey:
+    """Compute the key of one piece of work.
+
+    Paths, run ids, log levels and worker counts are not in it, so moving a file does not repeat
+    the work and changing one of its bytes does.
+
+    Args:
+        stage: What is done.
+        section: How; only `section.key_fields()` counts.
+        inputs: Role to artifact; only the digests count.
+        seed: Of every shuffle and initialisation.
+
+    Raises:
+        TerminalError: If content the section points to is missing.
+    """
+    digests = {role: ref.digest for role, ref in inputs.items()}
+    return StageKey(
+        {
+            "stage": stage.name,
+            "version": stage.version,
+            "config": section.key_fields(),
+            "inputs": {**digests, **stage.content_digests(section)},
+            "libraries": _versions(stage.libraries),
+            "seed": seed,
+        }
+    )
+
+
+def perform(
+    store: Store,
+    stage: Stage,
+    key: StageKey,
+    section: Section,
+    inputs: Mapping[str, ArtifactRef],
+    *,
+    seed: int,
+    device: str,
+    reporter: Reporter,
+    force: bool = False,
+    labels: Mapping[str, str] | None = None,
+) -> StageRecord:
+    """Do a piece of work once: return its verified record, or execute, publish and record it.
+
+    The key's lock is held throughout, so of two processes that race the second one waits and
+    finds the work done.
+
+    Raises:
+        ArtifactError: If an input is missing or altered.
+        Exception: What the stage raises; then nothing was published, and `work/` is kept.
+    """
+    with locked(store.lock_path(f"stage-{key.digest}")):
+        if not force:
+            record, _ = verified_record(store, key.digest)
+            if record is not None:
+                return record
+        started = time.time()
+        clock = time.monotonic()
+        draft = store.tmp / f"{stage.name}-{uuid.uuid4().hex}"
+        draft.mkdir(parents=True)
+        work = store.work_path(key.digest)
+        work.mkdir(parents=True, exist_ok=True)
+        recorder = _CurveRecorder(reporter)
+        context = StageContext(
+            out=draft, work=work, seed=seed, device=device, reporter=recorder
+        )
+        try:
+            folders = {role: store.object_path(ref.digest) for role, ref in inputs.items()}
+            metrics = stage.execute(section, context, **folders)
+            artifact = publish(store, stage.kind, draft)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        record = StageRecord(
+            stage=stage.name,
+            key=key.digest,
+            key_fields=dict(key.fields),
+            kind=stage.kind,
+            digest=artifact.digest,
+            metrics=metrics,
+            curves=recorder.curves(),
+            started=started,
+            seconds=time.monotonic() - clock,
+            labels=dict(labels or {}),
+        )
+        write_record(store, record)
+        shutil.rmtree(work, ignore_errors=True)
+        return record
+
+
+class _CurveRecorder:
+    """Passes everything on and keeps the curves for the record."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._points: dict[str, dict[int, float]] = {}
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._points.setdefault(name, {})[step] = float(value)
+        self._reporter.metrics(values, step)
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        self._reporter.progress(done, total, unit)
+
+    def message(self, text: str) -> None:
+        self._reporter.message(text)
+
+    def curves(self) -> dict[str, Curve]:
+        return {name: tuple(sorted(points.items())) for name, points in self._points.items()}
+
+
+@cache
+def _version(library: str) -> str:
+    return version(library)
+
+
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    versions = {library: _version(library) for library in libraries}
+    return {"python": ".".join(platform.python_version_tuple()[:2]), **versions}

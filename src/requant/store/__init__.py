@@ -1,0 +1,33 @@
+"""Content-addressed artifacts and the records of what produced them.
+
+    objects/<dd>/<digest>/  the files + manifest.json; digest = sha256 of the canonical manifest
+    actions/<key>.json      which stage key produced which digest, with figures and timings
+    work/<key>/             resumable scratch of a stage, deleted when its artifact is published
+    tmp/  locks/  logs/     unfinished publications, flock files, stage logs
+
+Only this package builds paths below the state folder.
+"""
+
+from requant.store.layout import ArtifactRef, Store
+from requant.store.locks import locked
+from requant.store.manifest import Manifest, ManifestEntry, describe, hash_file
+from requant.store.objects import find_object, publish, verify
+from requant.store.records import StageRecord, all_records, read_record, verified_record, write_record
+
+__all__ = [
+    "ArtifactRef",
+    "Manifest",
+    "ManifestEntry",
+    "StageRecord",
+    "Store",
+    "all_records",
+    "describe",
+    "find_object",
+    "hash_file",
+    "locked",
+    "publish",
+    "read_record",
+    "verified_record",
+    "verify",
+    "write_record",
+]

@@ -1,0 +1,72 @@
+"""Where everything lies below the state folder, and the reference that travels between stages."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ArtifactRef(BaseModel):
+    """What one stage hands to the next: never a model, never a bare path."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str = Field(description="model, adapter, dataset or evaluation")
+    digest: Digest = Field(description="sha256 of the canonical manifest")
+    uri: str = Field(description="file:// address of the folder")
+
+    @property
+    def short(self) -> str:
+        """The first 12 hex digits, as people write it."""
+        return self.digest[:12]
+
+
+@dataclass(frozen=True)
+class Store:
+    """The state folder. Holds no state of its own, only the layout."""
+
+    root: Path
+
+    @property
+    def objects(self) -> Path:
+        return self.root / "objects"
+
+    @property
+    def actions(self) -> Path:
+        return self.root / "actions"
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    def object_path(self, digest: str) -> Path:
+        """Folder of the artifact with this digest (64 hex digits)."""
+        return self.objects / digest[:2] / digest
+
+    def record_path(self, key: str) -> Path:
+        """File of the record with this stage key (64 hex digits)."""
+        return self.actions / f"{key}.json"
+
+    def work_path(self, key: str) -> Path:
+        """Resumable scratch of the stage with this key."""
+        return self.root / "work" / key
+
+    def lock_path(self, name: str) -> Path:
+        """flock file of this name."""
+        return self.root / "locks" / name
+
+    def log_path(self, run: str, stage: str, attempt: int) -> Path:
+        """Log of one attempt of a stage in one flow run."""
+        return self.root / "logs" / run / f"{stage}.{attempt}.log"
+
+    def results_path(self) -> Path:
+        """Folder of Prefect's own task results: small JSON files named by stage key."""
+        return self.root / "results"
+
+    def ref(self, kind: str, digest: str) -> ArtifactRef:
+        """The reference of an artifact in this store."""
+        uri = self.object_path(digest).resolve().as_uri()
+        return ArtifactRef(kind=kind, digest=digest, uri=uri)

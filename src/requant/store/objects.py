@@ -1,0 +1,138 @@
+"""Publish a folder as an artifact, find it again, and prove that its bytes are still the same."""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from requant.canonical import canonical_json
+from requant.errors import ArtifactError
+from requant.store.layout import ArtifactRef, Store
+from requant.store.manifest import MANIFEST_NAME, Manifest, describe
+
+
+def publish(store: Store, kind: str, folder: Path) -> ArtifactRef:
+    """Move a finished folder into the store under the digest of its content.
+
+    The manifest is written last and the folder enters `objects/` by one rename, so a crash at any
+    moment leaves either the whole artifact or none.
+
+    Args:
+        store: Where to.
+        kind: What the artifact is: model, adapter, dataset, evaluation.
+        folder: The files, on the store's filesystem (below `store.tmp`). Consumed.
+
+    Raises:
+        ArtifactError: If the folder is empty or holds a link.
+        OSError: If the disk is full; nothing has then entered `objects/`.
+    """
+    manifest = describe(folder)
+    for entry in manifest.files:
+        _sync(folder / entry.path)
+    write_durably(folder / MANIFEST_NAME, canonical_json(manifest.model_dump(mode="json")))
+    ref = store.ref(kind, manifest.digest)
+    target = store.object_path(ref.digest)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        try:
+            verify(store, ref)
+        except ArtifactError:
+            discard(store, target)
+        else:
+            shutil.rmtree(folder)
+            return ref
+    folder.rename(target)
+    _sync(target.parent)
+    return ref
+
+
+def verify(store: Store, ref: ArtifactRef) -> Manifest:
+    """Read every byte of an artifact and compare it with its manifest and digest.
+
+    Raises:
+        ArtifactError: Naming the first file that is missing, added or altered.
+    """
+    folder = store.object_path(ref.digest)
+    recorded = read_manifest(folder)
+    if recorded.digest != ref.digest:
+        raise ArtifactError(f"{folder / MANIFEST_NAME}: was altered: its digest is {recorded.digest}")
+    present = describe(folder)
+    if present == recorded:
+        return recorded
+    expected = {entry.path: entry for entry in recorded.files}
+    found = {entry.path: entry for entry in present.files}
+    for path in sorted(expected.keys() | found.keys()):
+        if path not in found:
+            raise ArtifactError(f"{folder / path}: is missing; its artifact {ref.short} is unusable")
+        if path not in expected:
+            raise ArtifactError(f"{folder / path}: was added to artifact {ref.short}; remove it")
+        if expected[path] != found[path]:
+            raise ArtifactError(
+                f"{folder / path}: was altered: sha256 {found[path].sha256[:12]}, "
+                f"expected {expected[path].sha256[:12]}"
+            )
+    raise AssertionError("unequal manifests with equal entries")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read an artifact's manifest.
+
+    Raises:
+        ArtifactError: If it is missing or not a manifest.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path}: is missing; the artifact was deleted") from error
+    except ValidationError as error:
+        raise ArtifactError(f"{path}: is not a manifest: {error}") from error
+
+
+def find_object(store: Store, prefix: str) -> Path:
+    """Return the folder of the one artifact whose digest starts with `prefix`.
+
+    Raises:
+        ArtifactError: If none or several do.
+    """
+    matches = sorted(store.objects.glob(f"{prefix[:2]}*/{prefix}*")) if prefix else []
+    if len(matches) != 1:
+        names = ", ".join(match.name[:16] for match in matches) or "none"
+        raise ArtifactError(
+            f"digest {prefix!r}: expected one artifact in {store.objects}, found {names}; "
+            "`requant status CONFIG` prints digests"
+        )
+    return matches[0]
+
+
+def discard(store: Store, folder: Path) -> None:
+    """Delete a folder of the store so that no reader ever sees half of it."""
+    grave = store.tmp / f"discarded-{uuid.uuid4().hex}"
+    grave.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(grave)
+    shutil.rmtree(grave)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a small file so that after a crash it is either absent, old or whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
