@@ -1,4 +1,4 @@
-"""What can go wrong, sorted by the only question an unattended run asks: is a retry worth it?"""
+"""What can go wrong, sorted by the one thing an unattended run must know: is a retry worth it."""
 
 import errno
 
@@ -12,7 +12,7 @@ class RequantError(Exception):
 
 
 class TransientError(RequantError):
-    """May pass by itself: I/O, a server that is away, memory that another process holds. Retried."""
+    """May pass by itself: I/O, a server that is away, memory another process holds. Retried."""
 
 
 class TerminalError(RequantError):

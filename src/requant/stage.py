@@ -147,9 +147,7 @@ def perform(
         work = store.work_path(key.digest)
         work.mkdir(parents=True, exist_ok=True)
         recorder = _CurveRecorder(reporter)
-        context = StageContext(
-            out=draft, work=work, seed=seed, device=device, reporter=recorder
-        )
+        context = StageContext(out=draft, work=work, seed=seed, device=device, reporter=recorder)
         try:
             folders = {role: store.object_path(ref.digest) for role, ref in inputs.items()}
             metrics = stage.execute(section, context, **folders)

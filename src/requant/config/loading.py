@@ -33,7 +33,9 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(document, dict):
-        raise ConfigError(f"{path}: holds {type(document).__name__}, expected a mapping of sections")
+        raise ConfigError(
+            f"{path}: holds {type(document).__name__}, expected a mapping of sections"
+        )
     for override in overrides:
         document = apply_override(document, override)
     return parse_config(document, origin=str(path))
@@ -61,7 +63,9 @@ def apply_override(document: Mapping[str, Any], override: str) -> dict[str, Any]
     field, separator, text = override.partition("=")
     keys = field.split(".")
     if not separator or not all(keys):
-        raise ConfigError(f"--set {override!r}: expected section.field=value, e.g. train_adapter.rank=8")
+        raise ConfigError(
+            f"--set {override!r}: expected section.field=value, e.g. train_adapter.rank=8"
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -88,11 +92,13 @@ def _explain(problem: Any, document: Mapping[str, Any]) -> str:
     if problem["type"] == "extra_forbidden":
         valid = _field_names(location[:-1])
         near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{field}: unknown field (value {problem['input']!r}){hint} valid: {', '.join(valid)}"
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        return (
+            f"{field}: unknown field (value {problem['input']!r}){hint} valid: {', '.join(valid)}"
+        )
     if problem["type"] == "missing":
         return f"{field}: missing; it has no default, see configs/tiny.yaml"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
     if not field:
         return message
     if isinstance(problem["input"], (dict, BaseModel)):

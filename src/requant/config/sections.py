@@ -77,7 +77,7 @@ class FolderBase(Section):
 
 
 class HubBase(Section):
-    """A model on the Hugging Face hub. The revision is resolved to a commit, which enters the key."""
+    """A model on the Hugging Face hub; the commit its revision resolves to enters the key."""
 
     kind: Literal["hub"]
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
@@ -138,7 +138,7 @@ class FilesData(Section):
 
 
 class HubData(Section):
-    """A dataset on the Hugging Face hub. The revision is resolved to a commit, which enters the key."""
+    """A dataset on the Hugging Face hub; the commit its revision resolves to enters the key."""
 
     kind: Literal["hub"]
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
@@ -174,7 +174,9 @@ class PrepareData(Section):
     source: Annotated[StdlibData | FilesData | HubData, Field(discriminator="kind")]
     columns: Columns = Columns()
     heldout_fraction: float = Field(0.1, gt=0.0, lt=0.5, description="of rows, where none is given")
-    max_rows: int | None = Field(None, ge=1, description="training rows kept, first by seed; null: all")
+    max_rows: int | None = Field(
+        None, ge=1, description="training rows kept, first by seed; null: all"
+    )
     max_evaluation_rows: Positive = Field(64, description="rows per generated evaluation task")
 
 
@@ -219,7 +221,9 @@ class Optimisation(Section):
 class QuantizeBase(Section):
     """The cheap base the adapter is trained on."""
 
-    enabled: bool = Field(True, description="false trains on the original", json_schema_extra=NOT_IN_KEY)
+    enabled: bool = Field(
+        True, description="false trains on the original", json_schema_extra=NOT_IN_KEY
+    )
     method: Literal["nf4", "int8", "gptq"] = Field("nf4", description="bitsandbytes or GPTQModel")
     group_size: Literal[32, 64, 128] = Field(128, description="weights per scale, gptq only")
     calibration_rows: Positive = Field(128, description="conversations, gptq only")
@@ -246,7 +250,9 @@ class MergeFp16(Section):
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
     dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="of the merged weights")
-    parity_rows: Positive = Field(16, description="held-out conversations the parity is measured on")
+    parity_rows: Positive = Field(
+        16, description="held-out conversations the parity is measured on"
+    )
     parity_max_kl: Relative = Field(
         0.01, description="nats per token, merged against original+adapter"
     )
@@ -278,13 +284,17 @@ class RequantizeGptq(Section):
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
     bits: Literal[4, 8] = Field(4, description="bits per weight")
-    group_size: Literal[32, 64, 128] = Field(128, description="weights per scale; must divide in_features")
+    group_size: Literal[32, 64, 128] = Field(
+        128, description="weights per scale; must divide in_features"
+    )
     desc_act: bool = Field(False, description="quantize by decreasing activation; slower to serve")
     symmetric: bool = Field(True, description="no zero point")
     damp_percent: float = Field(0.05, gt=0.0, lt=1.0, description="of the mean Hessian diagonal")
     calibration_rows: Positive = Field(128, description="conversations from the training set")
     calibration_length: int = Field(512, ge=16, le=32768, description="tokens; longer rows are cut")
-    fidelity_rows: Positive = Field(16, description="held-out conversations the loss is measured on")
+    fidelity_rows: Positive = Field(
+        16, description="held-out conversations the loss is measured on"
+    )
     fidelity_max_kl: Relative = Field(0.5, description="nats per token, 16 bit against 4 bit")
 
 
@@ -292,11 +302,15 @@ class Evaluate(Section):
     """lm-eval on every model of the night."""
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
-    generated_tasks: bool = Field(True, description="the tasks prepare_data made from the held-out part")
+    generated_tasks: bool = Field(
+        True, description="the tasks prepare_data made from the held-out part"
+    )
     tasks: tuple[str, ...] = Field((), description="further lm-eval task names; most need the hub")
     limit: int | None = Field(None, ge=1, description="documents per task; null: all")
     few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")
-    batch_size: Positive = Field(8, description="sequences per forward pass", json_schema_extra=NOT_IN_KEY)
+    batch_size: Positive = Field(
+        8, description="sequences per forward pass", json_schema_extra=NOT_IN_KEY
+    )
 
     @model_validator(mode="after")
     def _something_to_evaluate(self) -> "Evaluate":
@@ -311,13 +325,19 @@ class Evaluate(Section):
 class Runtime(Section):
     """Where stages run and how often they are tried. Not in any key."""
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU if there is one")
-    retries: int = Field(3, ge=0, le=20, description="attempts after the first, transient errors only")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto takes a GPU if there is one"
+    )
+    retries: int = Field(
+        3, ge=0, le=20, description="attempts after the first, transient errors only"
+    )
     retry_seconds: Relative = Field(10.0, description="first delay; it doubles, with jitter")
 
 
 class Tracking(Section):
     """Where MLflow keeps its records."""
 
-    uri: str | None = Field(None, description="http(s)://, sqlite:///; null: sqlite in the state folder")
+    uri: str | None = Field(
+        None, description="http(s)://, sqlite:///; null: sqlite in the state folder"
+    )
     experiment: str = Field("requant", min_length=1, description="MLflow experiment name")

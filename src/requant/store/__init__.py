@@ -3,16 +3,23 @@
     objects/<dd>/<digest>/  the files + manifest.json; digest = sha256 of the canonical manifest
     actions/<key>.json      which stage key produced which digest, with figures and timings
     work/<key>/             resumable scratch of a stage, deleted when its artifact is published
-    tmp/  locks/  logs/     unfinished publications, flock files, stage logs
+    tmp/  locks/  results/  unfinished publications, flock files, Prefect results
 
 Only this package builds paths below the state folder.
 """
 
-from requant.store.layout import ArtifactRef, Store
+from requant.store.layout import ArtifactRef, Store, store_of
 from requant.store.locks import locked
 from requant.store.manifest import Manifest, ManifestEntry, describe, hash_file
 from requant.store.objects import find_object, publish, verify
-from requant.store.records import StageRecord, all_records, read_record, verified_record, write_record
+from requant.store.records import (
+    StageRecord,
+    all_records,
+    artifact_of,
+    read_record,
+    verified_record,
+    write_record,
+)
 
 __all__ = [
     "ArtifactRef",
@@ -21,12 +28,14 @@ __all__ = [
     "StageRecord",
     "Store",
     "all_records",
+    "artifact_of",
     "describe",
     "find_object",
     "hash_file",
     "locked",
     "publish",
     "read_record",
+    "store_of",
     "verified_record",
     "verify",
     "write_record",

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,18 +57,20 @@ class Store:
         return self.root / "work" / key
 
     def lock_path(self, name: str) -> Path:
-        """flock file of this name."""
+        """Lock file of this name."""
         return self.root / "locks" / name
-
-    def log_path(self, run: str, stage: str, attempt: int) -> Path:
-        """Log of one attempt of a stage in one flow run."""
-        return self.root / "logs" / run / f"{stage}.{attempt}.log"
 
     def results_path(self) -> Path:
         """Folder of Prefect's own task results: small JSON files named by stage key."""
         return self.root / "results"
 
     def ref(self, kind: str, digest: str) -> ArtifactRef:
-        """The reference of an artifact in this store."""
+        """Make the reference of an artifact in this store."""
         uri = self.object_path(digest).resolve().as_uri()
         return ArtifactRef(kind=kind, digest=digest, uri=uri)
+
+
+def store_of(ref: ArtifactRef) -> Store:
+    """Return the store an artifact lies in, from its address alone."""
+    folder = Path(url2pathname(urlparse(ref.uri).path))
+    return Store(folder.parents[2])

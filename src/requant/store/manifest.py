@@ -82,7 +82,9 @@ def _files_below(folder: Path) -> list[Path]:
         for name in [*folders, *files]:
             path = Path(parent, name)
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
-                raise ArtifactError(f"{path}: is a link or special file; artifacts hold plain files")
+                raise ArtifactError(
+                    f"{path}: is a link or special file; artifacts hold plain files"
+                )
         paths += [
             Path(parent, name)
             for name in files

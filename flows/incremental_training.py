@@ -1,0 +1,61 @@
+"""The night: base and data, six stages, one flow."""
+
+from typing import Protocol, TypeVar
+
+from prefect import flow
+
+from requant.config import Config
+from tasks.continue_train import continue_train
+from tasks.evaluate import evaluate
+from tasks.merge_fp16 import merge_fp16
+from tasks.night import NightSummary, StageName, night_of
+from tasks.policy import StageTask
+from tasks.prepare_base import prepare_base
+from tasks.prepare_data import prepare_data
+from tasks.quantize_base import quantize_base
+from tasks.requantize_gptq import requantize_gptq
+from tasks.train_adapter import train_adapter
+
+Result = TypeVar("Result")
+
+
+class Call(Protocol[Result]):
+    """Runs, or plans, one stage. None where the configuration switches the stage off."""
+
+    def __call__(self, task: StageTask, **inputs: Result | None) -> Result | None:
+        """Hand the inputs (those that are not None) to the stage by role."""
+
+
+def chain(config: Config, call: Call[Result]) -> None:
+    """Say which stage takes which stage's output; a stage that is off hands on what it was given."""
+    original = call(prepare_base)
+    data = call(prepare_data)
+    # Only GPTQ looks at data; without it NF4 and int8 stay cached from night to night.
+    calibration = data if config.quantize_base.method == "gptq" else None
+
+    quantized = call(quantize_base, base=original, data=calibration) or original
+    adapter = call(train_adapter, base=quantized, data=data)
+    merged = call(merge_fp16, original=original, trained_on=quantized, adapter=adapter, data=data)
+    continued = call(continue_train, model=merged or original, data=data)
+    requantized = call(requantize_gptq, model=continued or merged or original, data=data)
+    call(
+        evaluate,
+        data=data,
+        base=original,
+        merged=merged,
+        continued=continued,
+        requantized=requantized,
+    )
+
+
+@flow(name="incremental-training", flow_run_name="{config.name}", validate_parameters=True)
+def incremental_training(config: Config, force: list[StageName] | None = None) -> NightSummary:
+    """Retrain, merge, requantize and evaluate; every stage cached, verified and tracked.
+
+    Args:
+        config: The whole configuration.
+        force: Stages to execute again although their work is done.
+    """
+    with night_of(config, force or []) as night:
+        chain(config, night.call)
+        return night.summary()

@@ -1,0 +1,120 @@
+"""What would run, and why: the keys and the verified look-up of a run, without the work."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from requant.config.sections import Section
+from requant.stage import Stage, StageKey, stage_key
+from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
+
+State = Literal["cached", "run", "waits"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage's place in the plan."""
+
+    stage: str
+    state: State
+    """cached: verified; run: would execute; waits: its key depends on a stage that would run."""
+    reason: str
+    record: StageRecord | None = None
+    """Of the cached artifact."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which two stage keys differ; None where a side lacks it."""
+
+    field: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_short(self.before)} -> {_short(self.after)}"
+
+
+def plan_stage(
+    store: Store,
+    stage: Stage,
+    section: Section,
+    inputs: Mapping[str, PlannedStage],
+    *,
+    seed: int,
+    force: bool = False,
+) -> PlannedStage:
+    """Tell what a run would do with one stage.
+
+    Args:
+        store: Where records and artifacts lie.
+        stage: The stage.
+        section: Its configuration.
+        inputs: Role to the plan of the stage that fills it.
+        seed: Of the run.
+        force: Whether the run was asked to execute the stage anyhow.
+
+    Raises:
+        TerminalError: If content the section points to is missing.
+    """
+    pending = sorted({plan.stage for plan in inputs.values() if plan.record is None})
+    if pending:
+        return PlannedStage(stage.name, "waits", f"for {', '.join(pending)}")
+    records = {role: plan.record for role, plan in inputs.items()}
+    refs = {role: artifact_of(store, record) for role, record in records.items() if record}
+    key = stage_key(stage, section, refs, seed)
+    if force:
+        # Its bytes may come out the same, so what is downstream cannot be told.
+        return PlannedStage(stage.name, "run", "forced")
+    record, reason = verified_record(store, key.digest)
+    if record is not None:
+        return PlannedStage(stage.name, "cached", "verified", record)
+    if store.record_path(key.digest).exists():
+        return PlannedStage(stage.name, "run", reason)
+    return PlannedStage(stage.name, "run", why_not_cached(store, stage.name, key))
+
+
+def why_not_cached(store: Store, stage: str, key: StageKey) -> str:
+    """Name the fields in which a key differs from the last record of its stage."""
+    past = [record for record in all_records(store) if record.stage == stage]
+    if not past:
+        return "never ran"
+    return "; ".join(str(item) for item in key_difference(past[-1].key_fields, key.fields))
+
+
+def explain_last_run(store: Store, stage: str) -> tuple[StageRecord, StageRecord | None]:
+    """Return the last record of a stage and the one before it, None where there is none before.
+
+    Raises:
+        LookupError: If the stage has never run.
+    """
+    past = [record for record in all_records(store) if record.stage == stage]
+    if not past:
+        raise LookupError(f"{stage}: has no record in {store.actions}; it never ran")
+    return past[-1], past[-2] if len(past) > 1 else None
+
+
+def key_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
+    """Compare two stage keys field by field."""
+    old, new = _flatten(before), _flatten(after)
+    return [
+        Difference(field, old.get(field), new.get(field))
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    ]
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return text[:12] if is_digest else text

@@ -1,0 +1,84 @@
+"""train_adapter: LoRA or DoRA on the quantized base."""
+
+from pathlib import Path
+from typing import Any
+
+from requant.config.sections import TrainAdapter
+from requant.errors import ContractError
+from requant.stage import Metrics, Stage, StageContext
+
+
+def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: Path) -> Metrics:
+    """Train an adapter on assistant tokens and save it as an ordinary peft folder.
+
+    DoRA: W' = m (W + s B A) / ||W + s B A||_c with s = alpha / rank (arXiv:2402.09353); LoRA is the
+    same without m and the norm (arXiv:2106.09685).
+
+    Args:
+        section: What to train and for how long.
+        context: Of the stage.
+        base: Model artifact the adapter is trained on, quantized or not.
+        data: Dataset artifact.
+
+    Raises:
+        ContractError: If no module of the base is named in `target_modules`.
+        TerminalError: As `fine_tune`.
+    """
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    from requant.models import load_model, load_tokenizer
+    from requant.training import fine_tune
+
+    # Seeds the random A: without it the same key would give other bytes.
+    set_seed(context.seed)
+    model = load_model(base, context.device, trainable=True)
+    _check_targets(model, section.target_modules)
+    model = get_peft_model(model, _lora_config(section))
+    metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
+    # peft writes the folder it loaded the base from; that path is not part of the adapter.
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = None
+    model.save_pretrained(context.out, save_embedding_layers=False)
+    (context.out / "README.md").unlink(missing_ok=True)
+    return metrics
+
+
+def _lora_config(section: TrainAdapter) -> Any:
+    from peft import LoraConfig
+
+    targets = section.target_modules
+    return LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        target_modules="all-linear" if targets == ("all-linear",) else list(targets),
+        use_dora=section.method == "dora",
+        task_type="CAUSAL_LM",
+    )
+
+
+def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
+    if targets == ("all-linear",):
+        return
+    present = {name.rpartition(".")[2] for name, module in model.named_modules() if name}
+    unknown = sorted(set(targets) - present)
+    if unknown:
+        leaves = {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if not list(module.children()) and getattr(module, "in_features", None)
+        }
+        raise ContractError(
+            f"train_adapter.target_modules: {', '.join(unknown)} not in this model; its linear "
+            f"layers are: {', '.join(sorted(leaves))}"
+        )
+
+
+STAGE = Stage(
+    name="train_adapter",
+    version=1,
+    kind="adapter",
+    libraries=("torch", "transformers", "peft", "trl", "bitsandbytes", "gptqmodel"),
+    execute=execute,
+)

@@ -1,0 +1,203 @@
+"""Supervised fine-tuning for train_adapter and continue_train: resumable, seeded, checked.
+
+Uses trl's `SFTTrainer` on samples that `requant.conversation` has already encoded, so the loss is
+on the assistant's tokens with every chat template, not only those trl has markers for.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from requant.config.sections import Optimisation
+from requant.conversation import encode_rows, read_rows
+from requant.errors import ContractError, TerminalError
+from requant.stage import Metrics, StageContext
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+COMPLETE = "complete"
+"""Name of the empty file that marks a checkpoint as whole: the Trainer writes it in place."""
+
+
+def fine_tune(
+    model: Any,
+    tokenizer: Any,
+    data: Path,
+    optimisation: Optimisation,
+    context: StageContext,
+) -> Metrics:
+    """Train the parameters of `model` that require gradients, in place.
+
+    Resumes from the last whole checkpoint in `context.work`, so a killed run repeats at most
+    `checkpoint_steps` steps.
+
+    Args:
+        model: Causal language model or peft model; trainable parameters are kept in float32 while
+            they are trained, because a bfloat16 weight swallows updates below 0.4% of it.
+        tokenizer: Of the model, with a chat template.
+        data: Dataset artifact; `train.jsonl` is read.
+        optimisation: How long and how fast.
+        context: Of the stage.
+
+    Returns:
+        loss_first and loss_last (means over the first and last tenth of the logged steps, nats per
+        token), steps, samples and trained_parameters.
+
+    Raises:
+        ContractError: If no training row has an assistant turn.
+        TerminalError: If a trainable tensor gets no gradient, or loss or gradient is not finite.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    encoded = encode_rows(tokenizer, read_rows(data / "train.jsonl"), optimisation.max_length)
+    if not encoded:
+        raise ContractError("train.jsonl: no row has an assistant turn; there is nothing to learn")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.use_cache = False
+    trainer = SFTTrainer(
+        model=model,
+        args=_arguments(optimisation, context, len(encoded)),
+        train_dataset=Dataset.from_list(encoded),
+        processing_class=tokenizer,
+        callbacks=[_callback(context)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # SFTTrainer casts the adapters of a quantized base to bfloat16.
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    checkpoint = last_checkpoint(context.work)
+    if checkpoint is not None:
+        context.reporter.message(f"resuming from {checkpoint.name}")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    # A model that trained with gradient checkpointing or hooks must leave as an ordinary one.
+    model.config.use_cache = True
+    model.eval()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    tenth = max(1, len(losses) // 10)
+    return {
+        "loss_first": sum(losses[:tenth]) / tenth,
+        "loss_last": sum(losses[-tenth:]) / tenth,
+        "steps": float(trainer.state.global_step),
+        "samples": float(len(encoded)),
+        "trained_parameters": float(sum(parameter.numel() for parameter in trained)),
+    }
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """Return the newest checkpoint folder that was written to its end, or None."""
+    whole = [path.parent for path in work.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def check_gradients(named_parameters: Mapping[str, Any]) -> None:
+    """Refuse a first step in which a trainable tensor is left out.
+
+    Kernels exist that drop gradients while the loss still falls; GPTQ's default one on a CPU is
+    one. LoRA's A is exactly zero at the first step, because B starts at zero; B must not be.
+
+    Args:
+        named_parameters: Name to trainable parameter, after a backward pass.
+
+    Raises:
+        TerminalError: Naming the tensors.
+    """
+    missing = [name for name, parameter in named_parameters.items() if parameter.grad is None]
+    if missing:
+        raise TerminalError(
+            f"gradients: {len(missing)} of {len(named_parameters)} trainable tensors have none, "
+            f"e.g. {missing[0]}; the base's kernel does not train: load it with another backend"
+        )
+    infinite = [name for name, p in named_parameters.items() if not p.grad.isfinite().all()]
+    if infinite:
+        raise TerminalError(
+            f"gradients: not finite in {len(infinite)} of {len(named_parameters)} tensors, "
+            f"e.g. {infinite[0]}; the base or the training text is damaged"
+        )
+    still = [n for n, p in named_parameters.items() if "lora_B" in n and not p.grad.any()]
+    if still:
+        raise TerminalError(
+            f"gradients: exactly zero in {len(still)} lora_B tensors, e.g. {still[0]}; the module "
+            "is not part of the forward pass: check train_adapter.target_modules"
+        )
+
+
+def _arguments(optimisation: Optimisation, context: StageContext, samples: int) -> Any:
+    from trl import SFTConfig
+
+    on_gpu = context.device == "cuda"
+    per_step = optimisation.batch_size * optimisation.gradient_accumulation
+    steps = optimisation.max_steps or max(1, round((optimisation.epochs or 1) * samples / per_step))
+    return SFTConfig(
+        output_dir=str(context.work),
+        max_steps=steps,
+        per_device_train_batch_size=optimisation.batch_size,
+        gradient_accumulation_steps=optimisation.gradient_accumulation,
+        learning_rate=optimisation.learning_rate,
+        lr_scheduler_type=optimisation.schedule,
+        warmup_steps=round(optimisation.warmup_ratio * steps),
+        weight_decay=optimisation.weight_decay,
+        max_grad_norm=optimisation.max_grad_norm,
+        optim=optimisation.optimizer,
+        max_length=optimisation.max_length,
+        gradient_checkpointing=optimisation.gradient_checkpointing,
+        save_strategy="steps",
+        save_steps=optimisation.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        seed=context.seed,
+        data_seed=context.seed,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+
+
+def _callback(context: StageContext) -> "TrainerCallback":
+    from transformers import TrainerCallback
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        """Checks gradients, reports curves, marks whole checkpoints."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # A resumed run must leave the same curve as one that was never killed.
+            for entry in state.log_history:
+                self._report(entry, entry["step"])
+            self._checked = False
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not self._checked:
+                trained = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
+                check_gradients(trained)
+                self._checked = True
+
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        ) -> None:
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(logs.get(name, 0.0)):
+                    raise TerminalError(
+                        f"{name}: {logs[name]} at step {state.global_step}; lower "
+                        "optimisation.learning_rate or optimisation.max_grad_norm"
+                    )
+            self._report(logs, state.global_step)
+            context.reporter.progress(state.global_step, state.max_steps, "steps")
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            (context.work / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+        def _report(self, logs: Mapping[str, Any], step: int) -> None:
+            names = ("loss", "learning_rate", "grad_norm")
+            points = {name: float(logs[name]) for name in names if name in logs}
+            if points:
+                context.reporter.metrics(points, step)
+
+    return Watch()

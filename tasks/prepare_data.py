@@ -1,0 +1,6 @@
+"""The Prefect task of the stage prepare_data."""
+
+from requant.stages.prepare_data import STAGE
+from tasks.policy import stage_task
+
+prepare_data = stage_task(STAGE)

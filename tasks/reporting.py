@@ -1,0 +1,58 @@
+"""Where a running stage's words go: Prefect's log, MLflow's curves, a bar on a terminal."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tasks import tracking
+
+
+class TaskReporter:
+    """A `requant.stage.Reporter`, open for the length of one attempt."""
+
+    def __init__(
+        self,
+        stage: str,
+        logger: "logging.Logger | logging.LoggerAdapter[Any]",
+        run: tracking.TrackingRun,
+    ) -> None:
+        self._stage = stage
+        self._logger = logger
+        self._run = run
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._row = self._bar.add_task(stage, total=None, unit="", visible=False)
+
+    def __enter__(self) -> "TaskReporter":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        tracking.log_points(self._run, values, step)
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        self._bar.update(self._row, completed=done, total=total, unit=unit, visible=True)
+
+    def message(self, text: str) -> None:
+        self._logger.info("%s: %s", self._stage, text)

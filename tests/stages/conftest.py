@@ -1,0 +1,72 @@
+"""Tiny real artifacts, made once a session by the real stages."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from requant.config.sections import PrepareBase, PrepareData
+from requant.stage import StageContext
+
+MICRO_BASE = {
+    "source": {
+        "kind": "stdlib",
+        "vocab_size": 1024,
+        "hidden_size": 64,
+        "layers": 2,
+        "heads": 2,
+        "kv_heads": 1,
+        "intermediate_size": 128,
+        "steps": 40,
+        "batch_size": 8,
+        "sequence_length": 128,
+    }
+}
+MICRO_DATA = {"source": {"kind": "stdlib"}, "max_rows": 64, "max_evaluation_rows": 12}
+
+
+@dataclass(frozen=True)
+class SilentReporter:
+    """Remembers what it was told."""
+
+    points: list[tuple[int, dict[str, float]]] = field(default_factory=list)
+    steps: list[tuple[int, int, str]] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.points.append((step, dict(values)))
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        self.steps.append((done, total, unit))
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def make_context(folder: Path, seed: int = 0, device: str = "cpu") -> StageContext:
+    """A context with empty `out` and `work` below `folder`, and a `SilentReporter`."""
+    out, work = folder / "out", folder / "work"
+    out.mkdir(parents=True)
+    work.mkdir(parents=True)
+    return StageContext(out=out, work=work, seed=seed, device=device, reporter=SilentReporter())
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Qwen3 model of 0.2 million parameters in bfloat16, trained for 40 steps."""
+    from requant.stages import prepare_base
+
+    context = make_context(tmp_path_factory.mktemp("tiny_base"))
+    prepare_base.execute(PrepareBase.model_validate(MICRO_BASE), context)
+    return context.out
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a dataset artifact: 64 training rows, three tasks of 12 documents."""
+    from requant.stages import prepare_data
+
+    context = make_context(tmp_path_factory.mktemp("tiny_data"))
+    prepare_data.execute(PrepareData.model_validate(MICRO_DATA), context)
+    return context.out
