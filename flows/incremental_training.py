@@ -4,11 +4,11 @@ from typing import Protocol, TypeVar
 
 from prefect import flow
 
-from requant.config import Config
+from requant.config import Config, StageName
 from tasks.continue_train import continue_train
 from tasks.evaluate import evaluate
 from tasks.merge_fp16 import merge_fp16
-from tasks.night import NightSummary, StageName, night_of
+from tasks.night import night_of
 from tasks.policy import StageTask
 from tasks.prepare_base import prepare_base
 from tasks.prepare_data import prepare_data
@@ -27,7 +27,7 @@ class Call(Protocol[Result]):
 
 
 def chain(config: Config, call: Call[Result]) -> None:
-    """Say which stage takes which stage's output; a stage that is off hands on what it was given."""
+    """Say which stage takes whose output; a stage that is off hands on what it was given."""
     original = call(prepare_base)
     data = call(prepare_data)
     # Only GPTQ looks at data; without it NF4 and int8 stay cached from night to night.
@@ -49,7 +49,7 @@ def chain(config: Config, call: Call[Result]) -> None:
 
 
 @flow(name="incremental-training", flow_run_name="{config.name}", validate_parameters=True)
-def incremental_training(config: Config, force: list[StageName] | None = None) -> NightSummary:
+def incremental_training(config: Config, force: list[StageName] | None = None) -> None:
     """Retrain, merge, requantize and evaluate; every stage cached, verified and tracked.
 
     Args:
@@ -58,4 +58,3 @@ def incremental_training(config: Config, force: list[StageName] | None = None) -
     """
     with night_of(config, force or []) as night:
         chain(config, night.call)
-        return night.summary()

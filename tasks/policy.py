@@ -7,11 +7,12 @@ from typing import Any
 from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from requant.config import Config, Section
-from requant.errors import is_transient
+from requant.errors import ArtifactError, is_transient
 from requant.stage import Stage, StageKey, perform
-from requant.store import Store, artifact_of, read_record
+from requant.store import StageRecord, Store, artifact_of, read_record
 from tasks import tracking
 from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
 from tasks.reporting import TaskReporter
@@ -84,12 +85,31 @@ def run_stage_task(
     return state.result(), state
 
 
+def retrying(config: Config) -> Retrying:
+    """Retry what the flow does outside tasks (hub look-ups, MLflow) as its tasks are retried."""
+    runtime = config.runtime
+    return Retrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop_after_attempt(runtime.retries + 1),
+        wait=wait_exponential_jitter(runtime.retry_seconds, jitter=JITTER * runtime.retry_seconds),
+        reraise=True,
+    )
+
+
 def _may_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     try:
         state.result()
     except Exception as error:
         return is_transient(error)
     return False
+
+
+def record_of(store: Store, result: StageResult) -> StageRecord:
+    """Return the record behind a result that was just made or verified."""
+    record = read_record(store, result.key)
+    if record is None:
+        raise ArtifactError(f"{store.record_path(result.key)}: was deleted while the night ran")
+    return record
 
 
 def _execute(
@@ -102,19 +122,23 @@ def _execute(
     from requant.models import resolve_device
 
     run = tracking.open_stage(night.parent, stage.name)
-    with TaskReporter(stage.name, get_run_logger(), run) as reporter:
-        record = perform(
-            night.store,
-            stage,
-            key,
-            section,
-            {role: result.artifact for role, result in inputs.items()},
-            seed=night.config.seed,
-            device=resolve_device(night.config.runtime.device),
-            reporter=reporter,
-            force=stage.name in night.force,
-            labels={"pipeline": night.config.name, "mlflow_run_id": run.run_id},
-        )
-    parents = {role: read_record(night.store, result.key) for role, result in inputs.items()}
-    tracking.close_stage(run, record, parents, cached=False)
+    try:
+        with TaskReporter(stage.name, get_run_logger(), run) as reporter:
+            record = perform(
+                night.store,
+                stage,
+                key,
+                section,
+                {role: result.artifact for role, result in inputs.items()},
+                seed=night.config.seed,
+                device=resolve_device(night.config.runtime.device),
+                reporter=reporter,
+                force=stage.name in night.force,
+                labels={"pipeline": night.config.name, "mlflow_run_id": run.run_id},
+            )
+    except Exception as error:
+        tracking.fail_stage(run, error)
+        raise
+    parents = {role: record_of(night.store, result) for role, result in inputs.items()}
+    tracking.close_stage(run, record, parents, store=night.store, cached=False)
     return StageResult(stage=stage.name, key=key.digest, artifact=artifact_of(night.store, record))

@@ -184,7 +184,7 @@ def import_gptqmodel() -> None:
     before = dict(os.environ)
     try:
         with quiet_libraries(), redirect_stdout(io.StringIO()):
-            from logbar import LogBar
+            from logbar import LogBar  # type: ignore[import-untyped]
 
             LogBar.shared().setLevel("ERROR")
             import gptqmodel  # noqa: F401

@@ -8,7 +8,7 @@ from requant.config.sections import Section
 from requant.stage import Stage, StageKey, stage_key
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
 
-State = Literal["cached", "run", "waits"]
+State = Literal["cached", "run", "waits", "off"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class PlannedStage:
 
     stage: str
     state: State
-    """cached: verified; run: would execute; waits: its key depends on a stage that would run."""
+    """cached: verified; run: would execute; waits: its key depends on a stage that would run;
+    off: switched off."""
     reason: str
     record: StageRecord | None = None
     """Of the cached artifact."""

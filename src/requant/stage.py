@@ -135,7 +135,10 @@ def perform(
         ArtifactError: If an input is missing or altered.
         Exception: What the stage raises; then nothing was published, and `work/` is kept.
     """
-    with locked(store.lock_path(f"stage-{key.digest}")):
+    with (
+        locked(store.lock_path(f"stage-{key.digest}")),
+        locked(store.use_lock, shared=True),
+    ):
         if not force:
             record, _ = verified_record(store, key.digest)
             if record is not None:

@@ -100,7 +100,9 @@ def test_a_failure_publishes_nothing_and_keeps_the_scratch(store: Store) -> None
 
 
 def test_sigkill_leaves_no_half_artifact(store: Store) -> None:
-    process = multiprocessing.get_context("fork").Process(target=run, args=(store, Shout(word="die")))
+    process = multiprocessing.get_context("fork").Process(
+        target=run, args=(store, Shout(word="die"))
+    )
     process.start()
     process.join(20)
     assert process.exitcode == -signal.SIGKILL
@@ -144,7 +146,9 @@ def test_the_key_names_what_decides_the_bytes_and_nothing_else(store: Store) -> 
         stage_key(STAGE, Shout(word="ho"), {"data": ref}, seed=0),
         stage_key(STAGE, Shout(word="hey"), {"text": ref}, seed=0),
         stage_key(STAGE, Shout(word="hey"), {"data": ref}, seed=1),
-        stage_key(Stage("shout", 2, "dataset", ("pydantic",), shout), Shout(word="hey"), {}, seed=0),
+        stage_key(
+            Stage("shout", 2, "dataset", ("pydantic",), shout), Shout(word="hey"), {}, seed=0
+        ),
     ]
     assert len({key.digest, *(other.digest for other in others)}) == 5
 

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from requant.errors import ArtifactError
-from requant.store import ArtifactRef, Store, describe, find_object, locked, publish, store_of, verify
+from requant.store import (
+    ArtifactRef,
+    Store,
+    describe,
+    find_object,
+    locked,
+    publish,
+    store_of,
+    verify,
+)
 from requant.store.locks import acquire, is_held
 from requant.store.manifest import MANIFEST_NAME
 

@@ -1,6 +1,7 @@
 """One typed configuration: frozen, unknown keys refused, contradictions refused when it is built."""
 
 from pathlib import Path
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -17,6 +18,19 @@ from requant.config.sections import (
     Tracking,
     TrainAdapter,
 )
+
+StageName = Literal[
+    "prepare_base",
+    "prepare_data",
+    "quantize_base",
+    "train_adapter",
+    "merge_fp16",
+    "continue_train",
+    "requantize_gptq",
+    "evaluate",
+]
+STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
+"""In the order of the chain."""
 
 
 class Config(Section):
@@ -70,4 +84,4 @@ class Config(Section):
         return self
 
 
-__all__ = ["Config", "Section"]
+__all__ = ["STAGE_NAMES", "Config", "Section", "StageName"]

@@ -82,8 +82,10 @@ def _assign(document: Any, keys: list[str], value: Any, override: str) -> dict[s
     if not isinstance(document, Mapping):
         raise ConfigError(f"--set {override!r}: there is no field {keys[0]!r} inside {document!r}")
     head, *rest = keys
-    inner = _assign(document.get(head) or {}, rest, value, override) if rest else value
-    return {**document, head: inner}
+    if not rest:
+        return {**document, head: value}
+    inner = document.get(head)
+    return {**document, head: _assign({} if inner is None else inner, rest, value, override)}
 
 
 def _explain(problem: Any, document: Mapping[str, Any]) -> str:

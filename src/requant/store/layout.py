@@ -44,6 +44,11 @@ class Store:
     def tmp(self) -> Path:
         return self.root / "tmp"
 
+    @property
+    def use_lock(self) -> Path:
+        """Held shared by whoever publishes, exclusively by who collects garbage."""
+        return self.lock_path("use")
+
     def object_path(self, digest: str) -> Path:
         """Folder of the artifact with this digest (64 hex digits)."""
         return self.objects / digest[:2] / digest
@@ -63,6 +68,10 @@ class Store:
     def results_path(self) -> Path:
         """Folder of Prefect's own task results: small JSON files named by stage key."""
         return self.root / "results"
+
+    def report_path(self, run: str) -> Path:
+        """The HTML report of one flow run; its lineage page lies beside it."""
+        return self.root / "reports" / run / "report.html"
 
     def ref(self, kind: str, digest: str) -> ArtifactRef:
         """Make the reference of an artifact in this store."""

@@ -81,6 +81,23 @@ def verify(store: Store, ref: ArtifactRef) -> Manifest:
     raise AssertionError("unequal manifests with equal entries")
 
 
+def check_sizes(store: Store, ref: ArtifactRef) -> Manifest:
+    """Compare names and sizes with the manifest, without reading the files.
+
+    Raises:
+        ArtifactError: Naming the first file that is missing or of another size.
+    """
+    folder = store.object_path(ref.digest)
+    manifest = read_manifest(folder)
+    for entry in manifest.files:
+        path = folder / entry.path
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry.size:
+            found = "is missing" if size is None else f"has {size} bytes"
+            raise ArtifactError(f"{path}: {found}, expected {entry.size} bytes")
+    return manifest
+
+
 def verify_unless_untouched(store: Store, ref: ArtifactRef) -> None:
     """Verify an artifact, reading it only once in a process for as long as nobody touches it.
 

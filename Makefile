@@ -1,0 +1,38 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+# Everything the demo makes, Prefect's database included, stays below this folder.
+STATE := .requant
+# Two threads on two cores; more only fight each other.
+export OMP_NUM_THREADS ?= $(shell nproc)
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/ready
+	PREFECT_HOME=$(CURDIR)/$(STATE)/prefect $(BIN)/requant run configs/tiny.yaml
+
+test: .venv/ready-dev lint
+	$(BIN)/python -m pytest
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv $(STATE)
+
+# torch comes first and by itself: gptqmodel is built from source and looks for it.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt setuptools torch
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,326 @@
+"""The pairing contract: a quantized model and its original are the same network. Files only."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from requant.canonical import canonical_json
+from requant.errors import ArtifactError, ContractError
+from requant.models import quantization_of, read_model_config
+
+Shape = tuple[int, ...]
+
+ARCHITECTURE_FIELDS = (
+    "architectures",
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_theta",
+    "sliding_window",
+    "tie_word_embeddings",
+)
+"""Of config.json: what decides the function the tensors compute. A field that only one of the two
+spells out is passed over, because releases of transformers spell them differently."""
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+NF4_STATE = ".quant_state.bitsandbytes__nf4"
+NAMED = 5
+"""Tensors named in an error before the rest is counted."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """One tensor of a safetensors file, without its data."""
+
+    file: Path
+    dtype: str
+    shape: Shape
+    start: int
+    """Of the data, bytes from the start of the file."""
+    end: int
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a folder that is no complete model: what every model artifact must have.
+
+    Raises:
+        ArtifactError: If config.json, weights, tokenizer or chat template are missing, or a
+            weights file is cut short.
+        ContractError: If the tokenizer knows tokens that have no row in the embedding.
+    """
+    config = read_model_config(folder)
+    for name in ("architectures", "vocab_size"):
+        if not config.get(name):
+            raise ArtifactError(f"{folder / 'config.json'}: has no {name}; not a language model")
+    tensors = read_headers(folder)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        named = json.loads(index.read_bytes())["weight_map"].keys()
+        if lacking := sorted(named - tensors.keys()):
+            raise ArtifactError(
+                f"{index}: names {_some(lacking)}, which no *.safetensors beside it holds; "
+                "copy the missing shards"
+            )
+    tokens = max(_token_ids(folder).values(), default=-1) + 1
+    if tokens > config["vocab_size"]:
+        raise ContractError(
+            f"{folder}: the tokenizer's token ids reach {tokens - 1} and config.json vocab_size="
+            f"{config['vocab_size']}; resize the embedding or use the tokenizer it was trained with"
+        )
+    if chat_template(folder) is None:
+        raise ArtifactError(
+            f"{folder}: has no chat template (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json); add the one of the model's chat variant"
+        )
+
+
+def check_pairing(original: Path, quantized: Path) -> None:
+    """Refuse a quantized model that is not this original, quantized.
+
+    Args:
+        original: Model folder in 16 or 32 bit.
+        quantized: bitsandbytes NF4 or int8, or GPTQ folder.
+
+    Raises:
+        ContractError: Naming every difference of architecture, tensors and shapes, vocabulary size
+            and tokenizer.
+        ArtifactError: If one of the two is no complete model folder.
+    """
+    ours, theirs = read_model_config(original), read_model_config(quantized)
+    differences = [
+        f"{name}: original {ours[name]!r}, quantized {theirs[name]!r}"
+        for name in (*ARCHITECTURE_FIELDS, "vocab_size")
+        if name in ours and name in theirs and ours[name] != theirs[name]
+    ]
+    differences += _tensor_differences(
+        logical_shapes(original, ours), logical_shapes(quantized, theirs)
+    )
+    digests = tokenizer_digest(original), tokenizer_digest(quantized)
+    if digests[0] != digests[1]:
+        differences.append(
+            f"tokenizer digest: original {digests[0][:12]}, quantized {digests[1][:12]} "
+            "(vocabulary, merges, special tokens or chat template)"
+        )
+    if not differences:
+        return
+    padded = theirs.get("intermediate_size", 0) > ours.get("intermediate_size", 0)
+    way_out = (
+        "intermediate_size was padded when this checkpoint was quantized: an adapter trained on it "
+        "does not fit the original"
+        if padded
+        else "an adapter trained on one does not fit the other"
+    )
+    raise ContractError(
+        f"pairing of {original} and {quantized}:\n  "
+        + "\n  ".join(differences)
+        + f"\n{way_out}; quantize the original with quantize_base instead"
+    )
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Read the headers of all *.safetensors of a folder.
+
+    Format: 8 bytes little-endian length, that many bytes of JSON, then the data
+    (https://github.com/huggingface/safetensors#format).
+
+    Raises:
+        ArtifactError: If there is no weights file, or one is cut short.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(
+            f"{folder}: holds no *.safetensors; save the weights with save_pretrained "
+            "(requant reads no pickles)"
+        )
+    return {name: header for file in files for name, header in _headers_of(file)}
+
+
+def _headers_of(path: Path) -> list[tuple[str, TensorHeader]]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if 8 + length <= size else b""
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: is cut short or no safetensors file; copy it anew") from error
+    start = 8 + length
+    headers = [
+        (
+            name,
+            TensorHeader(
+                file=path,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                start=start + entry["data_offsets"][0],
+                end=start + entry["data_offsets"][1],
+            ),
+        )
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    ]
+    needed = max((header.end for _, header in headers), default=start)
+    if size < needed:
+        raise ArtifactError(f"{path}: is cut short: {size} bytes of {needed}; copy it anew")
+    return headers
+
+
+def logical_shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Return the shapes a model's tensors have before they are packed.
+
+    NF4 keeps the shape in the quant_state entry beside the packed weight; int8 keeps it; GPTQ's
+    `qweight` is int32 [in_features * bits / 32, out_features].
+
+    Returns:
+        Tensor name of the unquantized model to shape, without the output layer where it is tied
+        to the embedding.
+    """
+    headers = read_headers(folder)
+    method = quantization_of(dict(config))
+    if method == "gptq":
+        shapes = _gptq_shapes(headers, config["quantization_config"]["bits"])
+    elif method in {"nf4", "int8"}:
+        shapes = _bitsandbytes_shapes(headers)
+    else:
+        shapes = {name: header.shape for name, header in headers.items()}
+    if config.get("tie_word_embeddings"):
+        shapes.pop("lm_head.weight", None)
+    return shapes
+
+
+def _bitsandbytes_shapes(headers: Mapping[str, TensorHeader]) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for name, header in headers.items():
+        owner = name.partition(".weight.")[0] + ".weight"
+        if name.endswith(NF4_STATE):
+            shapes[owner] = tuple(json.loads(_data(header))["shape"])
+        elif ".weight." in name or name.endswith((".SCB", ".weight_format")):
+            continue
+        elif name + NF4_STATE not in headers:
+            shapes[name] = header.shape
+    return shapes
+
+
+def _gptq_shapes(headers: Mapping[str, TensorHeader], bits: int) -> dict[str, Shape]:
+    shapes: dict[str, Shape] = {}
+    for name, header in headers.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf == "qweight":
+            rows, columns = header.shape
+            shapes[f"{module}.weight"] = (columns, rows * 32 // bits)
+        elif f"{module}.qweight" not in headers or leaf == "bias":
+            shapes[name] = header.shape
+    return shapes
+
+
+def _data(header: TensorHeader) -> bytes:
+    with header.file.open("rb") as file:
+        file.seek(header.start)
+        return file.read(header.end - header.start)
+
+
+def _tensor_differences(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> list[str]:
+    differences = [
+        f"{name}: original {list(ours[name])}, quantized {list(theirs[name])}"
+        for name in sorted(ours.keys() & theirs.keys())
+        if ours[name] != theirs[name]
+    ]
+    if len(differences) > NAMED:
+        differences[NAMED:] = [f"and {len(differences) - NAMED} more shapes"]
+    if lacking := sorted(ours.keys() - theirs.keys()):
+        differences.append(f"missing in the quantized model: {_some(lacking)}")
+    if added := sorted(theirs.keys() - ours.keys()):
+        differences.append(f"not in the original: {_some(added)}")
+    return differences
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    rest = len(listed) - NAMED
+    return ", ".join(listed[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Digest what turns a conversation into token ids, whatever way it is written down.
+
+    Returns:
+        sha256 (64 hex digits) over vocabulary, merges and rules, special tokens and chat template.
+
+    Raises:
+        ArtifactError: If the folder has no tokenizer.
+    """
+    content = {
+        "tokenizer": _tokenizer_content(folder),
+        "special": _special_tokens(folder),
+        "template": chat_template(folder),
+    }
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def _tokenizer_content(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        # Parsed and written by the library: releases differ in how they spell merges and defaults.
+        from tokenizers import Tokenizer
+
+        content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
+        # Leftovers of the last call that encoded text.
+        return {
+            name: value for name, value in content.items() if name not in {"padding", "truncation"}
+        }
+    found = [folder / name for name in VOCABULARY_FILES if (folder / name).exists()]
+    if not found:
+        raise ArtifactError(
+            f"{folder}: has no tokenizer (tokenizer.json, vocab.json or tokenizer.model); "
+            "copy it from the original model"
+        )
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    config = _read_optional(folder / "tokenizer_config.json")
+    found = {name: config.get(name) for name in SPECIAL_TOKENS}
+    return {
+        name: token["content"] if isinstance(token, dict) else token
+        for name, token in found.items()
+        if token is not None
+    }
+
+
+def chat_template(folder: Path) -> str | None:
+    """Return a model folder's chat template, or None."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text()
+    template = _read_optional(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return template
+
+
+def _token_ids(folder: Path) -> dict[str, int]:
+    content = _tokenizer_content(folder)
+    vocabulary = content.get("model", {}).get("vocab", {})
+    # Unigram models list [piece, score] pairs, the position being the id.
+    ids = (
+        {piece: index for index, (piece, _) in enumerate(vocabulary)}
+        if isinstance(vocabulary, list)
+        else dict(vocabulary)
+    )
+    return ids | {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes()) if path.exists() else {}

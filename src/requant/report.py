@@ -1,0 +1,257 @@
+"""One night as one self-contained page: stages, scores, which step cost what, training curves."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from requant.store import StageRecord
+from requant.store.records import Curve
+
+Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
+"""model -> task -> metric -> value, stderr"""
+
+StageState = Literal["done", "cached", "off", "failed", "not reached"]
+
+CURVE_WIDTH, CURVE_HEIGHT = 420, 150
+LOWER_IS_BETTER = ("perplexity", "loss", "bits", "kl", "error")
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage as it went this night."""
+
+    stage: str
+    state: StageState
+    record: StageRecord | None = None
+    """None where there is no artifact."""
+
+
+def headline(record: StageRecord) -> str:
+    """Say the one or two figures of a stage that a person asks for first; empty without figures."""
+    metrics = record.metrics
+    for pattern in _PATTERNS.get(record.stage, ()):
+        text = pattern(metrics)
+        if text:
+            return text
+    return ", ".join(f"{name} {figure(value)}" for name, value in sorted(metrics.items())[:2])
+
+
+def figure(value: float) -> str:
+    """Write a number in at most four significant digits."""
+    if math.isfinite(value) and value == int(value) and abs(value) < 1e7:
+        return str(int(value))
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it: 0.3 s, 42 s, 3 min 05 s, 2 h 07 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def night_report(
+    title: str,
+    rows: Sequence[StageRow],
+    scores: Scores | None = None,
+    paired: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """Write the report of a night; it needs no network and no script.
+
+    Args:
+        title: Of the night.
+        rows: Stages in the order of the chain.
+        scores: Content of the evaluation's scores.json.
+        paired: Content of the evaluation's paired.json: entries with from, to, task, metric, mean
+            (of `to` minus `from` over the same documents), stderr, low and high (95%), n.
+    """
+    records = [row.record for row in rows if row.record]
+    return render(
+        "report.html.j2",
+        title=title,
+        rows=[_row(row) for row in rows],
+        score_table=score_table(scores or {}),
+        models=list(scores or {}),
+        steps=[_step(entry) for entry in paired],
+        curves=[
+            {"stage": record.stage, "name": name, **drawn_curve(curve)}
+            for record in records
+            for name, curve in sorted(record.curves.items(), key=_loss_first)
+            if len(curve) > 1
+        ],
+    )
+
+
+def score_table(scores: Scores) -> list[dict[str, Any]]:
+    """Turn scores into a row per task and metric, a cell per model, None where not measured."""
+    names = sorted(
+        {
+            (task, metric)
+            for tasks in scores.values()
+            for task, metrics in tasks.items()
+            for metric in metrics
+        }
+    )
+    return [
+        {
+            "task": task,
+            "metric": metric,
+            "better": "lower" if lower_is_better(metric) else "higher",
+            "cells": [_cell(tasks.get(task, {}).get(metric)) for tasks in scores.values()],
+        }
+        for task, metric in names
+    ]
+
+
+def lower_is_better(metric: str) -> bool:
+    """Tell by its name whether a metric falls as a model gets better."""
+    return any(word in metric.lower() for word in LOWER_IS_BETTER)
+
+
+def verdict(metric: str, low: float, high: float) -> Literal["better", "worse", "no clear change"]:
+    """Judge a paired difference by its 95% interval."""
+    if low <= 0 <= high:
+        return "no clear change"
+    return "better" if (high < 0) == lower_is_better(metric) else "worse"
+
+
+def drawn_curve(curve: Curve) -> dict[str, Any]:
+    """Scale a curve into a picture of CURVE_WIDTH x CURVE_HEIGHT pixels, y upwards.
+
+    Args:
+        curve: At least one (step, value).
+
+    Returns:
+        points (for an SVG polyline), and the first and last steps and extreme values for the axes.
+    """
+    steps = [step for step, _ in curve]
+    values = [value for _, value in curve]
+    low, high = min(values), max(values)
+    across = max(steps[-1] - steps[0], 1)
+    up = (high - low) or 1.0
+    points = " ".join(
+        f"{(step - steps[0]) / across * CURVE_WIDTH:.1f},"
+        f"{CURVE_HEIGHT - (value - low) / up * CURVE_HEIGHT:.1f}"
+        for step, value in curve
+    )
+    return {
+        "points": points,
+        "first_step": steps[0],
+        "last_step": steps[-1],
+        "low": figure(low),
+        "high": figure(high),
+        "first": figure(values[0]),
+        "last": figure(values[-1]),
+        "width": CURVE_WIDTH,
+        "height": CURVE_HEIGHT,
+    }
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill one of the package's HTML templates; every value is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("requant", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(**values)
+
+
+def _row(row: StageRow) -> dict[str, str]:
+    if row.record is None:
+        return {"stage": row.stage, "state": row.state, "seconds": "", "digest": "", "headline": ""}
+    return {
+        "stage": row.stage,
+        "state": row.state,
+        "seconds": duration(row.record.seconds),
+        "digest": row.record.digest[:12],
+        "headline": headline(row.record),
+    }
+
+
+def _cell(score: Mapping[str, float | None] | None) -> dict[str, str] | None:
+    value = (score or {}).get("value")
+    if value is None:
+        return None
+    stderr = (score or {}).get("stderr")
+    return {"value": figure(value), "stderr": figure(stderr) if stderr is not None else ""}
+
+
+def _step(entry: Mapping[str, Any]) -> dict[str, Any]:
+    mean, low, high = (float(entry[name]) for name in ("mean", "low", "high"))
+    # Whisker and dot on an axis whose middle is zero and whose ends are the interval's farther end.
+    reach = max(abs(low), abs(high)) or 1.0
+    return {
+        "step": f"{entry['from']} → {entry['to']}",
+        "task": entry["task"],
+        "metric": entry["metric"],
+        "mean": f"{mean:+.4g}",
+        "interval": f"{low:+.4g} to {high:+.4g}",
+        "n": entry["n"],
+        "verdict": verdict(str(entry["metric"]), low, high),
+        "whisker": [f"{50 + 45 * end / reach:.1f}" for end in (low, mean, high)],
+    }
+
+
+def _loss_first(item: tuple[str, Curve]) -> tuple[bool, str]:
+    return item[0] != "loss", item[0]
+
+
+def _training(metrics: Mapping[str, float]) -> str:
+    if {"loss_first", "loss_last"} <= metrics.keys():
+        return f"loss {figure(metrics['loss_first'])} → {figure(metrics['loss_last'])}"
+    return ""
+
+
+def _fidelity(prefix: str) -> Callable[[Mapping[str, float]], str]:
+    def text(metrics: Mapping[str, float]) -> str:
+        kl, agreement = (metrics.get(f"{prefix}{name}") for name in ("kl", "agreement"))
+        parts = [
+            f"kl {figure(kl)}" if kl is not None else "",
+            f"{agreement:.1%} agree" if agreement is not None else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    return text
+
+
+def _named(pattern: str, *names: str) -> Callable[[Mapping[str, float]], str]:
+    def text(metrics: Mapping[str, float]) -> str:
+        if not set(names) <= metrics.keys():
+            return ""
+        return pattern.format(*(figure(metrics[name]) for name in names))
+
+    return text
+
+
+def _score(metrics: Mapping[str, float]) -> str:
+    """Accuracy of the model that ships, else of the first one that has one."""
+    names = sorted(metrics, key=lambda name: (not name.startswith("requantized/"), name))
+    for name in names:
+        if name.split("/")[-1] in {"acc", "acc_norm"} and name.count("/") == 2:
+            model, task, metric = name.split("/")
+            return f"{metric} {figure(metrics[name])} ({model}, {task})"
+    return ""
+
+
+_PATTERNS: Mapping[str, tuple[Callable[[Mapping[str, float]], str], ...]] = {
+    "prepare_base": (_named("loss {}, {} parameters", "loss", "parameters"),),
+    "prepare_data": (_named("{} training rows, {} held out", "train_rows", "heldout_rows"),),
+    "quantize_base": (_fidelity(""), _fidelity("fidelity_")),
+    "train_adapter": (_training,),
+    "merge_fp16": (_fidelity("parity_"), _fidelity("")),
+    "continue_train": (_training,),
+    "requantize_gptq": (_fidelity(""), _fidelity("fidelity_")),
+    "evaluate": (_score,),
+}
+"""Stage -> wordings, the first one whose figures are all there is used."""

@@ -1,0 +1,162 @@
+"""quantize_base: the cheap base the adapter is trained on."""
+
+from pathlib import Path
+from typing import Any
+
+from requant.config.sections import QuantizeBase
+from requant.errors import ConfigError, ParityError
+from requant.stage import Metrics, Stage, StageContext
+
+CALIBRATION_TOKENS = 512
+"""Per conversation, gptq only."""
+DAMP_PERCENT = 0.05
+FIDELITY_ROWS = 8
+PROBE = "The quick brown fox jumps over the lazy dog."
+
+
+def execute(
+    section: QuantizeBase, context: StageContext, *, base: Path, data: Path | None = None
+) -> Metrics:
+    """Quantize the original into a checkpoint that loads, and prove that the two are a pair.
+
+    Args:
+        section: Method, and what GPTQ needs.
+        context: Of the stage.
+        base: The 16-bit original.
+        data: Dataset artifact: calibration of gptq; of every method the fidelity is measured on it.
+
+    Returns:
+        size_ratio (of the weights' bytes), and with data kl, agreement, loss_reference and
+        loss_candidate of the quantized base against the original (nats per token).
+
+    Raises:
+        ConfigError: If gptq has no data, or its group_size does not divide a layer.
+        ContractError: If base is quantized already, or the result does not pair with it.
+        ParityError: If the quantized model's output is not finite.
+    """
+    from requant.contract import check_pairing
+    from requant.gptq import check_quantizable
+    from requant.parity import size_ratio
+
+    gptq = section.method == "gptq"
+    check_quantizable(base, section.group_size if gptq else None)
+    if gptq:
+        _quantize_gptq(section, context, base, data)
+    else:
+        _quantize_bitsandbytes(section.method, context, base)
+    check_pairing(base, context.out)
+    context.reporter.message("measuring the quantized base")
+    return {"size_ratio": size_ratio(context.out, base), **_measure(context, base, data)}
+
+
+def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> None:
+    """Quantize while loading.
+
+    nf4 is NormalFloat4 with quantized scales (Dettmers et al. 2023, arXiv:2305.14314), int8 is
+    LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339). The output layer stays in 16 bit.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from requant.model_folder import copy_companions, stored_dtype
+    from requant.models import clear_memory, quiet_libraries
+
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if method == "int8"
+        else BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            # Written into the artifact, so the same on every machine; `load_model` computes in
+            # float32 on a CPU.
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    )
+    context.reporter.message(f"quantizing to {method}")
+    with quiet_libraries():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            quantization_config=config,
+            dtype=stored_dtype(base),
+            device_map={"": context.device},
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        model.save_pretrained(context.out)
+    written = (context.out / "config.json").read_bytes()
+    copy_companions(base, context.out, with_index=True)
+    (context.out / "config.json").write_bytes(written)
+    del model
+    clear_memory()
+
+
+def _quantize_gptq(
+    section: QuantizeBase, context: StageContext, base: Path, data: Path | None
+) -> None:
+    from requant.calibration import sample_calibration
+    from requant.gptq import quantize_gptq
+    from requant.models import load_tokenizer
+
+    if data is None:
+        raise ConfigError(
+            "quantize_base.method='gptq' needs calibration text, and this run has no prepare_data; "
+            "set quantize_base.method to nf4 or int8, which need none"
+        )
+    calibration = sample_calibration(
+        load_tokenizer(base), data, section.calibration_rows, context.seed
+    )
+    context.reporter.message(f"quantizing to gptq on {len(calibration.texts)} conversations")
+    quantize_gptq(
+        base,
+        context.out,
+        calibration.texts,
+        bits=4,
+        group_size=section.group_size,
+        desc_act=False,
+        symmetric=True,
+        damp_percent=DAMP_PERCENT,
+        max_length=CALIBRATION_TOKENS,
+        device=context.device,
+        work=context.work,
+        reporter=context.reporter,
+    )
+
+
+def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
+    from requant.parity import compare_folders
+
+    if data is None:
+        _probe(context)
+        return {}
+    fidelity = compare_folders(
+        base, context.out, data / "heldout.jsonl", rows=FIDELITY_ROWS, device=context.device
+    )
+    if not fidelity.kl < float("inf"):
+        raise ParityError(_not_finite(f"KL against the original is {fidelity.kl}"))
+    return fidelity.as_metrics()
+
+
+def _probe(context: StageContext) -> None:
+    from requant.models import load_model, load_tokenizer
+
+    ids = load_tokenizer(context.out)(PROBE, return_tensors="pt")["input_ids"]
+    logits = load_model(context.out, context.device)(input_ids=ids.to(context.device)).logits
+    if not logits.isfinite().all():
+        raise ParityError(_not_finite("a logit is NaN or infinite"))
+
+
+def _not_finite(what: str) -> str:
+    return (
+        f"quantize_base: {what}; likely the base holds weights that are not finite or overflow in "
+        "16 bit: check the base, or set quantize_base.method to another of nf4, int8, gptq"
+    )
+
+
+STAGE = Stage(
+    name="quantize_base",
+    version=1,
+    kind="model",
+    libraries=("torch", "transformers", "bitsandbytes", "gptqmodel", "safetensors"),
+    execute=execute,
+)

@@ -1,0 +1,109 @@
+"""requantize_gptq: the 16-bit result into the 4-bit model that is shipped."""
+
+from pathlib import Path
+
+from requant.config.sections import RequantizeGptq
+from requant.errors import ParityError
+from requant.stage import Metrics, Stage, StageContext
+
+CALIBRATION_NAME = "calibration.json"
+
+
+def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data: Path) -> Metrics:
+    """Quantize with calibration text from the training distribution, then measure the loss of it.
+
+    Args:
+        section: Of GPTQ, and the limit.
+        context: Of the stage.
+        model: The 16-bit model.
+        data: Dataset artifact: train.jsonl calibrates, heldout.jsonl measures.
+
+    Returns:
+        kl (nats per token, 16 bit against 4 bit), agreement (share of tokens with the same most
+        likely token), loss_16bit, loss_4bit, size_ratio, calibration_rows, calibration_tokens and
+        calibration_dropped (rows that were also measured on).
+
+    Raises:
+        ConfigError: If group_size does not divide the in_features of a layer.
+        ContractError: If the model is quantized already, or no row is left to calibrate on.
+        ParityError: If the 4-bit model is further from the 16-bit one than the limit.
+    """
+    from requant.calibration import sample_calibration
+    from requant.canonical import canonical_json
+    from requant.contract import check_pairing
+    from requant.gptq import check_quantizable, quantize_gptq
+    from requant.models import load_tokenizer
+    from requant.parity import compare_folders, size_ratio
+
+    check_quantizable(model, section.group_size)
+    calibration = sample_calibration(
+        load_tokenizer(model), data, section.calibration_rows, context.seed
+    )
+    context.reporter.message(
+        f"quantizing to {section.bits} bit on {len(calibration.texts)} conversations"
+    )
+    tokens = quantize_gptq(
+        model,
+        context.out,
+        calibration.texts,
+        bits=section.bits,
+        group_size=section.group_size,
+        desc_act=section.desc_act,
+        symmetric=section.symmetric,
+        damp_percent=section.damp_percent,
+        max_length=section.calibration_length,
+        device=context.device,
+        work=context.work,
+        reporter=context.reporter,
+    )
+    check_pairing(model, context.out)
+    (context.out / CALIBRATION_NAME).write_bytes(canonical_json(calibration.as_record()))
+    context.reporter.message("measuring fidelity")
+    fidelity = compare_folders(
+        model,
+        context.out,
+        data / "heldout.jsonl",
+        rows=section.fidelity_rows,
+        device=context.device,
+    )
+    metrics = {
+        "kl": fidelity.kl,
+        "agreement": fidelity.agreement,
+        "loss_16bit": fidelity.loss_reference,
+        "loss_4bit": fidelity.loss_candidate,
+        "size_ratio": size_ratio(context.out, model),
+        "calibration_rows": float(len(calibration.rows)),
+        "calibration_tokens": float(tokens),
+        "calibration_dropped": float(calibration.dropped),
+    }
+    check_fidelity(metrics, section)
+    return metrics
+
+
+def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
+    """Refuse a quantized model that is too far from what was trained.
+
+    Raises:
+        ParityError: With the figures, the limit, the likely cause and the way out.
+    """
+    from requant.fidelity import exceeds
+
+    if not exceeds(metrics["kl"], section.fidelity_max_kl):
+        return
+    raise ParityError(
+        f"requantize_gptq: {section.bits} bit differs from 16 bit by {metrics['kl']:.3g} nats per "
+        f"token, limit requantize_gptq.fidelity_max_kl={section.fidelity_max_kl:g} (loss "
+        f"{metrics['loss_16bit']:.4g} in 16 bit, {metrics['loss_4bit']:.4g} quantized; "
+        f"{metrics['calibration_tokens']:.0f} calibration tokens); likely too little calibration "
+        "text or too coarse a grid: raise requantize_gptq.calibration_rows, lower group_size, set "
+        "desc_act, or use bits=8"
+    )
+
+
+STAGE = Stage(
+    name="requantize_gptq",
+    version=1,
+    kind="model",
+    libraries=("torch", "transformers", "gptqmodel", "safetensors"),
+    execute=execute,
+)

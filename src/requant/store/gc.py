@@ -1,0 +1,91 @@
+"""Give disk back: artifacts nothing refers to, and what crashes left behind."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.errors import TransientError
+from requant.store.layout import Store
+from requant.store.locks import acquire
+from requant.store.records import StageRecord, all_records
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What a collection would delete."""
+
+    records: tuple[Path, ...]
+    folders: tuple[Path, ...]
+    bytes: int
+    """Of the folders."""
+
+
+def find_garbage(store: Store, keep: int | None = None) -> Garbage:
+    """List what can go.
+
+    Args:
+        store: The store.
+        keep: Newest records kept for each pipeline and stage, with all that they were made from;
+            None keeps every record.
+    """
+    records = all_records(store)
+    kept = records if keep is None else _with_ancestors(records, _newest(records, keep))
+    kept_keys = {record.key for record in kept}
+    digests = {record.digest for record in kept}
+    done = {record.key for record in records}
+    folders = [path for path in store.objects.glob("*/*") if path.name not in digests]
+    folders += store.tmp.glob("*")
+    folders += [path for path in store.work_path("x").parent.glob("*") if path.name in done]
+    return Garbage(
+        records=tuple(store.record_path(key) for key in sorted(done - kept_keys)),
+        folders=tuple(sorted(folders)),
+        bytes=sum(_size(folder) for folder in folders),
+    )
+
+
+def collect(store: Store, keep: int | None = None) -> Garbage:
+    """Delete what `find_garbage` lists, while no stage runs.
+
+    Raises:
+        TransientError: If a stage is running now; its artifact may not have its record yet.
+    """
+    descriptor = acquire(store.use_lock, timeout=0)
+    if descriptor is None:
+        raise TransientError(f"{store.root}: a stage is running; collect garbage when it is done")
+    try:
+        garbage = find_garbage(store, keep)
+        for record in garbage.records:
+            record.unlink()
+        for folder in garbage.folders:
+            shutil.rmtree(folder)
+    finally:
+        os.close(descriptor)
+    return garbage
+
+
+def _newest(records: list[StageRecord], keep: int) -> list[StageRecord]:
+    groups: dict[tuple[str, str], list[StageRecord]] = {}
+    for record in records:
+        groups.setdefault((record.labels.get("pipeline", ""), record.stage), []).append(record)
+    return [record for group in groups.values() for record in group[-keep:]]
+
+
+def _with_ancestors(records: list[StageRecord], roots: Iterable[StageRecord]) -> list[StageRecord]:
+    makers: dict[str, list[StageRecord]] = {}
+    for record in records:
+        makers.setdefault(record.digest, []).append(record)
+    kept: dict[str, StageRecord] = {}
+    queue = list(roots)
+    while queue:
+        record = queue.pop()
+        if record.key not in kept:
+            kept[record.key] = record
+            for digest in record.key_fields.get("inputs", {}).values():
+                queue += makers.get(digest, [])
+    return list(kept.values())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,175 @@
+"""One night from opening to closing: keys, calls, the MLflow parent run, the report."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.runtime import flow_run
+from pydantic import BaseModel, ConfigDict
+
+from requant.config import STAGE_NAMES, Config, StageName
+from requant.errors import ConfigError
+from requant.lineage import lineage_html
+from requant.report import StageRow, StageState, headline, night_report
+from requant.stage import stage_key
+from requant.store import StageRecord, Store
+from requant.store.objects import write_durably
+from tasks import tracking
+from tasks.caching import StageResult
+from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
+
+
+class SummaryRow(BaseModel):
+    """One line of the table a person reads."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    state: StageState
+    seconds: float | None
+    """Of the execution that made the artifact, in this night or an earlier one."""
+    digest: str | None
+    headline: str
+
+
+class NightSummary(BaseModel):
+    """What came of a night, also of one that failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: tuple[SummaryRow, ...]
+    report: Path
+    mlflow_uri: str
+    mlflow_run_id: str
+
+
+class OpenNight:
+    """Calls stages one after the other and remembers what came of each."""
+
+    def __init__(self, night: Night) -> None:
+        self._night = night
+        self._rows: list[StageRow] = []
+
+    def call(self, task: StageTask, **inputs: StageResult | None) -> StageResult | None:
+        """Run one stage, or skip it where its section is off; see `flows.incremental_training`."""
+        stage = task.stage
+        section = getattr(self._night.config, stage.name)
+        if not getattr(section, "enabled", True):
+            self._rows.append(StageRow(stage.name, "off"))
+            return None
+        given = {role: result for role, result in inputs.items() if result is not None}
+        refs = {role: result.artifact for role, result in given.items()}
+        try:
+            config = self._night.config
+            key = retrying(config)(stage_key, stage, section, refs, config.seed)
+            result, state = run_stage_task(task, self._night, key, given)
+        except Exception:
+            self._rows.append(StageRow(stage.name, "failed"))
+            raise
+        cached = state.name == "Cached"
+        record = record_of(self._night.store, result)
+        if cached:
+            run = tracking.open_stage(self._night.parent, stage.name)
+            tracking.close_stage(
+                run, record, self._records(given), store=self._night.store, cached=True
+            )
+        self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
+        return result
+
+    def close(self, status: tracking.Status) -> NightSummary:
+        """Write summary, report and lineage page, and end the MLflow parent run."""
+        night = self._night
+        records = [row.record for row in self._rows if row.record]
+        title = f"{night.config.name}, {flow_run.name}"
+        reached = {row.stage for row in self._rows}
+        rows = [
+            *self._rows,
+            *(StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in reached),
+        ]
+        lineage = lineage_html(
+            records,
+            links=tracking.model_links(night.parent, [record.digest for record in records]),
+            cached=[row.stage for row in rows if row.state == "cached"],
+            title=title,
+        )
+        scores, paired = _evaluation(night.store, records)
+        report = night_report(title, rows, scores, paired)
+        path = night.store.report_path(night.parent.flow_run_id)
+        summary = NightSummary(
+            rows=tuple(_summary_row(row) for row in rows),
+            report=path,
+            mlflow_uri=night.parent.uri,
+            mlflow_run_id=night.parent.run_id,
+        )
+        write_durably(path, report.encode())
+        write_durably(path.with_name("lineage.html"), lineage.encode())
+        write_durably(path.with_name(SUMMARY_NAME), summary.model_dump_json(indent=2).encode())
+        metrics = records[-1].metrics if records and records[-1].stage == "evaluate" else {}
+        tracking.close_parent(night.parent, status, lineage, report, metrics)
+        return summary
+
+    def _records(self, inputs: Mapping[str, StageResult]) -> dict[str, StageRecord]:
+        return {role: record_of(self._night.store, given) for role, given in inputs.items()}
+
+
+SUMMARY_NAME = "summary.json"
+
+
+@contextmanager
+def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
+    """Open a night in the current flow run and close it whatever happens inside.
+
+    Raises:
+        ConfigError: If `force` names a stage that the configuration switches off.
+    """
+    for stage in force:
+        if not getattr(getattr(config, stage), "enabled", True):
+            raise ConfigError(f"force: {stage} is switched off by {stage}.enabled=false")
+    store = Store(config.state.resolve())
+    uri = tracking.prepare_database(config.tracking.uri, store.root)
+    parent = retrying(config)(
+        tracking.open_parent,
+        uri,
+        config.tracking.experiment,
+        flow_run_id=str(flow_run.id),
+        name=f"{config.name} {flow_run.name}",
+        params=config.model_dump(mode="json"),
+    )
+    opened = OpenNight(Night(config, store, frozenset(force), parent))
+    try:
+        yield opened
+    except Exception as error:
+        get_run_logger().error("%s", error)
+        opened.close("FAILED")
+        raise
+    opened.close("FINISHED")
+
+
+def read_summary(config: Config, run_id: object) -> NightSummary | None:
+    """Return what a flow run left, also when it failed; None where it never opened its night."""
+    report = Store(config.state.resolve()).report_path(str(run_id))
+    path = report.with_name(SUMMARY_NAME)
+    return NightSummary.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
+def _summary_row(row: StageRow) -> SummaryRow:
+    record = row.record
+    return SummaryRow(
+        stage=row.stage,
+        state=row.state,
+        seconds=record.seconds if record else None,
+        digest=record.digest if record else None,
+        headline=headline(record) if record else "",
+    )
+
+
+def _evaluation(store: Store, records: list[StageRecord]) -> tuple[Any, Any]:
+    folders = [store.object_path(item.digest) for item in records if item.stage == "evaluate"]
+    if not folders:
+        return None, ()
+    names = ("scores.json", "paired.json")
+    scores, paired = (json.loads((folders[0] / name).read_text()) for name in names)
+    return scores, paired

@@ -1,0 +1,139 @@
+"""The way to MLflow: its address, its database, and which of its errors are worth a retry."""
+
+import functools
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from urllib.parse import urlparse
+
+from requant.errors import TransientError
+from requant.store import Store, locked
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+PROBE_SECONDS = 3.0
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class TrackingRun:
+    """An MLflow run that is open: a night's, or one of its stages'."""
+
+    client: "MlflowClient" = field(repr=False)
+    uri: str
+    experiment_id: str
+    run_id: str
+    flow_run_id: str
+    stage: str = ""
+    """Empty for the night itself."""
+    resumed: bool = False
+    """It was there already: an earlier attempt made it."""
+    points: list["Metric"] = field(default_factory=list, repr=False, compare=False)
+    """Of curves, not sent yet."""
+
+
+@contextmanager
+def transient(uri: str) -> Iterator[None]:
+    """Turn "the tracking server is away" into an error that is worth a retry."""
+    from mlflow.exceptions import MlflowException
+    from requests import exceptions
+
+    away = (exceptions.ConnectionError, exceptions.Timeout)
+    codes = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "INTERNAL_ERROR"}
+    try:
+        yield
+    except away as error:
+        raise TransientError(_is_away(uri, error)) from error
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
+        raise TransientError(_is_away(uri, error)) from error
+
+
+def _is_away(uri: str, error: BaseException) -> str:
+    return (
+        f"tracking.uri: {_without_password(uri)} does not answer ({error}); start it, or set "
+        "tracking.uri to null for a database in the state folder"
+    )
+
+
+def _without_password(uri: str) -> str:
+    parts = urlparse(uri)
+    return uri.replace(f"{parts.username}:{parts.password}@", "") if parts.password else uri
+
+
+def reaching(function: Callable[P, R]) -> Callable[P, R]:
+    """Apply `transient` to a function whose first argument is a TrackingRun."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        run: Any = args[0]
+        with transient(run.uri):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
+def preload() -> None:
+    """Import mlflow, for a thread that has time while the flow waits for something else."""
+    # Its anonymous usage reports would be the only traffic of a night that leaves the machine.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+    import mlflow.entities  # noqa: F401
+
+
+def default_uri(state: Path) -> str:
+    """Return the address of the database in a state folder."""
+    return f"sqlite:///{state.resolve()}/mlflow.db"
+
+
+def prepare_database(uri: str | None, state: Path) -> str:
+    """Make sure that there is a current database behind the address, and return the address.
+
+    Two processes that come first at once would both migrate, so it is done under a lock.
+
+    Args:
+        uri: http(s):// of a server, sqlite:///..., or None for a database in the state folder.
+        state: Folder of the locks and of the default database.
+
+    Raises:
+        TransientError: If a server does not answer.
+    """
+    address = uri or default_uri(state)
+    if address.startswith("http"):
+        return address.rstrip("/")
+    preload()
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    with locked(Store(state).lock_path("mlflow-database")), transient(address):
+        try:
+            MlflowClient(tracking_uri=address)
+        except MlflowException as error:
+            if "out-of-date database schema" not in str(error):
+                raise
+            from mlflow.db import upgrade
+
+            upgrade.callback(address)
+    return address
+
+
+def probe(uri: str) -> None:
+    """Raise at once where mlflow itself would try for minutes."""
+    parts = urlparse(uri)
+    if parts.scheme not in {"http", "https"}:
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise TransientError(_is_away(uri, error)) from error

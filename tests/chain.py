@@ -1,0 +1,76 @@
+"""The whole chain without Prefect: the same wiring, keys and store, for tests and benchmarks."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from flows.incremental_training import chain
+from requant.config import Config
+from requant.stage import perform, stage_key
+from requant.store import StageRecord, Store, artifact_of
+from tasks.policy import StageTask
+
+MICRO = """
+name: micro
+prepare_base:
+  source: {kind: stdlib, vocab_size: 1024, hidden_size: 64, layers: 2, heads: 2, kv_heads: 1,
+           intermediate_size: 128, steps: 20, batch_size: 8, sequence_length: 64}
+prepare_data:
+  source: {kind: stdlib}
+  max_rows: 48
+  max_evaluation_rows: 8
+train_adapter:
+  rank: 4
+  alpha: 8
+  optimisation: {max_steps: 6, batch_size: 4, learning_rate: 1.0e-3, max_length: 96,
+                 checkpoint_steps: 2}
+merge_fp16: {parity_rows: 4, trained_max_kl: 0.5}
+continue_train:
+  optimisation: {max_steps: 4, batch_size: 4, learning_rate: 1.0e-4, max_length: 96,
+                 checkpoint_steps: 2}
+requantize_gptq: {group_size: 64, calibration_rows: 8, calibration_length: 64, fidelity_rows: 4}
+evaluate: {batch_size: 8}
+runtime: {device: cpu, retries: 2, retry_seconds: 0.1}
+"""
+
+
+def micro_config(state: Any, **sections: Any) -> Config:
+    """A configuration whose whole chain takes seconds; `sections` replace whole sections."""
+    return Config.model_validate({**yaml.safe_load(MICRO), "state": str(state), **sections})
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def metrics(self, values: Any, step: int) -> None: ...
+    def progress(self, done: int, total: int, unit: str) -> None: ...
+    def message(self, text: str) -> None: ...
+
+
+def run_chain(config: Config, force: Iterable[str] = ()) -> dict[str, StageRecord]:
+    """Perform every stage that is on; return stage name to record."""
+    store = Store(config.state)
+    records: dict[str, StageRecord] = {}
+
+    def call(task: StageTask, **inputs: StageRecord | None) -> StageRecord | None:
+        stage = task.stage
+        section = getattr(config, stage.name)
+        if not getattr(section, "enabled", True):
+            return None
+        refs = {role: artifact_of(store, record) for role, record in inputs.items() if record}
+        key = stage_key(stage, section, refs, config.seed)
+        records[stage.name] = perform(
+            store,
+            stage,
+            key,
+            section,
+            refs,
+            seed=config.seed,
+            device="cpu",
+            reporter=Silent(),
+            force=stage.name in force,
+        )
+        return records[stage.name]
+
+    chain(config, call)
+    return records

@@ -1,0 +1,84 @@
+"""A night's artifacts and records, small and real, for the tests of lineage, report and tracking."""
+
+import json
+import time
+from pathlib import Path
+
+from requant.canonical import digest_of
+from requant.store import StageRecord, Store, publish, write_record
+
+CHAIN: dict[str, tuple[str, dict[str, str], dict[str, float]]] = {
+    "prepare_base": ("model", {}, {"loss": 3.9, "parameters": 5_200_000.0}),
+    "prepare_data": ("dataset", {}, {"train_rows": 640.0, "heldout_rows": 64.0}),
+    "quantize_base": ("model", {"base": "prepare_base"}, {"kl": 0.02, "agreement": 0.97}),
+    "train_adapter": (
+        "adapter",
+        {"base": "quantize_base", "data": "prepare_data"},
+        {"loss_first": 3.21, "loss_last": 2.87},
+    ),
+    "merge_fp16": (
+        "model",
+        {"original": "prepare_base", "adapter": "train_adapter", "data": "prepare_data"},
+        {"parity_kl": 1.2e-5, "parity_agreement": 0.999},
+    ),
+    "continue_train": (
+        "model",
+        {"model": "merge_fp16", "data": "prepare_data"},
+        {"loss_first": 2.87, "loss_last": 2.66},
+    ),
+    "requantize_gptq": (
+        "model",
+        {"model": "continue_train", "data": "prepare_data"},
+        {"kl": 0.03, "agreement": 0.981},
+    ),
+    "evaluate": (
+        "evaluation",
+        {"base": "prepare_base", "requantized": "requantize_gptq", "data": "prepare_data"},
+        {
+            "base/describe_choice/acc": 0.31,
+            "base/docstrings/word_perplexity": 88.5,
+            "requantized/describe_choice/acc": 0.41,
+            "requantized/docstrings/word_perplexity": 61.2,
+        },
+    ),
+}
+"""stage -> kind, inputs by role, figures; every artifact's bytes depend on those above it"""
+
+
+def make_night(store: Store, content: str = "first") -> dict[str, StageRecord]:
+    """Publish an artifact per stage and write its record; `content` changes what data holds."""
+    records: dict[str, StageRecord] = {}
+    for stage, (kind, roles, metrics) in CHAIN.items():
+        inputs = {role: records[source].digest for role, source in roles.items()}
+        if stage == "prepare_base":
+            inputs["corpus"] = digest_of("text outside the store")
+        fields = {
+            "stage": stage,
+            "version": 1,
+            "config": {"rank": 16, "optimisation": {"max_steps": 40}, "targets": ["q_proj"]},
+            "inputs": inputs,
+            "libraries": {"python": "3.11"},
+            "seed": 7,
+        }
+        draft = store.tmp / stage
+        draft.mkdir(parents=True)
+        text = content if stage == "prepare_data" else "same"
+        written = json.dumps([stage, text, inputs])
+        names = {"adapter": "adapter_config.json", "evaluation": "scores.json"}
+        Path(draft, names.get(kind, "config.json")).write_text(written)
+        Path(draft, "model.safetensors").write_bytes(digest_of(written).encode())
+        curves = {"loss": tuple((step, 4.0 - step / 40) for step in range(0, 41, 4))}
+        records[stage] = StageRecord(
+            stage=stage,
+            key=digest_of(fields),
+            key_fields=fields,
+            kind=kind,
+            digest=publish(store, kind, draft).digest,
+            metrics=metrics,
+            curves=curves if "loss_first" in metrics else {},
+            started=time.time(),
+            seconds=12.5,
+            labels={},
+        )
+        write_record(store, records[stage])
+    return records

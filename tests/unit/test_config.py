@@ -1,0 +1,118 @@
+"""The configuration refuses what cannot work, and says what would."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from requant.config import Config
+from requant.config.loading import json_schema, load_config, parse_config
+from requant.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
+
+
+def changed(**fields: Any) -> dict[str, Any]:
+    document = copy.deepcopy(TINY)
+    for path, value in fields.items():
+        *parents, leaf = path.split("__")
+        inner = document
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[leaf] = value
+    return document
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) -> None:
+    assert load_config(path).name
+    knobs = [line for line in path.read_text().splitlines() if line.partition(":")[2].strip()]
+    silent = [line for line in knobs if not line.startswith("#") and "#" not in line]
+    # The name, a flag, or a knob that a block further up already explains.
+    assert len(silent) < len(knobs) / 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"train_adapter__rank": 0}, "train_adapter.rank: got 0. Input should be greater than or"),
+        ({"train_adapter__rnak": 8}, r"train_adapter.rnak: unknown field .* did you mean 'rank'\?"),
+        ({"quantize_base__method": "nf5"}, "got 'nf5'. Input should be 'nf4', 'int8' or 'gptq'"),
+        ({"quantize_base__method": "int8"}, "'dora' cannot train on quantize_base.method='int8'"),
+        ({"quantize_base__method": "gptq"}, "'dora' cannot train on quantize_base.method='gptq'"),
+        ({"merge_fp16__enabled": False}, "the chain would lose the adapter; set merge_fp16.ena"),
+        ({"train_adapter__enabled": False}, "would merge nothing; set merge_fp16.enabled=false"),
+        (
+            {"train_adapter__enabled": False, "merge_fp16__enabled": False},
+            "quantizes a base that nothing uses; set quantize_base.enabled=false",
+        ),
+        ({"train_adapter__optimisation__epochs": 2}, "set exactly one of max_steps=60 and epochs"),
+        ({"continue_train__layers": 2}, "layers=2 with scope='full'"),
+        ({"prepare_data__source__night": 9}, "night=9 is past nights=3"),
+        ({"prepare_base__source__heads": 3}, "heads=3 must divide hidden_size=256"),
+        ({"prepare_base__source": {"kind": "hub", "repo": "x"}}, "repo: got 'x'"),
+        ({"prepare_data__source": {"kind": "files", "train": ["a.csv"]}}, "a.csv must end in"),
+        ({"prepare_data__columns": {"prompt": "q"}}, "give either messages, or prompt and respo"),
+        ({"train_adapter__alpha": float("nan")}, "train_adapter.alpha: got nan"),
+        ({"evaluate__generated_tasks": False}, "leave nothing to evaluate"),
+        ({"name": "a b"}, "name: got 'a b'"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_field_and_way_out(
+    fields: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(ConfigError, match=text):
+        parse_config(changed(**fields), origin="t.yaml")
+
+
+def test_a_configuration_is_frozen() -> None:
+    config = parse_config(TINY, origin="t.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_overrides_reach_any_depth_and_keep_their_neighbours() -> None:
+    path = CONFIGS / "tiny.yaml"
+    config = load_config(
+        path, ["train_adapter.rank=4", "train_adapter.optimisation.learning_rate=1e-4"]
+    )
+    assert config.train_adapter.rank == 4
+    assert config.train_adapter.optimisation.learning_rate == 1e-4
+    assert config.train_adapter.optimisation.batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("train_adapter.rank", "expected section.field=value"),
+        ("seed.x=1", r"no field 'x' inside 0"),
+        ("train_adapter.rank=[", "the value is not YAML"),
+        ("nothing.at=1", "nothing: unknown field"),
+    ],
+)
+def test_a_bad_override_is_refused(override: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        load_config(CONFIGS / "tiny.yaml", [override])
+
+
+def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read .*give a YAML file"):
+        load_config(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="holds list, expected a mapping"):
+        load_config(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load_config(tmp_path / "bad.yaml")
+
+
+def test_the_schema_beside_the_configs_is_the_one_of_the_code() -> None:
+    assert json.loads((CONFIGS / "schema.json").read_text()) == json_schema()
+
+
+def test_a_configuration_survives_json() -> None:
+    config = parse_config(TINY, origin="t.yaml")
+    assert Config.model_validate_json(config.model_dump_json()) == config
