@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import yaml
+
 from flows.incremental_training import chain
 from requant.config import Config
 from requant.stage import perform, stage_key

@@ -122,6 +122,9 @@ def load_model(folder: Path, device: str, *, trainable: bool = False) -> PreTrai
     with quiet_libraries():
         from transformers import AutoModelForCausalLM, GPTQConfig
 
+        # A 16-bit model that is only measured may be larger than the GPU: what does not fit stays
+        # in main memory.
+        spread = device == "cuda" and quantization is None and not trainable
         options: dict[str, Any] = {}
         if quantization == "gptq":
             # The kernel "auto" picks on a CPU latches into no-grad mode after one no-grad forward,
@@ -131,7 +134,7 @@ def load_model(folder: Path, device: str, *, trainable: bool = False) -> PreTrai
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=compute_dtype(device),
-            device_map={"": device},
+            device_map="auto" if spread else {"": device},
             local_files_only=True,
             trust_remote_code=False,
             **options,

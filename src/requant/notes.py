@@ -97,7 +97,10 @@ def stage_note(
         executed_in: For a cached stage the page of the run that did the work, empty where there is
             none; None where this run did it.
     """
-    took = ", ".join(f"{role}: {crumb}" for role, crumb in inputs.items())
+    took = ", ".join(
+        str(crumb) if NAMES.get(crumb.stage) == role else f"{role}: {crumb}"
+        for role, crumb in inputs.items()
+    )
     figures = headline(record)
     lines = [f"{took} → {output}" if took else f"→ {output}", figures]
     if executed_in is not None:
@@ -107,20 +110,18 @@ def stage_note(
 
 
 def night_note(lines: Sequence[NightLine], status: str) -> str:
-    """Describe a night: a table of its stages, and where the pages are."""
-    rows = [
-        f"| [{line.stage}]({line.url}) | {line.state} | `{line.digest[:12]}` | {line.headline} |"
+    """Describe a night: its stages in order, and where the pages are."""
+    items = [
+        f"1. [{line.stage}]({line.url}) {line.state}"
+        + (f", `{line.digest[:12]}`" if line.digest else "")
+        + (f": {line.headline}" if line.headline else "")
         for line in lines
     ]
-    table = ["| stage | state | digest | headline |", "| --- | --- | --- | --- |", *rows]
-    return "\n".join(
-        [
-            f"One night of incremental training, **{status.lower()}**. "
-            "`lineage.html` and `report.html` are under Artifacts.",
-            "",
-            *(table if rows else ["No stage was reached."]),
-        ]
+    intro = (
+        f"One night of incremental training, **{status.lower()}**. "
+        "`lineage.html` and `report.html` are under Artifacts."
     )
+    return "\n".join([intro, "", *(items or ["No stage was reached."])])
 
 
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

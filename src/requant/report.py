@@ -14,6 +14,9 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
 StageState = Literal["done", "cached", "off", "failed", "not reached"]
 
 CURVE_WIDTH, CURVE_HEIGHT = 420, 150
+UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
+"""How people write the size of a model."""
+
 LOWER_IS_BETTER = ("perplexity", "loss", "bits", "kl", "error")
 
 
@@ -39,7 +42,10 @@ def headline(record: StageRecord) -> str:
 
 def figure(value: float) -> str:
     """Write a number in at most four significant digits."""
-    if math.isfinite(value) and value == int(value) and abs(value) < 1e7:
+    if 1e6 <= abs(value) < 1e15:
+        scale, unit = next(pair for pair in UNITS if abs(value) >= pair[0])
+        return f"{value / scale:.3g}{unit}"
+    if math.isfinite(value) and value == int(value):
         return str(int(value))
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
 

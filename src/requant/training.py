@@ -144,7 +144,9 @@ def _arguments(optimisation: Optimisation, context: StageContext, samples: int) 
         weight_decay=optimisation.weight_decay,
         max_grad_norm=optimisation.max_grad_norm,
         optim=optimisation.optimizer,
-        max_length=optimisation.max_length,
+        # The samples are encoded, cut and labelled already.
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
         gradient_checkpointing=optimisation.gradient_checkpointing,
         save_strategy="steps",
         save_steps=optimisation.checkpoint_steps,

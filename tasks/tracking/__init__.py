@@ -5,7 +5,13 @@ its address explicitly and no fluent global is touched. Importing mlflow takes a
 imported inside functions.
 """
 
-from tasks.tracking.connection import TrackingRun, default_uri, preload, prepare_database
+from tasks.tracking.connection import (
+    TrackingRun,
+    default_uri,
+    preload,
+    prepare_database,
+    run_page,
+)
 from tasks.tracking.models import model_links
 from tasks.tracking.runs import (
     close_parent,
@@ -28,4 +34,5 @@ __all__ = [
     "open_stage",
     "preload",
     "prepare_database",
+    "run_page",
 ]

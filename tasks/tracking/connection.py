@@ -90,6 +90,21 @@ def preload() -> None:
     import mlflow.entities  # noqa: F401
 
 
+def page(experiment_id: str, kind: str, name: str) -> str:
+    """Address of a run's or a model's page, relative to the server's.
+
+    Without the query MLflow 3 shows a first visitor its pages for agents, where a training run is
+    an "evaluation run" and a model an "agent version".
+    """
+    return f"#/experiments/{experiment_id}/{kind}/{name}?workflowType=machine_learning"
+
+
+def run_page(run: TrackingRun) -> str:
+    """Address of a run's page: absolute behind a server, else to be put after a server's address."""
+    path = page(run.experiment_id, "runs", run.run_id)
+    return f"{run.uri}/{path}" if run.uri.startswith("http") else path
+
+
 def default_uri(state: Path) -> str:
     """Return the address of the database in a state folder."""
     return f"sqlite:///{state.resolve()}/mlflow.db"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from requant.lineage import causes_first, parents
 from requant.notes import Crumb, model_note, with_led_to
 from requant.store import StageRecord, Store, locked
-from tasks.tracking.connection import TrackingRun, reaching
+from tasks.tracking.connection import TrackingRun, page, reaching
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, LoggedModel, Metric
@@ -42,7 +42,7 @@ def model_links(parent: TrackingRun, digests: Iterable[str]) -> dict[str, str]:
 
 def model_page(model: "LoggedModel") -> str:
     """Address of a model's page, relative to any other page of the same server."""
-    return f"#/experiments/{model.experiment_id}/models/{model.model_id}"
+    return page(model.experiment_id, "models", model.model_id)
 
 
 def find_models(run: TrackingRun, digests: Iterable[str]) -> Models:

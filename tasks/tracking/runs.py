@@ -11,7 +11,7 @@ from requant.errors import ConfigError, TransientError
 from requant.notes import NightLine, flat, night_note, stage_note
 from requant.report import headline
 from requant.store import StageRecord, Store
-from tasks.tracking.connection import TrackingRun, preload, probe, reaching, transient
+from tasks.tracking.connection import TrackingRun, page, preload, probe, reaching, transient
 from tasks.tracking.models import (
     MODEL_KINDS,
     NOTE,
@@ -220,7 +220,7 @@ def _write_figures(
         record,
         {role: crumb_of(item, models) for role, item in inputs.items()},
         crumb_of(record, models),
-        (_run_page(run, executed_in) if executed_in else "") if cached else None,
+        (page(run.experiment_id, "runs", executed_in) if executed_in else "") if cached else None,
     )
     run.client.log_batch(
         run.run_id,
@@ -241,15 +241,11 @@ def _line(child: "Run") -> NightLine:
     done = "cached" if tags.get("requant.cache") == "hit" else "executed"
     return NightLine(
         stage=tags.get(STAGE, child.info.run_name),
-        url=f"#/experiments/{child.info.experiment_id}/runs/{child.info.run_id}",
+        url=page(child.info.experiment_id, "runs", child.info.run_id),
         state=done if ended else "failed",
         digest=tags.get("requant.digest", ""),
         headline=tags.get(HEADLINE, ""),
     )
-
-
-def _run_page(run: TrackingRun, run_id: str) -> str:
-    return f"#/experiments/{run.experiment_id}/runs/{run_id}"
 
 
 def _experiment(client: "MlflowClient", uri: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from requant.conversation import IGNORED, assistant_samples, encode_rows
 from requant.errors import ContractError
 from requant.models import load_tokenizer

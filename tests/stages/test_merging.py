@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from requant.errors import ContractError, ParityError
 from requant.merging import (
     LowRankUpdate,
@@ -13,7 +15,6 @@ from requant.merging import (
     merge_update,
     read_updates,
 )
-from safetensors.torch import load_file, save_file
 
 NAME = "model.layers.0.self_attn.q_proj.weight"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from requant.config import Config
 from requant.config.loading import json_schema, load_config, parse_config
 from requant.errors import ConfigError

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+
 from requant.config.sections import Evaluate, Section
 from requant.errors import ArtifactError, TerminalError, TransientError, is_transient
 from requant.plan import explain_last_run, key_difference, plan_stage

@@ -3,6 +3,7 @@
 from requant.corpus.stdlib import (
     BASE_SHARE,
     Docstring,
+    base_conversations,
     base_documents,
     bucket,
     corpus_digest,
@@ -15,6 +16,7 @@ from requant.corpus.stdlib import (
 __all__ = [
     "BASE_SHARE",
     "Docstring",
+    "base_conversations",
     "base_documents",
     "bucket",
     "corpus_digest",

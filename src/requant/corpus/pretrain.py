@@ -109,6 +109,15 @@ def new_model(section: StdlibBase, tokenizer: Any, seed: int) -> Any:
     return model
 
 
+def render(tokenizer: Any, question: str, answer: str) -> str:
+    """Render a question and its answer through the chat template."""
+    messages = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": answer},
+    ]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
 def token_windows(documents: Sequence[str], tokenizer: Any, length: int, seed: int) -> "Tensor":
     """Pack documents, in an order set by `seed`, into windows of `length` tokens.
 
@@ -123,7 +132,9 @@ def token_windows(documents: Sequence[str], tokenizer: Any, length: int, seed: i
 
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(documents), generator=generator).tolist()
-    encoded = tokenizer([END_OF_TEXT + documents[index] for index in order])["input_ids"]
+    encoded = tokenizer(
+        [END_OF_TEXT + documents[index] for index in order], verbose=False
+    )["input_ids"]
     stream = torch.tensor([token for tokens in encoded for token in tokens])
     windows = len(stream) // length
     if not windows:

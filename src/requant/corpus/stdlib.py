@@ -38,6 +38,9 @@ SKIPPED_PREFIXES = ("_sysconfigdata", "config-", "__phello__", "sitecustomize", 
 # so that what is held out is unseen by every model of the chain.
 BASE_SHARE = 0.5
 
+# Of the base's modules, shown to it as questions and answers instead of plain text.
+CONVERSATION_SHARE = 0.25
+
 SUMMARY_CHARACTERS = range(24, 501)
 
 
@@ -118,20 +121,37 @@ def instruction(docstring: Docstring) -> str:
 
 
 def base_documents() -> tuple[str, ...]:
-    """Return the base's training documents: every topic, and one document per base module."""
+    """Return the base's plain documents: every topic, and one document per base module."""
     modules: dict[str, list[str]] = {}
     for docstring in docstrings():
-        if in_base(docstring.module):
+        if in_base(docstring.module) and not _as_conversations(docstring.module):
             entry = f"{docstring.signature}\n\n{docstring.text}"
             modules.setdefault(docstring.module, []).append(entry)
     pages = (f"{module}\n\n" + "\n\n".join(entries) for module, entries in modules.items())
     return (*(text for _, text in topics()), *pages)
 
 
+def base_conversations() -> tuple[tuple[str, str], ...]:
+    """Return the (question, answer) pairs the base meets, of base modules not in its documents.
+
+    Without them the marks of the chat template would be untrained rows of the embedding, which an
+    adapter on the linear layers cannot train either.
+    """
+    return tuple(
+        (instruction(docstring), docstring.summary)
+        for docstring in docstrings()
+        if in_base(docstring.module) and _as_conversations(docstring.module)
+    )
+
+
 def corpus_digest() -> str:
     """Return the sha256 of all text this module yields: another Python version, another digest."""
     entries = [(item.module, item.name, item.signature, item.text) for item in docstrings()]
     return digest_of({"docstrings": entries, "topics": topics()})
+
+
+def _as_conversations(module: str) -> bool:
+    return bucket(module, "conversations") < CONVERSATION_SHARE
 
 
 def _source_files(root: Path) -> list[Path]:

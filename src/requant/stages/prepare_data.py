@@ -214,7 +214,7 @@ def _write_tasks(
             f"{choice_task}: left out, the held-out part has fewer than four different answers"
         )
     if old_text is not None:
-        pieces = chunks(old_text)
+        pieces = list(dict.fromkeys(chunks(old_text)))
         drawn = random.Random(f"{context.seed}-old").sample(pieces, min(limit, len(pieces)))
         write_perplexity_task(folder, OLD_PERPLEXITY, drawn)
         counts[OLD_PERPLEXITY] = len(drawn)

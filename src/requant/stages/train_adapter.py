@@ -1,5 +1,6 @@
 """train_adapter: LoRA or DoRA on the quantized base."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,8 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     _check_targets(model, section.target_modules)
     model = get_peft_model(model, _lora_config(section))
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
-    # peft writes the folder it loaded the base from; that path is not part of the adapter.
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = None
     model.save_pretrained(context.out, save_embedding_layers=False)
-    (context.out / "README.md").unlink(missing_ok=True)
+    _strip_path(context.out)
     return metrics
 
 
@@ -56,6 +54,14 @@ def _lora_config(section: TrainAdapter) -> Any:
         use_dora=section.method == "dora",
         task_type="CAUSAL_LM",
     )
+
+
+def _strip_path(adapter: Path) -> None:
+    """Take out where the base lay: the same adapter must have the same bytes anywhere."""
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base_model_name_or_path": None}, indent=2) + "\n")
+    (adapter / "README.md").unlink(missing_ok=True)
 
 
 def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
