@@ -20,6 +20,7 @@ from requant.store.objects import write_durably
 from tasks import tracking
 from tasks.caching import StageResult
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
+from tasks.tracking.runs import Status
 
 
 class SummaryRow(BaseModel):
@@ -79,7 +80,7 @@ class OpenNight:
         self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
         return result
 
-    def close(self, status: tracking.Status) -> NightSummary:
+    def close(self, status: Status) -> NightSummary:
         """Write summary, report and lineage page, and end the MLflow parent run."""
         night = self._night
         records = [row.record for row in self._rows if row.record]

@@ -15,7 +15,7 @@ MICRO = """
 name: micro
 prepare_base:
   source: {kind: stdlib, vocab_size: 1024, hidden_size: 64, layers: 2, heads: 2, kv_heads: 1,
-           intermediate_size: 128, steps: 20, batch_size: 8, sequence_length: 64}
+           intermediate_size: 128, steps: 20, batch_size: 8, sequence_length: 128}
 prepare_data:
   source: {kind: stdlib}
   max_rows: 48

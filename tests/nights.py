@@ -1,4 +1,4 @@
-"""A night's artifacts and records, small and real, for the tests of lineage, report and tracking."""
+"""A small and real night of artifacts and records, for tests of lineage, report and tracking."""
 
 import json
 import time

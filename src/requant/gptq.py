@@ -186,8 +186,8 @@ def _run_gptqmodel(
         config = QuantizeConfig(
             **settings,
             device=device,
-            # The default compiles a C++ extension first, which takes 50 s; torch packs a 14B model's
-            # largest layer in 4 s.
+            # The default compiles a C++ extension first, which takes 50 s; torch needs 4 s for the
+            # largest layer of a 14B model.
             pack_impl="original",
             # A GPU gets the model block by block; on a CPU all of it is in memory anyway.
             offload_to_disk=device == "cuda",

@@ -109,19 +109,38 @@ def stage_note(
     return "\n\n".join(line for line in lines if line)
 
 
-def night_note(lines: Sequence[NightLine], status: str) -> str:
-    """Describe a night: its stages in order, and where the pages are."""
+def night_note(
+    lines: Sequence[NightLine],
+    status: str,
+    crumbs: Sequence[Crumb] = (),
+    pages: Mapping[str, str] | None = None,
+) -> str:
+    """Describe a night: the path to its model, its stages, its pages.
+
+    Args:
+        lines: Stages in the order they began.
+        status: How it ended.
+        crumbs: Models and adapters of the night.
+        pages: Name to address of its own pages.
+    """
     items = [
         f"1. [{line.stage}]({line.url}) {line.state}"
         + (f", `{line.digest[:12]}`" if line.digest else "")
         + (f": {line.headline}" if line.headline else "")
         for line in lines
     ]
-    intro = (
-        f"One night of incremental training, **{status.lower()}**. "
-        "`lineage.html` and `report.html` are under Artifacts."
+    links = " and ".join(f"[{name}]({url})" for name, url in (pages or {}).items())
+    intro = f"One night of incremental training, **{status.lower()}**."
+    # The page cuts a long description after two lines and lays a veil over the links below them:
+    # what leads on stands on those two, joined by a Markdown line break.
+    return "\n".join(
+        [
+            *([breadcrumb(crumbs) + "  "] if crumbs else []),
+            f"{intro} Open its {links}." if links else intro,
+            "",
+            *(items or ["No stage was reached."]),
+        ]
     )
-    return "\n".join([intro, "", *(items or ["No stage was reached."])])
 
 
 def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -52,7 +52,7 @@ def figure(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """Write a time as people say it: 0.3 s, 42 s, 3 min 05 s, 2 h 07 min."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:

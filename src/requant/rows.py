@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def parse_row(row: Any, columns: Columns, where: str) -> Conversation:
             raise ContractError(f"{place}.role is {_shown(message['role'])}; {EXPECTED}")
         if not _is_text(message["content"]):
             raise ContractError(
-                f"{place}.content is {_shown(message['content'])}, expected non-empty text; {EXPECTED}"
+                f"{place}.content is {_shown(message['content'])}, expected non-empty text; "
+                f"{EXPECTED}"
             )
     if messages[-1]["role"] != "assistant":
         raise ContractError(f"{where}: the last message is by {messages[-1]['role']!r}; {EXPECTED}")
@@ -88,24 +90,15 @@ def read_file(path: Path, columns: Columns, cache: Path) -> list[Conversation]:
     Args:
         path: The file.
         columns: Where a row keeps its conversation.
-        cache: Folder for the Arrow copy `datasets` makes.
+        cache: Folder for the Arrow copy `datasets` makes of Parquet.
 
     Raises:
         ContractError: On the first bad row, naming file, line, value and expected shape.
     """
-    import datasets
-
-    file_format = "json" if path.suffix == ".jsonl" else "parquet"
-    try:
-        with quiet_datasets():
-            table = datasets.load_dataset(
-                file_format, data_files=str(path), split="train", cache_dir=str(cache)
-            )
-    except datasets.exceptions.DatasetGenerationError as error:
-        if file_format == "json":
-            _explain_json(path, columns)
-        raise ContractError(f"{path}: cannot be read: {error.__cause__ or error}") from error
-    return list(_parsed(table, columns, path))
+    # JSONL is read here and not by `datasets`: Arrow guesses one type a column, so it fails on
+    # rows that differ, without their line, and turns text that looks like dates into dates.
+    read = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path, cache)
+    return [parse_row(row, columns, where) for where, row in read]
 
 
 def cut(rows: Sequence[Conversation], fraction: float, seed: int) -> Split:
@@ -167,42 +160,22 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     path.write_bytes(b"".join(canonical_json(row) + b"\n" for row in rows))
 
 
-class quiet_datasets:  # noqa: N801
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
     """Keep the `datasets` library from drawing progress bars while the block runs."""
+    import datasets
 
-    def __enter__(self) -> None:
-        import datasets
-
-        self._were_on = datasets.utils.logging.is_progress_bar_enabled()
-        datasets.disable_progress_bars()
-
-    def __exit__(self, *error: object) -> None:
-        import datasets
-
-        if self._were_on:
+    were_on = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
             datasets.enable_progress_bars()
 
 
-def _parsed(table: Any, columns: Columns, path: Path) -> Iterator[Conversation]:
-    for index, row in enumerate(table):
-        try:
-            yield parse_row(row, columns, "")
-        except ContractError:
-            parse_row(row, columns, _place(path, index))
-            raise
-
-
-def _place(path: Path, index: int) -> str:
-    if path.suffix != ".jsonl":
-        return f"{path}, row {index + 1}"
-    with path.open() as file:
-        lines = [number for number, line in enumerate(file, 1) if line.strip()]
-    return f"{path}, line {lines[index]}"
-
-
-def _explain_json(path: Path, columns: Columns) -> None:
-    """Raise for the first line of a JSONL file that is not a row, if there is one."""
-    with path.open() as file:
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             where = f"{path}, line {number}"
             if not line.strip():
@@ -211,7 +184,22 @@ def _explain_json(path: Path, columns: Columns) -> None:
                 row = json.loads(line)
             except ValueError as error:
                 raise ContractError(f"{where}: is not JSON ({error}): {_shown(line)}") from error
-            parse_row(row, columns, where)
+            yield where, row
+
+
+def _parquet_rows(path: Path, cache: Path) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    try:
+        with quiet_datasets():
+            table = datasets.load_dataset(
+                "parquet", data_files=str(path), split="train", cache_dir=str(cache)
+            )
+    # Arrow's own errors are ValueErrors.
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ContractError(f"{path}: is not Parquet: {error.__cause__ or error}") from error
+    for number, row in enumerate(table, 1):
+        yield f"{path}, row {number}", row
 
 
 def _point(row: Conversation, seed: int) -> float:

@@ -86,6 +86,8 @@ def preload() -> None:
     """Import mlflow, for a thread that has time while the flow waits for something else."""
     # Its anonymous usage reports would be the only traffic of a night that leaves the machine.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It would print two lines for every run that ends.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
     import mlflow.entities  # noqa: F401
 
@@ -100,7 +102,7 @@ def page(experiment_id: str, kind: str, name: str) -> str:
 
 
 def run_page(run: TrackingRun) -> str:
-    """Address of a run's page: absolute behind a server, else to be put after a server's address."""
+    """Address of a run's page: absolute with a server, else to be put after the address of one."""
     path = page(run.experiment_id, "runs", run.run_id)
     return f"{run.uri}/{path}" if run.uri.startswith("http") else path
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from requant.errors import ConfigError, TransientError
-from requant.notes import NightLine, flat, night_note, stage_note
+from requant.notes import Crumb, NightLine, flat, night_note, stage_note
 from requant.report import headline
 from requant.store import StageRecord, Store
 from tasks.tracking.connection import TrackingRun, page, preload, probe, reaching, transient
@@ -180,14 +180,21 @@ def close_parent(
     for child in children:
         if child.info.status == "RUNNING":
             parent.client.set_terminated(child.info.run_id, status="FAILED")
-    for name, text in (("lineage.html", lineage_html), ("report.html", report_html)):
-        if text:
-            parent.client.log_text(parent.run_id, text, name)
+    texts = {"lineage": lineage_html, "report": report_html}
+    pages = {
+        name: page(parent.experiment_id, "runs", f"{parent.run_id}/artifacts/{name}.html")
+        for name, text in texts.items()
+        if text
+    }
+    for name in pages:
+        parent.client.log_text(parent.run_id, texts[name], f"{name}.html")
+    lines = [_line(child) for child in children]
+    crumbs = [crumb for child in children for crumb in _crumbs(child)]
     now = int(time.time() * 1000)
     parent.client.log_batch(
         parent.run_id,
         metrics=[Metric(_metric_name(name), value, now, 0) for name, value in metrics.items()],
-        tags=[RunTag(NOTE, night_note([_line(child) for child in children], status))],
+        tags=[RunTag(NOTE, night_note(lines, status, crumbs, pages))],
     )
     parent.client.set_terminated(parent.run_id, status=status)
 
@@ -246,6 +253,18 @@ def _line(child: "Run") -> NightLine:
         digest=tags.get("requant.digest", ""),
         headline=tags.get(HEADLINE, ""),
     )
+
+
+def _crumbs(child: "Run") -> list[Crumb]:
+    tags = child.data.tags
+    return [
+        Crumb(
+            tags[STAGE],
+            tags["requant.digest"],
+            page(child.info.experiment_id, "models", output.model_id),
+        )
+        for output in (child.outputs.model_outputs if child.outputs else [])
+    ]
 
 
 def _experiment(client: "MlflowClient", uri: str, name: str) -> str:

@@ -49,11 +49,11 @@ class StdlibBase(Section):
 
     kind: Literal["stdlib"]
     vocab_size: int = Field(4096, ge=512, le=65536, description="tokens, byte-level BPE")
-    hidden_size: int = Field(256, ge=32, multiple_of=32, description="channels")
+    hidden_size: int = Field(256, ge=64, multiple_of=64, description="channels; GPTQ needs 64s")
     layers: Positive = Field(4, description="transformer blocks")
     heads: Positive = Field(4, description="query heads; must divide hidden_size")
     kv_heads: Positive = Field(2, description="key/value heads; must divide heads")
-    intermediate_size: int = Field(768, ge=32, multiple_of=32, description="channels of the MLP")
+    intermediate_size: int = Field(768, ge=64, multiple_of=64, description="channels of the MLP")
     steps: Positive = Field(300, description="optimizer steps")
     batch_size: Positive = Field(8, description="sequences per step")
     sequence_length: int = Field(256, ge=16, le=4096, description="tokens per sequence")
@@ -308,6 +308,9 @@ class Evaluate(Section):
     tasks: tuple[str, ...] = Field((), description="further lm-eval task names; most need the hub")
     limit: int | None = Field(None, ge=1, description="documents per task; null: all")
     few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")
+    chat_template: bool = Field(
+        False, description="put the prompts of `tasks` through the chat template"
+    )
     batch_size: Positive = Field(
         8, description="sequences per forward pass", json_schema_extra=NOT_IN_KEY
     )

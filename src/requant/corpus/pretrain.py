@@ -70,7 +70,6 @@ def train_tokenizer(documents: Iterable[str], vocab_size: int, max_length: int) 
         bos_token=END_OF_TEXT,
         eos_token=END_OF_MESSAGE,
         pad_token=END_OF_TEXT,
-        additional_special_tokens=marks,
         chat_template=CHAT_TEMPLATE,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
@@ -132,9 +131,9 @@ def token_windows(documents: Sequence[str], tokenizer: Any, length: int, seed: i
 
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(documents), generator=generator).tolist()
-    encoded = tokenizer(
-        [END_OF_TEXT + documents[index] for index in order], verbose=False
-    )["input_ids"]
+    encoded = tokenizer([END_OF_TEXT + documents[index] for index in order], verbose=False)[
+        "input_ids"
+    ]
     stream = torch.tensor([token for tokens in encoded for token in tokens])
     windows = len(stream) // length
     if not windows:
@@ -187,8 +186,8 @@ def train(
     for step, batch in enumerate(_batches(windows, section.batch_size, section.steps, seed), 1):
         for group in optimizer.param_groups:
             group["lr"] = section.learning_rate * _schedule(step, section.steps)
-        batch = batch.to(device)
-        loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+        tokens = batch.to(device)
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

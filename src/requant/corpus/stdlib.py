@@ -95,8 +95,8 @@ def topics() -> tuple[tuple[str, str], ...]:
         tree = ast.parse(path.read_bytes())
     except OSError as error:
         raise TerminalError(
-            f"{path}: cannot be read ({error.strerror}); the stdlib source kind needs a Python that "
-            "ships pydoc_data (Debian: apt-get install libpython3-stdlib)"
+            f"{path}: cannot be read ({error.strerror}); the stdlib source kind needs a Python "
+            "that ships pydoc_data (Debian: apt-get install libpython3-stdlib)"
         ) from error
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):

@@ -132,6 +132,9 @@ def check_parity(metrics: Metrics, section: MergeFp16) -> None:
 
 
 def _wrap(model: Any, adapter: Path) -> Any:
+    from requant.models import import_gptqmodel
+
+    import_gptqmodel()
     from peft import PeftModel
 
     return PeftModel.from_pretrained(model, adapter).eval()

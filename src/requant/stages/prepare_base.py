@@ -152,7 +152,9 @@ def model_files(folder: Path, origin: str) -> list[Path]:
     ]
     missing += sorted(_shards(folder / "model.safetensors.index.json") - set(names))
     if missing:
-        raise ConfigError(f"{origin}: lacks {'; '.join(missing)} (found {', '.join(names) or 'none'})")
+        raise ConfigError(
+            f"{origin}: lacks {'; '.join(missing)} (found {', '.join(names) or 'none'})"
+        )
     quantization = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
     if quantization:
         raise ConfigError(
@@ -169,7 +171,8 @@ def count_parameters(folder: Path) -> int:
     total = 0
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118: safe_open is no mapping
+            # safe_open gives no mapping: it cannot be iterated.
+            for name in file.keys():  # noqa: SIM118
                 count = 1
                 for size in file.get_slice(name).get_shape():
                     count *= size
@@ -207,8 +210,9 @@ def _shards(index: Path) -> set[str]:
 
 
 def _name_public_class(path: Path) -> None:
-    """Name the tokenizer class transformers 4 and vLLM know too, instead of the private backend."""
+    """Name the tokenizer class transformers 4 and vLLM know too, not transformers 5's backend."""
     config: dict[str, Any] = json.loads(path.read_bytes())
+    config.pop("backend", None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 

@@ -182,10 +182,15 @@ def _hub_rows(
             table = datasets.load_dataset(
                 str(folder), name=source.subset, split=split, cache_dir=cache
             )
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ConfigError(
             f"prepare_data.source: {source.repo} has no split {split!r} of subset "
             f"{source.subset!r}: {error}"
+        ) from error
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ContractError(
+            f"prepare_data.source: {source.repo}, split {split}: cannot be read: "
+            f"{error.__cause__ or error}"
         ) from error
     return [
         parse_row(row, columns, f"{source.repo}, split {split}, row {number}")

@@ -25,11 +25,12 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
         ContractError: If no module of the base is named in `target_modules`.
         TerminalError: As `fine_tune`.
     """
+    from requant.models import import_gptqmodel, load_model, load_tokenizer
+    from requant.training import fine_tune
+
+    import_gptqmodel()
     from peft import get_peft_model
     from transformers import set_seed
-
-    from requant.models import load_model, load_tokenizer
-    from requant.training import fine_tune
 
     # Seeds the random A: without it the same key would give other bytes.
     set_seed(context.seed)

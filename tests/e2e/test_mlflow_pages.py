@@ -1,0 +1,211 @@
+"""A night on a real MLflow server, looked at in a real browser: can a person walk the lineage?"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from requant.errors import TransientError
+from requant.lineage import lineage_html
+from requant.report import StageRow, night_report
+from requant.store import StageRecord, Store
+from tasks import tracking
+from tests.nights import CHAIN, make_night
+
+START_SECONDS = 120
+PAGE_MILLISECONDS = 60_000
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+BROWSER_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+SHOTS = os.environ.get("REQUANT_SCREENSHOTS")
+"""Folder to keep a picture of every page in, for a person to look at."""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+    command += ["--artifacts-destination", str(folder / "artifacts")]
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(address, process, folder / "log")
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+def _wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=2).close()
+        except OSError:
+            time.sleep(0.3)
+        else:
+            return
+    pytest.fail(f"mlflow server did not come up:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def night(
+    server: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[tracking.TrackingRun, dict[str, StageRecord]]:
+    store = Store(tmp_path_factory.mktemp("state"))
+    records = make_night(store)
+    uri = tracking.prepare_database(server, store.root)
+    parent = tracking.open_parent(uri, "nights", "flow-1", "tiny, night 1", {"name": "tiny"})
+    for stage, record in records.items():
+        run = tracking.open_stage(parent, stage)
+        for name, curve in record.curves.items():
+            for step, value in curve:
+                tracking.log_points(run, {name: value}, step)
+        inputs = {role: records[source] for role, source in CHAIN[stage][1].items()}
+        tracking.close_stage(run, record, inputs, store=store, cached=False)
+    links = tracking.model_links(parent, [record.digest for record in records.values()])
+    page = lineage_html(list(records.values()), links, title="tiny, night 1")
+    rows = [StageRow(stage, "done", record) for stage, record in records.items()]
+    report = night_report("tiny, night 1", rows)
+    tracking.close_parent(parent, "FINISHED", page, report, {"seconds": 100.0})
+    return parent, records
+
+
+@pytest.fixture(scope="module")
+def browser_page(server: str) -> Iterator[Any]:
+    if BROWSER is None:
+        pytest.skip("no chromium on this machine: the MLflow pages cannot be looked at")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=BROWSER_ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1400, "height": 2000})
+        page.set_default_timeout(PAGE_MILLISECONDS)
+        yield page
+        browser.close()
+
+
+def keep(page: Any, name: str) -> None:
+    if SHOTS:
+        page.wait_for_timeout(1500)
+        page.screenshot(path=str(Path(SHOTS, f"{name}.png")))
+
+
+def test_night_page_leads_to_the_models_and_back_to_the_base(
+    night: tuple[tracking.TrackingRun, dict[str, StageRecord]], browser_page: Any
+) -> None:
+    parent, records = night
+    page = browser_page
+
+    page.goto(tracking.run_page(parent))
+    page.get_by_text("One night of incremental training").wait_for()
+    keep(page, "night")
+
+    gptq = records["requantize_gptq"].digest
+    page.get_by_role("link", name=f"gptq {gptq[:8]}").first.click()
+    page.get_by_role("heading", name=f"requantize_gptq-{gptq[:12]}").wait_for()
+    page.get_by_text("describe_choice/acc").first.wait_for()
+    keep(page, "model")
+    for stage, name in (("merge_fp16", "merged"), ("train_adapter", "adapter")):
+        assert page.get_by_role("link", name=f"{name} {records[stage].digest[:8]}").count() == 1
+
+    base = records["prepare_base"].digest
+    page.get_by_role("link", name=f"base {base[:8]}").first.click()
+    page.get_by_role("heading", name=f"prepare_base-{base[:12]}").wait_for()
+    page.get_by_text("Led to:").wait_for()
+    keep(page, "base")
+
+
+def test_stage_page_shows_what_went_in_and_out(
+    night: tuple[tracking.TrackingRun, dict[str, StageRecord]], browser_page: Any
+) -> None:
+    parent, records = night
+    page = browser_page
+    page.goto(tracking.run_page(tracking.open_stage(parent, "merge_fp16")))
+    page.get_by_text("Logged models (3)").wait_for()
+    for stage in ("prepare_base", "train_adapter", "merge_fp16"):
+        page.get_by_role("link", name=f"{stage}-{records[stage].digest[:4]}").first.wait_for()
+    page.get_by_text(re.compile("Heldout", re.IGNORECASE)).first.wait_for()
+    assert page.get_by_text(records["prepare_data"].digest[:36]).count() >= 1
+    keep(page, "stage")
+
+
+def test_lineage_page_is_shown_inside_mlflow(
+    night: tuple[tracking.TrackingRun, dict[str, StageRecord]], browser_page: Any
+) -> None:
+    parent, records = night
+    page = browser_page
+    page.goto(tracking.run_page(parent).replace("?", "/artifacts/lineage.html?"))
+    frame = page.frame_locator("iframe").first
+    frame.get_by_role("heading", name="Lineage: tiny, night 1").wait_for()
+    for record in records.values():
+        assert frame.locator(f"[id='{record.digest}']").count() == 1
+    keep(page, "lineage")
+
+
+def test_lineage_page_stands_alone(
+    night: tuple[tracking.TrackingRun, dict[str, StageRecord]], browser_page: Any, tmp_path: Path
+) -> None:
+    _, records = night
+    path = tmp_path / "lineage.html"
+    path.write_text(lineage_html(list(records.values()), title="alone"))
+    asked: list[str] = []
+    listen = lambda request: asked.append(request.url)  # noqa: E731
+    browser_page.on("request", listen)
+    browser_page.goto(path.as_uri())
+    browser_page.remove_listener("request", listen)
+    assert asked == [path.as_uri()]
+    # A person reads it without scrolling sideways.
+    wide = browser_page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+    assert not wide
+
+
+def test_links_of_the_lineage_are_absolute_with_a_server(
+    night: tuple[tracking.TrackingRun, dict[str, StageRecord]], server: str
+) -> None:
+    parent, records = night
+    digest = records["merge_fp16"].digest
+    links = tracking.model_links(parent, [digest])
+    assert links[digest].startswith(f"{server}/#/experiments/{parent.experiment_id}/models/m-")
+    assert not tracking.model_links(parent, [])
+
+
+def test_server_that_goes_away_is_worth_a_retry(
+    night: tuple[tracking.TrackingRun, dict[str, StageRecord]],
+) -> None:
+    parent, _ = night
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(TransientError, match="does not answer"):
+        tracking.open_parent(gone, "nights", parent.flow_run_id, "night", {})

@@ -1,0 +1,196 @@
+"""The store's promises over the whole chain: run once, re-run what changed, survive any crash."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+from chain import micro_config, run_chain
+from requant.config import STAGE_NAMES, Config
+from requant.store import Store, all_records, artifact_of, read_record, verify
+
+
+def run_in_child(config: Config, kill_in: str | None = None, force: tuple[str, ...] = ()) -> int:
+    """Run the chain in a forked process; return its wait status.
+
+    With `kill_in` the child sends itself SIGKILL when that stage opens its second file for writing
+    in the draft of its artifact: the first is there, the artifact is half written.
+    """
+    process = os.fork()
+    if process:
+        return os.waitpid(process, 0)[1]
+    if kill_in:
+        _kill_while_writing(str(Store(config.state).tmp / f"{kill_in}-"))
+    try:
+        run_chain(config, force)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def _kill_while_writing(prefix: str) -> None:
+    opened: set[str] = set()
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event != "open" or not isinstance(arguments[0], str | bytes | os.PathLike):
+            return
+        path = os.fsdecode(arguments[0])
+        writes = isinstance(arguments[1], str) and set(arguments[1]) & set("wax")
+        if path.startswith(prefix) and (writes or arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            opened.add(path)
+            if len(opened) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+
+
+@pytest.fixture(scope="module")
+def files(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ordinary JSONL files, as a user would bring them."""
+    folder = tmp_path_factory.mktemp("files")
+    for name in ("train", "heldout"):
+        (folder / f"{name}.jsonl").write_bytes((tiny_data / f"{name}.jsonl").read_bytes())
+    return folder
+
+
+def config_of(state: Path, files: Path, **sections) -> Config:
+    source = {
+        "kind": "files",
+        "train": [str(files / "train.jsonl")],
+        "heldout": str(files / "heldout.jsonl"),
+    }
+    data = {"source": source, "max_evaluation_rows": 8}
+    return micro_config(state, prepare_data=data, **sections)
+
+
+@pytest.fixture(scope="module")
+def night(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A state folder in which one night is done."""
+    config = config_of(tmp_path_factory.mktemp("night") / "state", files)
+    assert run_in_child(config) == 0
+    return config
+
+
+@pytest.fixture(scope="module")
+def keys(night: Config) -> dict[str, str]:
+    """Stage to key of the night's own records, before any test adds others."""
+    return {record.stage: record.key for record in all_records(Store(night.state))}
+
+
+def executed(config: Config, since: int) -> list[str]:
+    return [record.stage for record in all_records(Store(config.state))][since:]
+
+
+def starts(config: Config) -> dict[str, float]:
+    return {record.key: record.started for record in all_records(Store(config.state))}
+
+
+def test_every_stage_leaves_a_verified_artifact(night: Config, keys: dict[str, str]) -> None:
+    store = Store(night.state)
+    records = all_records(store)
+    assert tuple(keys) == STAGE_NAMES
+    for record in records:
+        verify(store, artifact_of(store, record))
+    assert list(store.tmp.iterdir()) == []
+    assert list((store.root / "work").iterdir()) == []
+
+
+def test_a_second_run_executes_nothing(night: Config) -> None:
+    before = starts(night)
+    assert run_in_child(night) == 0
+    assert starts(night) == before
+
+
+def test_moving_the_data_executes_nothing_and_one_byte_what_is_downstream(
+    night: Config, files: Path, tmp_path: Path
+) -> None:
+    before = starts(night)
+    for path in files.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    moved = config_of(night.state, tmp_path)
+    assert run_in_child(moved) == 0
+    assert starts(night) == before
+
+    row = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+    text = row["messages"][-1]["content"]
+    content = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train.jsonl").write_text(content.replace(text[-1], "!", 1))
+    assert run_in_child(moved) == 0
+    assert executed(night, since=len(before)) == [
+        "prepare_data",
+        "train_adapter",
+        "merge_fp16",
+        "continue_train",
+        "requantize_gptq",
+        "evaluate",
+    ]
+
+
+@pytest.mark.parametrize("harm", ["delete", "flip"])
+def test_a_harmed_artifact_is_made_again_and_what_is_downstream_stays(
+    night: Config, keys: dict[str, str], harm: str
+) -> None:
+    store = Store(night.state)
+    before = starts(night)
+    record = read_record(store, keys["merge_fp16"])
+    assert record is not None
+    weights = store.object_path(record.digest) / "model.safetensors"
+    if harm == "delete":
+        weights.unlink()
+    else:
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+    assert run_in_child(night) == 0
+    after = starts(night)
+    assert [key for key in after if after[key] != before[key]] == [record.key]
+    verify(store, artifact_of(store, record))
+
+
+def test_forcing_a_stage_whose_bytes_come_out_equal_leaves_the_rest_cached(night: Config) -> None:
+    before = starts(night)
+    digests = {record.key: record.digest for record in all_records(Store(night.state))}
+    assert run_in_child(night, force=("train_adapter",)) == 0
+    after = all_records(Store(night.state))
+    assert {record.key: record.digest for record in after} == digests
+    assert [item.stage for item in after if item.started != before[item.key]] == ["train_adapter"]
+
+
+def test_stages_that_are_off_are_skipped_and_the_chain_stays_valid(
+    night: Config, files: Path
+) -> None:
+    adapter = night.train_adapter.model_dump() | {"enabled": False}
+    off = {
+        "quantize_base": {"enabled": False},
+        "train_adapter": adapter,
+        "merge_fp16": {"enabled": False},
+        "continue_train": night.continue_train.model_dump() | {"enabled": False},
+    }
+    before = len(starts(night))
+    config = config_of(night.state, files, **off)
+    assert run_in_child(config) == 0
+    assert executed(night, since=before) == ["requantize_gptq", "evaluate"]
+    scores = all_records(Store(night.state))[-1].metrics
+    assert {name.partition("/")[0] for name in scores} == {"base", "requantized"}
+
+
+def test_sigkill_in_the_middle_of_any_stage_leaves_no_half_and_the_next_run_finishes(
+    files: Path, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path / "state", files)
+    store = Store(config.state)
+    for position, stage in enumerate(STAGE_NAMES):
+        status = run_in_child(config, kill_in=stage)
+        assert os.WIFSIGNALED(status), stage
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        records = all_records(store)
+        assert [record.stage for record in records] == list(STAGE_NAMES[:position])
+        assert {path.name for path in store.objects.glob("*/*")} == {
+            record.digest for record in records
+        }
+    assert run_in_child(config) == 0
+    assert [record.stage for record in all_records(store)] == list(STAGE_NAMES)

@@ -1,0 +1,162 @@
+import json
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_rel
+
+from requant.config.sections import Evaluate
+from requant.errors import ConfigError, ContractError, ParityError
+from requant.evaluation import DocumentScore, paired
+from requant.stages import evaluate
+from requant.store.manifest import describe
+from tests.stages.conftest import make_context
+
+
+def altered(base: Path, target: Path, name: str, value: float) -> Path:
+    """A copy of a model folder with one weight set to `value`."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(base, target)
+    weights = load_file(target / "model.safetensors")
+    weights[name].view(-1)[0] = value
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    return target
+
+
+@pytest.fixture(scope="module")
+def evaluated(
+    tiny_base: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("evaluated")
+    name = "model.layers.0.mlp.down_proj.weight"
+    merged = altered(tiny_base, folder / "merged", name, 20.0)
+    context = make_context(folder)
+    metrics = evaluate.execute(
+        Evaluate(), context, data=tiny_data, base=tiny_base, merged=merged, requantized=tiny_base
+    )
+    return context.out, metrics
+
+
+def test_every_model_has_every_metric(evaluated: tuple[Path, dict[str, float]]) -> None:
+    out, metrics = evaluated
+    names = {
+        "describe_choice/acc",
+        "describe_choice/acc_norm",
+        "heldout_perplexity/word_perplexity",
+        "heldout_perplexity/byte_perplexity",
+        "old_perplexity/word_perplexity",
+        "old_perplexity/byte_perplexity",
+    }
+    assert set(metrics) == {f"{m}/{n}" for m in ("base", "merged", "requantized") for n in names}
+    assert all(math.isfinite(value) for value in metrics.values())
+    scores = json.loads((out / "scores.json").read_text())
+    acc = scores["base"]["describe_choice"]["acc"]
+    assert acc["value"] == metrics["base/describe_choice/acc"]
+    assert acc["stderr"] > 0
+    assert (
+        metrics["merged/heldout_perplexity/byte_perplexity"]
+        != metrics["base/heldout_perplexity/byte_perplexity"]
+    )
+
+
+def test_samples_add_up_to_the_scores(
+    evaluated: tuple[Path, dict[str, float]], tiny_data: Path
+) -> None:
+    out, metrics = evaluated
+
+    def samples(task: str) -> list[float]:
+        lines = (out / "samples" / f"base.{task}.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        assert [row["id"] for row in rows] == list(range(len(rows)))
+        return [row["score"] for row in rows]
+
+    hits = samples("describe_choice")
+    assert sum(hits) / len(hits) == pytest.approx(metrics["base/describe_choice/acc"])
+    lines = (tiny_data / "evaluation" / "old_perplexity.jsonl").read_text().splitlines()
+    size = sum(len(json.loads(line)["text"].encode()) for line in lines)
+    byte_perplexity = math.exp(-sum(samples("old_perplexity")) / size)
+    assert byte_perplexity == pytest.approx(metrics["base/old_perplexity/byte_perplexity"])
+
+
+def test_the_log_likelihood_is_the_models_own(
+    evaluated: tuple[Path, dict[str, float]], tiny_base: Path, tiny_data: Path
+) -> None:
+    import torch
+
+    from requant.models import load_model, load_tokenizer
+
+    line = (tiny_data / "evaluation" / "heldout_perplexity.jsonl").read_text().splitlines()[0]
+    tokenizer, model = load_tokenizer(tiny_base), load_model(tiny_base, "cpu")
+    tokens = tokenizer("<|endoftext|>" + json.loads(line)["text"], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logits = model(tokens).logits[0, :-1].log_softmax(-1)
+    expected = logits.gather(-1, tokens[0, 1:, None]).sum().item()
+    path = evaluated[0] / "samples" / "base.heldout_perplexity.jsonl"
+    assert json.loads(path.read_text().splitlines()[0])["score"] == pytest.approx(
+        expected, rel=1e-4
+    )
+
+
+def test_pairs_follow_the_chain_and_end_with_first_against_last(
+    evaluated: tuple[Path, dict[str, float]],
+) -> None:
+    pairs = json.loads((evaluated[0] / "paired.json").read_text())
+    old = {(p["earlier"], p["later"]): p for p in pairs if p["task"] == "old_perplexity"}
+    assert list(old) == [("base", "merged"), ("merged", "requantized"), ("base", "requantized")]
+    there, back = old["base", "merged"], old["merged", "requantized"]
+    assert there["mean"] == pytest.approx(-back["mean"])
+    assert there["mean"] != 0
+    assert there["low"] < there["mean"] < there["high"]
+    assert there["n"] == 12
+    same = old["base", "requantized"]
+    assert (same["mean"], same["low"], same["high"]) == (0, 0, 0)
+    assert all(p["higher_is_better"] for p in pairs)
+    assert {p["metric"] for p in pairs} == {"acc", "log_likelihood"}
+
+
+def test_the_interval_is_the_paired_t_tests() -> None:
+    earlier, later = [0.1, 0.5, -2.0, 3.0, 1.5], [0.3, 0.4, -1.0, 3.5, 1.4]
+    ours = paired(
+        [DocumentScore(index, score) for index, score in enumerate(earlier)],
+        [DocumentScore(index, score) for index, score in enumerate(later)],
+    )
+    theirs = ttest_rel(later, earlier).confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    one = paired([DocumentScore(0, 1.0)], [DocumentScore(0, 0.5)])
+    assert asdict(one) == {"mean": -0.5, "stderr": None, "low": None, "high": None, "n": 1}
+
+
+def test_evaluation_is_reproducible(
+    evaluated: tuple[Path, dict[str, float]], tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    contexts = [make_context(tmp_path / str(index)) for index in range(2)]
+    for context in contexts:
+        evaluate.execute(Evaluate(limit=4), context, data=tiny_data, base=tiny_base)
+    assert describe(contexts[0].out) == describe(contexts[1].out)
+    lines = (contexts[0].out / "samples" / "base.describe_choice.jsonl").read_text().splitlines()
+    whole = (evaluated[0] / "samples" / "base.describe_choice.jsonl").read_text().splitlines()
+    assert lines == whole[:4]
+
+
+def test_a_broken_model_is_refused_by_model_task_and_document(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    broken = altered(tiny_base, tmp_path / "broken", "model.norm.weight", math.nan)
+    with pytest.raises(ParityError, match=r"merged on describe_choice, document 0: a score is nan"):
+        evaluate.execute(
+            Evaluate(limit=2), make_context(tmp_path), data=tiny_data, base=tiny_base, merged=broken
+        )
+
+
+def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    section = Evaluate(tasks=("no_such_task",))
+    with pytest.raises(ConfigError, match=r"evaluate\.tasks: lm-eval has no 'no_such_task'"):
+        evaluate.execute(section, make_context(tmp_path / "a"), data=tiny_data, base=nowhere)
+    with pytest.raises(ContractError, match=r"got models \['adapter'\]; expected some of base"):
+        evaluate.execute(Evaluate(), make_context(tmp_path / "b"), data=tiny_data, adapter=nowhere)

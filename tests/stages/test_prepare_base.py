@@ -1,0 +1,206 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from requant.config.sections import PrepareBase
+from requant.errors import ConfigError
+from requant.stages import prepare_base
+from requant.store.manifest import describe
+from tests.stages.conftest import MICRO_BASE, make_context
+
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is <|x|> = {{ 1 }}?"},
+    {"role": "assistant", "content": "One."},
+    {"role": "user", "content": "And two?"},
+    {"role": "assistant", "content": "Two."},
+]
+
+
+def from_folder(path: Path) -> PrepareBase:
+    return PrepareBase.model_validate({"source": {"kind": "folder", "path": path}})
+
+
+def from_hub(revision: str = "main", repo: str = "owner/tiny") -> PrepareBase:
+    source = {"kind": "hub", "repo": repo, "revision": revision}
+    return PrepareBase.model_validate({"source": source})
+
+
+def hub_cache(root: Path, model: Path, commit: str, repo: str = "owner/tiny") -> None:
+    """Lay a model folder out as huggingface_hub's cache does: blobs, refs, links in snapshots."""
+    home = root / f"models--{repo.replace('/', '--')}"
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(commit)
+    (home / "blobs").mkdir()
+    for path in model.iterdir():
+        blob = home / "blobs" / f"blob-{path.name}"
+        shutil.copyfile(path, blob)
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", blob.name))
+
+
+@pytest.fixture
+def offline_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, and huggingface_hub told to stay offline."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    cache.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return cache
+
+
+def test_the_model_is_an_ordinary_folder_that_loads(tiny_base: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype="auto")
+    linears = {
+        module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+    assert model.config.model_type == "qwen3"
+    assert model.dtype == torch.bfloat16
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert all(size % 64 == 0 for size in linears)
+    names = {path.name for path in tiny_base.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= names
+
+
+def test_training_beats_a_model_that_knows_nothing_but_the_vocabulary(tmp_path: Path) -> None:
+    import math
+
+    context = make_context(tmp_path)
+    metrics = prepare_base.execute(PrepareBase.model_validate(MICRO_BASE), context)
+    curve = [values["loss"] for _, values in context.reporter.points]
+    assert metrics["loss"] < math.log(MICRO_BASE["source"]["vocab_size"]) - 0.5
+    assert curve == sorted(curve, reverse=True)
+    assert context.reporter.steps[-1] == (40, 40, "steps")
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
+    again = make_context(tmp_path / "again")
+    prepare_base.execute(PrepareBase.model_validate(MICRO_BASE), again)
+    assert describe(again.out) == describe(tiny_base)
+    other = make_context(tmp_path / "other", seed=1)
+    prepare_base.execute(PrepareBase.model_validate(MICRO_BASE), other)
+    assert describe(other.out) != describe(tiny_base)
+
+
+def test_the_chat_template_renders_prefixes_and_marks_the_answers(tiny_base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    whole = tokenizer.apply_chat_template(MESSAGES, tokenize=False)
+    for count in range(1, len(MESSAGES)):
+        part = tokenizer.apply_chat_template(MESSAGES[:count], tokenize=False)
+        assert whole.startswith(part)
+        if MESSAGES[count]["role"] == "assistant":
+            prompt = tokenizer.apply_chat_template(
+                MESSAGES[:count], tokenize=False, add_generation_prompt=True
+            )
+            assert whole.startswith(prompt)
+    assert whole.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    encoded = tokenizer.apply_chat_template(
+        MESSAGES, return_dict=True, return_assistant_tokens_mask=True
+    )
+    marked = [
+        token
+        for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+        if mask
+    ]
+    assert tokenizer.decode(marked) == "One.<|im_end|>Two.<|im_end|>"
+
+
+def test_the_tokenizer_keeps_every_text(tiny_base: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    for text in ("def f(x):\n\treturn  x\n", "naïve — 日本語 🙂", " leading , and trailing "):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    marks = tokenizer("<|im_start|><|im_end|><|endoftext|>")["input_ids"]
+    assert len(marks) == 3
+    assert tokenizer.decode(marks, skip_special_tokens=True) == ""
+
+
+def test_a_folder_is_copied_without_pickles_links_and_hidden_files(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    hub_cache(tmp_path / "cache", tiny_base, "a" * 40)
+    snapshot = next((tmp_path / "cache").glob("*/snapshots/*"))
+    for name in ("pytorch_model.bin", "optimizer.pt", "state.pkl", ".hidden.json", "manifest.json"):
+        (snapshot / name).write_text("{}")
+    context = make_context(tmp_path)
+    metrics = prepare_base.execute(from_folder(snapshot), context)
+    assert describe(context.out) == describe(tiny_base)
+    assert metrics["parameters"] > 100_000
+    assert prepare_base.content_digests(from_folder(snapshot)) == prepare_base.content_digests(
+        from_folder(tiny_base)
+    )
+
+
+def test_one_changed_byte_of_a_folder_changes_its_digest(tiny_base: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_base, tmp_path / "copy")
+    before = prepare_base.content_digests(from_folder(copy))
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    assert prepare_base.content_digests(from_folder(copy)) != before
+
+
+@pytest.mark.parametrize(
+    ("removed", "named"),
+    [
+        ("config.json", "lacks config.json"),
+        ("model.safetensors", "lacks weights (*.safetensors"),
+        ("tokenizer.json", "lacks a tokenizer"),
+    ],
+)
+def test_a_folder_that_lacks_something_is_refused_by_name(
+    tiny_base: Path, tmp_path: Path, removed: str, named: str
+) -> None:
+    copy = shutil.copytree(tiny_base, tmp_path / "copy")
+    (copy / removed).unlink()
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        prepare_base.content_digests(from_folder(copy))
+
+
+def test_a_missing_shard_and_a_quantized_model_are_refused(tiny_base: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_base, tmp_path / "copy")
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(ConfigError, match=r"lacks model-00002-of-00002\.safetensors"):
+        prepare_base.execute(from_folder(copy), make_context(tmp_path))
+    index.unlink()
+    config = json.loads((copy / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"is quantized \(gptq\); the base must be the 16-bit"):
+        prepare_base.content_digests(from_folder(copy))
+    with pytest.raises(ConfigError, match="is not a folder"):
+        prepare_base.content_digests(from_folder(tmp_path / "nowhere"))
+
+
+def test_a_hub_model_is_taken_from_the_cache_when_offline(
+    tiny_base: Path, tmp_path: Path, offline_cache: Path
+) -> None:
+    hub_cache(offline_cache, tiny_base, "b" * 40)
+    context = make_context(tmp_path)
+    prepare_base.execute(from_hub(), context)
+    assert describe(context.out) == describe(tiny_base)
+    digests = {"commit": "b" * 40}
+    assert prepare_base.content_digests(from_hub()) == digests
+    assert prepare_base.content_digests(from_hub("b" * 40)) == digests
+
+
+def test_a_hub_model_that_is_not_cached_is_refused_offline(offline_cache: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"owner/absent@main is not in the local .*HF_HUB_OFFLINE"
+    ):
+        prepare_base.content_digests(from_hub(repo="owner/absent"))

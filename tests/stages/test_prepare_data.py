@@ -1,0 +1,212 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from requant.config.sections import PrepareData
+from requant.errors import ConfigError, ContractError, RequantError
+from requant.stages import prepare_data
+from requant.store.manifest import describe
+from tests.stages.conftest import MICRO_DATA, make_context
+
+
+def rows(first: int, last: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"How much is {number} and one?"},
+                {"role": "assistant", "content": f"It is {number + 1}."},
+            ]
+        }
+        for number in range(first, last)
+    ]
+
+
+def write(path: Path, items: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def section(train: Path, heldout: Path | None = None, **fields: Any) -> PrepareData:
+    old_text = fields.pop("old_text", None)
+    source = {"kind": "files", "train": [train], "heldout": heldout, "old_text": old_text}
+    return PrepareData.model_validate({"source": source, **fields})
+
+
+def hub_section(**source: Any) -> PrepareData:
+    return PrepareData.model_validate({"source": {"kind": "hub", "repo": "owner/rows", **source}})
+
+
+def test_the_demo_writes_a_night_a_heldout_part_and_three_tasks(tiny_data: Path) -> None:
+    assert len(read(tiny_data / "train.jsonl")) == MICRO_DATA["max_rows"]
+    assert len(read(tiny_data / "heldout.jsonl")) > 100
+    tasks = [yaml.safe_load(path.read_text()) for path in (tiny_data / "evaluation").glob("*.yaml")]
+    assert {task["task"] for task in tasks} == {
+        "describe_choice",
+        "heldout_perplexity",
+        "old_perplexity",
+    }
+    for task in tasks:
+        name = task["dataset_kwargs"]["data_files"]["test"]
+        assert len(read(tiny_data / "evaluation" / name)) == MICRO_DATA["max_evaluation_rows"]
+
+
+def test_every_choice_has_one_right_answer_from_the_heldout_part(tiny_data: Path) -> None:
+    answers = {
+        row["messages"][0]["content"]: row["messages"][1]["content"]
+        for row in read(tiny_data / "heldout.jsonl")
+    }
+    documents = read(tiny_data / "evaluation" / "describe_choice.jsonl")
+    for document in documents:
+        assert len(set(document["choices"])) == 4
+        assert document["choices"][document["answer"]] == answers[document["question"]]
+        assert set(document["choices"]) <= set(answers.values())
+    assert len({document["answer"] for document in documents}) > 1
+
+
+def test_the_same_seed_gives_the_same_bytes(tiny_data: Path, tmp_path: Path) -> None:
+    again = make_context(tmp_path / "again")
+    prepare_data.execute(PrepareData.model_validate(MICRO_DATA), again)
+    assert describe(again.out) == describe(tiny_data)
+    other = make_context(tmp_path / "other", seed=1)
+    prepare_data.execute(PrepareData.model_validate(MICRO_DATA), other)
+    assert read(other.out / "train.jsonl") != read(tiny_data / "train.jsonl")
+
+
+def test_files_are_cut_without_overlap_and_alike_in_either_format(tmp_path: Path) -> None:
+    import datasets
+
+    train = write(tmp_path / "train.jsonl", rows(0, 60) + rows(0, 20))
+    text = tmp_path / "old.txt"
+    text.write_text("The old skill.\n\nIn two paragraphs.\n" * 30)
+    context = make_context(tmp_path / "jsonl")
+    metrics = prepare_data.execute(section(train, old_text=text), context)
+    kept = {json.dumps(row) for row in read(context.out / "train.jsonl")}
+    heldout = {json.dumps(row) for row in read(context.out / "heldout.jsonl")}
+    assert kept and heldout and not kept & heldout
+    assert metrics["train_rows"] + metrics["heldout_rows"] == 80
+    assert {path.stem for path in (context.out / "evaluation").iterdir()} == {
+        "heldout_perplexity",
+        "old_perplexity",
+        "response_choice",
+    }
+    table = datasets.Dataset.from_list(rows(0, 60) + rows(0, 20))
+    table.to_parquet(str(tmp_path / "train.parquet"))
+    other = make_context(tmp_path / "parquet")
+    prepare_data.execute(section(tmp_path / "train.parquet", old_text=text), other)
+    assert describe(other.out) == describe(context.out)
+
+
+def test_more_rows_leave_what_is_held_out_held_out(tmp_path: Path) -> None:
+    few, many = make_context(tmp_path / "few"), make_context(tmp_path / "many")
+    prepare_data.execute(section(write(tmp_path / "few.jsonl", rows(0, 100))), few)
+    prepare_data.execute(section(write(tmp_path / "many.jsonl", rows(0, 200))), many)
+    before = {json.dumps(row) for row in read(few.out / "heldout.jsonl")}
+    after = {json.dumps(row) for row in read(many.out / "heldout.jsonl")}
+    assert before < after
+
+
+def test_max_rows_keeps_a_part_of_what_a_larger_one_keeps(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", rows(0, 80))
+    kept = []
+    for count in (5, 20):
+        context = make_context(tmp_path / str(count))
+        prepare_data.execute(section(train, max_rows=count), context)
+        kept.append([json.dumps(row) for row in read(context.out / "train.jsonl")])
+    assert [len(part) for part in kept] == [5, 20]
+    assert set(kept[0]) < set(kept[1])
+
+
+def test_prompt_and_response_columns_become_conversations(tmp_path: Path) -> None:
+    train = write(tmp_path / "t.jsonl", [{"q": f"{n}?", "a": f"{n}!", "x": 1} for n in range(20)])
+    context = make_context(tmp_path)
+    columns = {"messages": None, "prompt": "q", "response": "a"}
+    prepare_data.execute(section(train, columns=columns), context)
+    for row in read(context.out / "train.jsonl"):
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        question, answer = (message["content"] for message in row["messages"])
+        assert question.rstrip("?") == answer.rstrip("!")
+
+
+def test_a_given_heldout_part_that_overlaps_is_refused_by_row(tmp_path: Path) -> None:
+    heldout_rows = rows(4, 8)
+    heldout_rows[0]["messages"][0]["content"] = "HOW  much is 4\nand one?"
+    train, heldout = (
+        write(tmp_path / "train.jsonl", rows(0, 6)),
+        write(tmp_path / "heldout.jsonl", heldout_rows),
+    )
+    with pytest.raises(ContractError, match=r"training row 5 is held-out row 1 too.*How much is 4"):
+        prepare_data.execute(section(train, heldout), make_context(tmp_path))
+
+
+BAD_LINES = {
+    '{"messages": [{"role": "robot", "content": "x"}]}': "messages[0].role is 'robot'",
+    '{"messages": [{"role": "assistant", "content": "  "}]}': "messages[0].content is '  '",
+    '{"messages": [{"role": "user", "content": "x"}]}': "the last message is by 'user'",
+    '{"messages": []}': "messages is []",
+    '{"messages": "x"}': "messages is 'x'",
+    '{"messages": [{"role": "assistant", "content": 3}]}': "messages[0].content is 3",
+    '{"text": "x"}': "has no column 'messages'",
+    '{"messages": [': "is not JSON",
+    '["x"]': "has no column 'messages' (found list)",
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_the_first_bad_row_is_named_by_file_line_and_value(tmp_path: Path, line: str) -> None:
+    good = "".join(json.dumps(row) + "\n" for row in rows(0, 3))
+    train = tmp_path / "train.jsonl"
+    train.write_text(f"{good}\n{line}\n{good}")
+    expected = re.escape(f"{train}, line 5: {BAD_LINES[line]}")
+    with pytest.raises(ContractError, match=expected):
+        prepare_data.execute(section(train), make_context(tmp_path))
+
+
+def test_a_file_that_is_not_parquet_is_refused_by_name(tmp_path: Path) -> None:
+    train = tmp_path / "train.parquet"
+    train.write_text("no parquet")
+    with pytest.raises(ContractError, match=r"train\.parquet: is not Parquet"):
+        prepare_data.execute(section(train), make_context(tmp_path))
+
+
+def test_digests_follow_the_bytes_not_the_paths(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", rows(0, 9))
+    moved = write(tmp_path / "b.jsonl", rows(0, 9))
+    changed = write(tmp_path / "c.jsonl", rows(0, 10))
+    digest = prepare_data.content_digests(section(first))
+    assert digest == prepare_data.content_digests(section(moved))
+    assert digest != prepare_data.content_digests(section(changed))
+    both = prepare_data.content_digests(section(first, changed, old_text=moved))
+    assert set(both) == {"train_0", "heldout", "old_text"}
+    with pytest.raises(ConfigError, match=r"source\.train_0: .*absent\.jsonl is not a file"):
+        prepare_data.content_digests(section(tmp_path / "absent.jsonl"))
+
+
+def test_a_hub_dataset_is_taken_from_the_cache_when_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "c" * 40
+    home = tmp_path / "hub" / "datasets--owner--rows"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(commit)
+    (home / "snapshots" / commit).mkdir(parents=True)
+    write(home / "snapshots" / commit / "train.jsonl", rows(0, 40))
+    write(home / "snapshots" / commit / "test.jsonl", rows(40, 48))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    context = make_context(tmp_path / "run")
+    metrics = prepare_data.execute(hub_section(heldout_split="test"), context)
+    assert (metrics["train_rows"], metrics["heldout_rows"]) == (40, 8)
+    assert prepare_data.content_digests(hub_section()) == {"commit": commit}
+    with pytest.raises(RequantError, match=r"owner/rows has no split 'nights' of subset None"):
+        prepare_data.execute(hub_section(train_split="nights"), make_context(tmp_path / "bad"))

@@ -1,0 +1,102 @@
+"""quantize_base on a real tiny model: loadable, the same bytes twice, trainable, refused early."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from requant.config.sections import QuantizeBase
+from requant.errors import ArtifactError, ConfigError, ContractError
+from requant.models import import_gptqmodel, load_model, load_tokenizer, quantization_of
+from requant.stages import quantize_base
+from requant.store.manifest import describe
+from tests.stages.conftest import make_context
+
+GROUP_SIZE = 64
+CONVERSATION = [{"role": "user", "content": "What does sorted return?"}]
+
+
+def quantize(
+    method: str, folder: Path, base: Path, data: Path | None = None
+) -> tuple[Path, dict[str, float]]:
+    section = QuantizeBase(method=method, group_size=GROUP_SIZE, calibration_rows=16)
+    context = make_context(folder)
+    return context.out, quantize_base.execute(section, context, base=base, data=data)
+
+
+@pytest.fixture(scope="module")
+def gptq_base(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, tiny_data: Path) -> Path:
+    return quantize("gptq", tmp_path_factory.mktemp("gptq"), tiny_base, tiny_data)[0]
+
+
+@pytest.mark.parametrize(("method", "max_kl"), [("nf4", 0.2), ("int8", 0.01), ("gptq", 0.2)])
+def test_a_checkpoint_close_to_the_original_and_the_same_bytes_twice(
+    method: str, max_kl: float, tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    out, metrics = quantize(method, tmp_path / "one", tiny_base, tiny_data)
+    again, _ = quantize(method, tmp_path / "two", tiny_base, tiny_data)
+    assert describe(out) == describe(again)
+    assert quantization_of(json.loads((out / "config.json").read_text())) == method
+    assert 0 < metrics["kl"] < max_kl
+    assert metrics["size_ratio"] < 1
+    for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
+        assert (out / name).read_bytes() == (tiny_base / name).read_bytes()
+
+
+def test_a_base_without_data_is_probed(tmp_path: Path, tiny_base: Path) -> None:
+    out, metrics = quantize("nf4", tmp_path, tiny_base)
+    assert set(metrics) == {"size_ratio"}
+    assert load_tokenizer(out).apply_chat_template(CONVERSATION, tokenize=False)
+
+
+def test_the_quantized_files_name_no_machine(gptq_base: Path) -> None:
+    for name in ("config.json", "quantize_config.json"):
+        text = (gptq_base / name).read_text()
+        assert "/tmp" not in text
+        assert "offload" not in text
+        assert '"checkpoint_format": "gptq"' in text
+
+
+def test_every_adapter_tensor_on_a_gptq_base_gets_a_gradient(gptq_base: Path) -> None:
+    import torch
+
+    import_gptqmodel()
+    from peft import LoraConfig, get_peft_model
+
+    model = load_model(gptq_base, "cpu", trainable=True)
+    model = get_peft_model(
+        model,
+        # Random B as well as A: with B zero, A's gradient is rightly zero at the first step.
+        LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False),
+    )
+    ids = torch.arange(16)[None]
+    # The kernel transformers picks by itself gives no gradients after this.
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    model.train()
+    model(input_ids=ids, labels=ids).loss.backward()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trainable) == 8
+    for name, parameter in trainable.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_an_already_quantized_base_is_refused(tmp_path: Path, gptq_base: Path) -> None:
+    with pytest.raises(ContractError, match=r"is quantized already \(gptq\); give the 16-bit"):
+        quantize("nf4", tmp_path, gptq_base)
+
+
+def test_gptq_without_calibration_text_is_refused(tmp_path: Path, tiny_base: Path) -> None:
+    with pytest.raises(ConfigError, match="needs calibration text"):
+        quantize("gptq", tmp_path, tiny_base)
+
+
+def test_an_incomplete_base_is_refused_before_work(tmp_path: Path, tiny_base: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(ArtifactError, match="has no chat template"):
+        quantize("nf4", tmp_path / "stage", base)
+    assert not any((tmp_path / "stage" / "out").iterdir())

@@ -1,0 +1,137 @@
+"""requantize_gptq on a real tiny model: measured, calibrated apart, refused over the limit."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from requant.calibration import sample_calibration
+from requant.config.sections import RequantizeGptq
+from requant.conversation import read_rows
+from requant.errors import ConfigError, ContractError, ParityError
+from requant.models import load_tokenizer
+from requant.stages import requantize_gptq
+from requant.store.manifest import describe
+from tests.stages.conftest import make_context
+
+ROWS = 16
+
+
+def requantize(
+    folder: Path, model: Path, data: Path, seed: int = 0, **fields: Any
+) -> tuple[Path, dict[str, float]]:
+    section = RequantizeGptq(
+        **{"group_size": 64, "calibration_rows": ROWS, "fidelity_rows": 4, **fields}
+    )
+    context = make_context(folder, seed=seed)
+    return context.out, requantize_gptq.execute(section, context, model=model, data=data)
+
+
+def write_rows(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_same_bytes_twice_and_its_figures(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    out, metrics = requantize(tmp_path / "one", tiny_base, tiny_data)
+    again, _ = requantize(tmp_path / "two", tiny_base, tiny_data)
+    assert describe(out) == describe(again)
+    assert 0 < metrics["kl"] < 0.2
+    assert metrics["agreement"] > 0.5
+    assert abs(metrics["loss_4bit"] - metrics["loss_16bit"]) < 0.2
+    assert metrics["size_ratio"] < 1
+    assert metrics["calibration_rows"] == ROWS
+    assert metrics["calibration_tokens"] > ROWS
+    assert len(json.loads((out / "calibration.json").read_text())["rows"]) == ROWS
+
+
+def test_the_seed_picks_the_calibration_rows(tiny_base: Path, tiny_data: Path) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    zero, same, one = (sample_calibration(tokenizer, tiny_data, 8, seed) for seed in (0, 0, 1))
+    assert zero == same
+    assert zero.texts != one.texts
+
+
+def test_more_bits_are_closer(tmp_path: Path, tiny_base: Path, tiny_data: Path) -> None:
+    _, four = requantize(tmp_path / "4", tiny_base, tiny_data)
+    _, eight = requantize(tmp_path / "8", tiny_base, tiny_data, bits=8, desc_act=True)
+    assert eight["kl"] < four["kl"] / 10
+    assert eight["size_ratio"] > four["size_ratio"]
+
+
+def test_rows_that_are_measured_on_are_not_calibrated_on(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    train, heldout = read_rows(data / "train.jsonl"), read_rows(data / "heldout.jsonl")
+    shouted = json.loads(json.dumps(heldout[0]))
+    shouted["messages"][-1]["content"] = shouted["messages"][-1]["content"].upper() + "  \n"
+    document = {"query": "what", "choices": [train[0]["messages"][-1]["content"]]}
+    write_rows(data / "train.jsonl", [shouted, *train[:3]])
+    write_rows(data / "evaluation" / "extra.jsonl", [document])
+    tokenizer = load_tokenizer(tiny_base)
+    calibration = sample_calibration(tokenizer, data, 4, seed=0)
+    assert sorted(calibration.rows) == [2, 3]
+    assert calibration.dropped == 2
+    write_rows(data / "train.jsonl", [shouted])
+    with pytest.raises(ContractError, match=r"all 1 rows .* are also held out or evaluated on"):
+        sample_calibration(tokenizer, data, 4, seed=0)
+
+
+def test_a_group_size_that_does_not_divide_is_refused_before_work(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        requantize(tmp_path, tiny_base, tiny_data, group_size=128)
+    text = str(caught.value)
+    assert "group_size=128 does not divide in_features=64 of model.layers.0.mlp.gate_proj" in text
+    assert "valid for this model: 32, 64" in text
+    assert not any((tmp_path / "out").iterdir())
+    assert not any((tmp_path / "work").iterdir())
+
+
+def test_a_model_over_the_limit_is_refused_with_its_figures(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    with pytest.raises(ParityError) as caught:
+        requantize(tmp_path, tiny_base, tiny_data, fidelity_max_kl=1e-9)
+    text = str(caught.value)
+    assert "requantize_gptq.fidelity_max_kl=1e-09" in text
+    assert "raise requantize_gptq.calibration_rows" in text
+
+
+@pytest.mark.parametrize("kl", [0.51, float("nan"), float("inf")])
+def test_the_limit_refuses_what_is_not_a_number(kl: float) -> None:
+    figures = {"kl": kl, "loss_16bit": 1.0, "loss_4bit": 2.0, "calibration_tokens": 9.0}
+    with pytest.raises(ParityError, match=r"loss 1 in 16 bit, 2 quantized; 9 calibration tokens"):
+        requantize_gptq.check_fidelity(figures, RequantizeGptq(fidelity_max_kl=0.5))
+
+
+def test_a_broken_weight_is_refused(tmp_path: Path, tiny_base: Path, tiny_data: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_base, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ParityError, match="q_proj"):
+        requantize(tmp_path / "stage", model, tiny_data)
+
+
+def test_an_untied_output_layer_stays_as_it_is(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_base, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    tensors = load_file(model / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file({**tensors, "lm_head.weight": head}, model / "model.safetensors", {"format": "pt"})
+    out, metrics = requantize(tmp_path / "stage", model, tiny_data)
+    assert load_file(out / "model.safetensors")["lm_head.weight"].equal(head)
+    assert metrics["kl"] < 0.2

@@ -1,0 +1,143 @@
+"""The wording of figures, and a page that stands alone."""
+
+import math
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from requant.report import (
+    CURVE_HEIGHT,
+    CURVE_WIDTH,
+    StageRow,
+    drawn_curve,
+    duration,
+    figure,
+    headline,
+    night_report,
+    score_table,
+    verdict,
+)
+from requant.store import StageRecord, Store
+from tests.nights import CHAIN, make_night
+
+SCORES = {
+    "base": {"choice": {"acc": {"value": 0.31, "stderr": 0.05}}},
+    "requantized": {
+        "choice": {"acc": {"value": 0.41, "stderr": 0.04}},
+        "docstrings": {"word_perplexity": {"value": 61.2, "stderr": None}},
+    },
+}
+PAIRED = [
+    {"from": "base", "to": "requantized", "task": "choice", "metric": "acc"}
+    | {"mean": 0.1, "stderr": 0.02, "low": 0.06, "high": 0.14, "n": 64}
+]
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageRecord]:
+    return make_night(Store(tmp_path_factory.mktemp("state")))
+
+
+@pytest.mark.parametrize(
+    ("stage", "text"),
+    [
+        ("prepare_base", "loss 3.9, 5.2M parameters"),
+        ("prepare_data", "640 training rows, 64 held out"),
+        ("quantize_base", "kl 0.02, 97.0% agree"),
+        ("train_adapter", "loss 3.21 → 2.87"),
+        ("merge_fp16", "kl 1.2e-05, 99.9% agree"),
+        ("continue_train", "loss 2.87 → 2.66"),
+        ("requantize_gptq", "kl 0.03, 98.1% agree"),
+        ("evaluate", "acc 0.41 (requantized, describe_choice)"),
+    ],
+)
+def test_headline(night: dict[str, StageRecord], stage: str, text: str) -> None:
+    assert headline(night[stage]) == text
+
+
+@pytest.mark.parametrize("stage", [*CHAIN, "a_stage_of_tomorrow"])
+def test_headline_makes_do_with_other_figures(night: dict[str, StageRecord], stage: str) -> None:
+    bare = night["evaluate"].model_copy(update={"stage": stage, "metrics": {}})
+    other = bare.model_copy(update={"metrics": {"b": 2.0, "a": math.inf, "c": 3.0}})
+    assert headline(bare) == ""
+    assert headline(other) == "a inf, b 2"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (640.0, "640"), (1.2e-5, "1.2e-05"), (2.8749, "2.875"), (14.2e9, "14.2B")],
+)
+def test_figure(value: float, text: str) -> None:
+    assert figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.26, "0.3 s"),
+        (9.97, "10 s"),
+        (59.7, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (7620, "2 h 07 min"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "text"),
+    [
+        ("acc", 0.1, 0.2, "better"),
+        ("acc", -0.2, -0.1, "worse"),
+        ("word_perplexity", 0.1, 0.2, "worse"),
+        ("word_perplexity", -0.2, -0.1, "better"),
+        ("acc", -0.1, 0.2, "no clear change"),
+    ],
+)
+def test_verdict_knows_which_way_is_better(metric: str, low: float, high: float, text: str) -> None:
+    assert verdict(metric, low, high) == text
+
+
+def test_scores_keep_a_cell_for_each_model() -> None:
+    rows = score_table(SCORES)
+    assert [(row["task"], row["metric"], row["better"]) for row in rows] == [
+        ("choice", "acc", "higher"),
+        ("docstrings", "word_perplexity", "lower"),
+    ]
+    assert rows[1]["cells"] == [None, {"value": "61.2", "stderr": ""}]
+
+
+def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
+    rows = [StageRow(stage, "done", record) for stage, record in night.items()]
+    rows[-1] = StageRow("evaluate", "off")
+    page = night_report("<script>tiny</script>", rows, SCORES, PAIRED)
+
+    assert not re.search(r"<script|<link|<img|https?://|@import|url\(", page)
+    assert len(page) < 50_000
+    assert "not measured" in page
+    assert "base → requantized" in page
+    assert '<td class="better">better</td>' in page
+    assert page.count("<polyline") == 2
+    assert page == night_report("<script>tiny</script>", rows, SCORES, PAIRED)
+
+
+def test_report_of_a_night_that_got_nowhere_has_no_empty_tables() -> None:
+    page = night_report("night", [StageRow("prepare_base", "failed")])
+    assert page.count("<table") == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10**6), st.floats(-1e6, 1e6)),
+        min_size=1,
+        unique_by=lambda point: point[0],
+    )
+)
+def test_curve_stays_in_its_box(curve: list[tuple[int, float]]) -> None:
+    drawn = drawn_curve(tuple(sorted(curve)))
+    points = [tuple(map(float, point.split(","))) for point in drawn["points"].split()]
+    assert len(points) == len(curve)
+    assert all(0 <= x <= CURVE_WIDTH and 0 <= y <= CURVE_HEIGHT for x, y in points)
