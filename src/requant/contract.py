@@ -3,15 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError, ContractError
-from requant.models import quantization_of, read_model_config
-
-Shape = tuple[int, ...]
+from requant.model_folder import INDEX_NAME
+from requant.models import read_model_config
+from requant.weights import Shape, logical_shapes, read_headers
 
 ARCHITECTURE_FIELDS = (
     "architectures",
@@ -34,21 +33,8 @@ spells out is passed over, because releases of transformers spell them different
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
-NF4_STATE = ".quant_state.bitsandbytes__nf4"
 NAMED = 5
 """Tensors named in an error before the rest is counted."""
-
-
-@dataclass(frozen=True)
-class TensorHeader:
-    """One tensor of a safetensors file, without its data."""
-
-    file: Path
-    dtype: str
-    shape: Shape
-    start: int
-    """Of the data, bytes from the start of the file."""
-    end: int
 
 
 def check_model_folder(folder: Path) -> None:
@@ -64,7 +50,7 @@ def check_model_folder(folder: Path) -> None:
         if not config.get(name):
             raise ArtifactError(f"{folder / 'config.json'}: has no {name}; not a language model")
     tensors = read_headers(folder)
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_NAME
     if index.exists():
         named = json.loads(index.read_bytes())["weight_map"].keys()
         if lacking := sorted(named - tensors.keys()):
@@ -97,6 +83,8 @@ def check_pairing(original: Path, quantized: Path) -> None:
             and tokenizer.
         ArtifactError: If one of the two is no complete model folder.
     """
+    check_model_folder(original)
+    check_model_folder(quantized)
     ours, theirs = read_model_config(original), read_model_config(quantized)
     differences = [
         f"{name}: original {ours[name]!r}, quantized {theirs[name]!r}"
@@ -126,108 +114,6 @@ def check_pairing(original: Path, quantized: Path) -> None:
         + "\n  ".join(differences)
         + f"\n{way_out}; quantize the original with quantize_base instead"
     )
-
-
-def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Read the headers of all *.safetensors of a folder.
-
-    Format: 8 bytes little-endian length, that many bytes of JSON, then the data
-    (https://github.com/huggingface/safetensors#format).
-
-    Raises:
-        ArtifactError: If there is no weights file, or one is cut short.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ArtifactError(
-            f"{folder}: holds no *.safetensors; save the weights with save_pretrained "
-            "(requant reads no pickles)"
-        )
-    return {name: header for file in files for name, header in _headers_of(file)}
-
-
-def _headers_of(path: Path) -> list[tuple[str, TensorHeader]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if 8 + length <= size else b""
-    try:
-        entries = json.loads(text)
-    except ValueError as error:
-        raise ArtifactError(f"{path}: is cut short or no safetensors file; copy it anew") from error
-    start = 8 + length
-    headers = [
-        (
-            name,
-            TensorHeader(
-                file=path,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                start=start + entry["data_offsets"][0],
-                end=start + entry["data_offsets"][1],
-            ),
-        )
-        for name, entry in entries.items()
-        if name != "__metadata__"
-    ]
-    needed = max((header.end for _, header in headers), default=start)
-    if size < needed:
-        raise ArtifactError(f"{path}: is cut short: {size} bytes of {needed}; copy it anew")
-    return headers
-
-
-def logical_shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Return the shapes a model's tensors have before they are packed.
-
-    NF4 keeps the shape in the quant_state entry beside the packed weight; int8 keeps it; GPTQ's
-    `qweight` is int32 [in_features * bits / 32, out_features].
-
-    Returns:
-        Tensor name of the unquantized model to shape, without the output layer where it is tied
-        to the embedding.
-    """
-    headers = read_headers(folder)
-    method = quantization_of(dict(config))
-    if method == "gptq":
-        shapes = _gptq_shapes(headers, config["quantization_config"]["bits"])
-    elif method in {"nf4", "int8"}:
-        shapes = _bitsandbytes_shapes(headers)
-    else:
-        shapes = {name: header.shape for name, header in headers.items()}
-    if config.get("tie_word_embeddings"):
-        shapes.pop("lm_head.weight", None)
-    return shapes
-
-
-def _bitsandbytes_shapes(headers: Mapping[str, TensorHeader]) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
-    for name, header in headers.items():
-        owner = name.partition(".weight.")[0] + ".weight"
-        if name.endswith(NF4_STATE):
-            shapes[owner] = tuple(json.loads(_data(header))["shape"])
-        elif ".weight." in name or name.endswith((".SCB", ".weight_format")):
-            continue
-        elif name + NF4_STATE not in headers:
-            shapes[name] = header.shape
-    return shapes
-
-
-def _gptq_shapes(headers: Mapping[str, TensorHeader], bits: int) -> dict[str, Shape]:
-    shapes: dict[str, Shape] = {}
-    for name, header in headers.items():
-        module, _, leaf = name.rpartition(".")
-        if leaf == "qweight":
-            rows, columns = header.shape
-            shapes[f"{module}.weight"] = (columns, rows * 32 // bits)
-        elif f"{module}.qweight" not in headers or leaf == "bias":
-            shapes[name] = header.shape
-    return shapes
-
-
-def _data(header: TensorHeader) -> bytes:
-    with header.file.open("rb") as file:
-        file.seek(header.start)
-        return file.read(header.end - header.start)
 
 
 def _tensor_differences(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> list[str]:

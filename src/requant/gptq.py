@@ -8,9 +8,9 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from requant.contract import NAMED, check_model_folder, read_headers
+from requant.contract import NAMED, check_model_folder
 from requant.errors import ConfigError, ContractError, ParityError
-from requant.model_folder import copy_companions
+from requant.model_folder import INDEX_NAME, copy_companions
 from requant.models import (
     clear_memory,
     compute_dtype,
@@ -21,13 +21,13 @@ from requant.models import (
     read_model_config,
 )
 from requant.stage import Reporter
+from requant.weights import read_headers
 
 GROUP_SIZES = (32, 64, 128)
 CALIBRATION_BATCH = 8
 """Sequences per calibration forward pass."""
 MIN_CALIBRATION_TOKENS = 10
 """GPTQModel drops sequences up to this length."""
-INDEX_NAME = "model.safetensors.index.json"
 MACHINE_FIELDS = frozenset(
     {
         "auto_forward_data_parallel",
@@ -105,7 +105,7 @@ def quantize_gptq(
             "damp_percent": damp_percent,
         },
         device=device,
-        offload=work / "offload",
+        work=work,
         reporter=reporter,
     )
     _assemble(model_folder, draft, out)
@@ -176,10 +176,14 @@ def _run_gptqmodel(
     *,
     settings: Mapping[str, Any],
     device: str,
-    offload: Path,
+    work: Path,
     reporter: Reporter,
 ) -> None:
     import_gptqmodel()
+    from gptqmodel.looper import loop_processor
+
+    # Otherwise a log with a random name for each run, in the folder the process was started in.
+    loop_processor._PROJECT_LOG_DIR = work / "gptqmodel-logs"
     with quiet_libraries():
         from gptqmodel import GPTQModel, QuantizeConfig
 
@@ -191,7 +195,7 @@ def _run_gptqmodel(
             pack_impl="original",
             # A GPU gets the model block by block; on a CPU all of it is in memory anyway.
             offload_to_disk=device == "cuda",
-            offload_to_disk_path=str(offload) if device == "cuda" else None,
+            offload_to_disk_path=str(work / "offload") if device == "cuda" else None,
         )
         model = GPTQModel.load(str(model_folder), config, dtype=compute_dtype(device))
         blocks = read_model_config(model_folder).get("num_hidden_layers", 0)

@@ -74,8 +74,9 @@ def night_report(
         title: Of the night.
         rows: Stages in the order of the chain.
         scores: Content of the evaluation's scores.json.
-        paired: Content of the evaluation's paired.json: entries with from, to, task, metric, mean
-            (of `to` minus `from` over the same documents), stderr, low and high (95%), n.
+        paired: Content of the evaluation's paired.json: entries with earlier, later, task, metric,
+            higher_is_better, mean (of `later` minus `earlier` over the same documents), stderr,
+            low and high (95%), n.
     """
     records = [row.record for row in rows if row.record]
     return render(
@@ -120,11 +121,13 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
-def verdict(metric: str, low: float, high: float) -> Literal["better", "worse", "no clear change"]:
+def verdict(
+    low: float, high: float, *, higher_is_better: bool
+) -> Literal["better", "worse", "no clear change"]:
     """Judge a paired difference by its 95% interval."""
     if low <= 0 <= high:
         return "no clear change"
-    return "better" if (high < 0) == lower_is_better(metric) else "worse"
+    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def drawn_curve(curve: Curve) -> dict[str, Any]:
@@ -198,13 +201,13 @@ def _step(entry: Mapping[str, Any]) -> dict[str, Any]:
     # Whisker and dot on an axis whose middle is zero and whose ends are the interval's farther end.
     reach = max(abs(low), abs(high)) or 1.0
     return {
-        "step": f"{entry['from']} → {entry['to']}",
+        "step": f"{entry['earlier']} → {entry['later']}",
         "task": entry["task"],
         "metric": entry["metric"],
         "mean": f"{mean:+.4g}",
         "interval": f"{low:+.4g} to {high:+.4g}",
         "n": entry["n"],
-        "verdict": verdict(str(entry["metric"]), low, high),
+        "verdict": verdict(low, high, higher_is_better=bool(entry["higher_is_better"])),
         "whisker": [f"{50 + 45 * end / reach:.1f}" for end in (low, mean, high)],
     }
 

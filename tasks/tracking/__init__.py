@@ -13,16 +13,11 @@ from tasks.tracking.connection import (
     run_page,
 )
 from tasks.tracking.models import model_links
-from tasks.tracking.runs import (
-    close_parent,
-    close_stage,
-    fail_stage,
-    log_points,
-    open_parent,
-    open_stage,
-)
+from tasks.tracking.nights import close_parent, open_parent
+from tasks.tracking.runs import Status, close_stage, fail_stage, log_points, open_stage
 
 __all__ = [
+    "Status",
     "TrackingRun",
     "close_parent",
     "close_stage",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
-from requant.errors import TransientError
+from requant.errors import ConfigError, TransientError
 from requant.store import Store, locked
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 PROBE_SECONDS = 3.0
+SQLITE = "sqlite:///"
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,6 +30,7 @@ class TrackingRun:
 
     client: "MlflowClient" = field(repr=False)
     uri: str
+    """Of the server or database, without a password."""
     experiment_id: str
     run_id: str
     flow_run_id: str
@@ -46,7 +48,7 @@ def transient(uri: str) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from requests import exceptions
 
-    away = (exceptions.ConnectionError, exceptions.Timeout)
+    away = (exceptions.ConnectionError, exceptions.Timeout, ConnectionError)
     codes = {"TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "INTERNAL_ERROR"}
     try:
         yield
@@ -59,15 +61,20 @@ def transient(uri: str) -> Iterator[None]:
 
 
 def _is_away(uri: str, error: BaseException) -> str:
+    if not uri.startswith("http"):
+        return f"tracking.uri: {uri} failed ({error})"
+    # mlflow's own texts repeat the address it was given.
+    reason = str(error).replace(uri, public(uri))
     return (
-        f"tracking.uri: {_without_password(uri)} does not answer ({error}); start it, or set "
-        "tracking.uri to null for a database in the state folder"
+        f"tracking.uri: {public(uri)} does not answer ({reason}); start it, or set tracking.uri "
+        "to null for a database in the state folder"
     )
 
 
-def _without_password(uri: str) -> str:
+def public(uri: str) -> str:
+    """Return an address without user and password, fit for logs and pages."""
     parts = urlparse(uri)
-    return uri.replace(f"{parts.username}:{parts.password}@", "") if parts.password else uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in uri else uri
 
 
 def reaching(function: Callable[P, R]) -> Callable[P, R]:
@@ -109,7 +116,7 @@ def run_page(run: TrackingRun) -> str:
 
 def default_uri(state: Path) -> str:
     """Return the address of the database in a state folder."""
-    return f"sqlite:///{state.resolve()}/mlflow.db"
+    return f"{SQLITE}{state.resolve()}/mlflow.db"
 
 
 def prepare_database(uri: str | None, state: Path) -> str:
@@ -122,16 +129,24 @@ def prepare_database(uri: str | None, state: Path) -> str:
         state: Folder of the locks and of the default database.
 
     Raises:
-        TransientError: If a server does not answer.
+        ConfigError: On another kind of address.
     """
     address = uri or default_uri(state)
-    if address.startswith("http"):
+    if address.startswith(("http://", "https://")):
         return address.rstrip("/")
+    if not address.startswith(SQLITE):
+        # mlflow would keep the artifacts of another database below the working folder.
+        raise ConfigError(
+            f"tracking.uri: {public(address)!r} is neither http(s):// nor sqlite:///; start "
+            "`mlflow server` on that database and give the server's address"
+        )
+    path = Path(address.removeprefix(SQLITE)).resolve()
+    address = f"{SQLITE}{path}"
     preload()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    Path(address.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with locked(Store(state).lock_path("mlflow-database")), transient(address):
         try:
             MlflowClient(tracking_uri=address)

@@ -1,17 +1,15 @@
-"""The runs of a night: one for the flow run, and nested in it one for each stage, cached or not."""
+"""The runs of stages, nested in the night's: opened, followed by curves, closed with edges."""
 
 import getpass
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
 
-from requant.errors import ConfigError, TransientError
-from requant.notes import Crumb, NightLine, flat, night_note, stage_note
+from requant.errors import TransientError
+from requant.notes import flat, stage_note
 from requant.report import headline
 from requant.store import StageRecord, Store
-from tasks.tracking.connection import TrackingRun, page, preload, probe, reaching, transient
+from tasks.tracking.connection import TrackingRun, page, probe, public, reaching, transient
 from tasks.tracking.models import (
     MODEL_KINDS,
     NOTE,
@@ -34,33 +32,9 @@ FLUSH_SECONDS = 1.0
 
 FLOW_RUN = "requant.flow_run_id"
 STAGE = "requant.stage"
+CACHE = "cache"
+DIGEST = "requant.digest"
 HEADLINE = "requant.headline"
-
-
-def open_parent(
-    uri: str, experiment: str, flow_run_id: str, name: str, params: Mapping[str, Any]
-) -> TrackingRun:
-    """Open the run of a night: the one this flow run already has, else a new one.
-
-    Args:
-        uri: As `prepare_database` returns it.
-        experiment: Name; made where missing.
-        flow_run_id: What finds the run again after a SIGKILL or a retry.
-        name: Of the run, for people.
-        params: The configuration; nested sections become dotted names.
-
-    Raises:
-        TransientError: If a server does not answer.
-        ConfigError: If the experiment was deleted.
-    """
-    preload()
-    from mlflow import MlflowClient
-
-    probe(uri)
-    with transient(uri):
-        client = MlflowClient(tracking_uri=uri)
-        experiment_id = _experiment(client, uri, experiment)
-        return _open(client, uri, experiment_id, flow_run_id, name=name, params=flat(params))
 
 
 @reaching
@@ -68,7 +42,7 @@ def open_stage(
     parent: TrackingRun, stage: str, params: Mapping[str, Any] | None = None
 ) -> TrackingRun:
     """Open the nested run of a stage: the one an earlier attempt made, else a new one."""
-    return _open(
+    return open_run(
         parent.client,
         parent.uri,
         parent.experiment_id,
@@ -89,12 +63,15 @@ def log_points(run: TrackingRun, values: Mapping[str, float], step: int) -> None
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
+    waiting = len(run.points)
     run.points.extend(
-        Metric(key=_metric_name(name), value=float(value), timestamp=now, step=step)
+        Metric(key=metric_name(name), value=float(value), timestamp=now, step=step)
         for name, value in values.items()
     )
     age = (now - run.points[0].timestamp) / 1000 if run.points else 0.0
-    if age < FLUSH_SECONDS and len(run.points) < FLUSH_POINTS:
+    # Behind a server that is away the points grow: then one try for every FLUSH_POINTS of them.
+    is_full = len(run.points) // FLUSH_POINTS > waiting // FLUSH_POINTS
+    if not is_full and (age < FLUSH_SECONDS or waiting >= FLUSH_POINTS):
         return
     try:
         probe(run.uri)
@@ -121,7 +98,7 @@ def close_stage(
     store: Store,
     cached: bool,
 ) -> None:
-    """Write down what a stage did and end its run. Repeating it adds nothing.
+    """Write down what a stage did and end its run. Repeating it adds no edge and no model.
 
     Args:
         run: Of the stage.
@@ -158,47 +135,6 @@ def close_stage(
     run.client.set_terminated(run.run_id, status="FINISHED")
 
 
-@reaching
-def close_parent(
-    parent: TrackingRun,
-    status: Status,
-    lineage_html: str,
-    report_html: str,
-    metrics: Mapping[str, float],
-) -> None:
-    """End the run of a night with its pages; stages left running by a crash are ended as failed."""
-    from mlflow.entities import Metric, RunTag
-
-    children = sorted(
-        parent.client.search_runs(
-            [parent.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{parent.run_id}'",
-            max_results=1000,
-        ),
-        key=lambda child: child.info.start_time,
-    )
-    for child in children:
-        if child.info.status == "RUNNING":
-            parent.client.set_terminated(child.info.run_id, status="FAILED")
-    texts = {"lineage": lineage_html, "report": report_html}
-    pages = {
-        name: page(parent.experiment_id, "runs", f"{parent.run_id}/artifacts/{name}.html")
-        for name, text in texts.items()
-        if text
-    }
-    for name in pages:
-        parent.client.log_text(parent.run_id, texts[name], f"{name}.html")
-    lines = [_line(child) for child in children]
-    crumbs = [crumb for child in children for crumb in _crumbs(child)]
-    now = int(time.time() * 1000)
-    parent.client.log_batch(
-        parent.run_id,
-        metrics=[Metric(_metric_name(name), value, now, 0) for name, value in metrics.items()],
-        tags=[RunTag(NOTE, night_note(lines, status, crumbs, pages))],
-    )
-    parent.client.set_terminated(parent.run_id, status=status)
-
-
 def _write_figures(
     run: TrackingRun,
     before: "Run",
@@ -219,7 +155,7 @@ def _write_figures(
     }
     now = int(time.time() * 1000)
     metrics = [
-        Metric(_metric_name(name), value, now, 0)
+        Metric(metric_name(name), value, now, 0)
         for name, value in {**record.metrics, "seconds": record.seconds}.items()
     ]
     executed_in = record.labels.get("mlflow_run_id", "")
@@ -234,66 +170,15 @@ def _write_figures(
         metrics=metrics + scores_on_models(record, inputs, models),
         params=[Param(key, text) for key, text in params.items() if key not in before.data.params],
         tags=[
-            RunTag("requant.cache", "hit" if cached else "miss"),
-            RunTag("requant.digest", record.digest),
+            RunTag(CACHE, "hit" if cached else "miss"),
+            RunTag(DIGEST, record.digest),
             RunTag(HEADLINE, headline(record)),
             RunTag(NOTE, note),
         ],
     )
 
 
-def _line(child: "Run") -> NightLine:
-    tags = child.data.tags
-    ended = child.info.status == "FINISHED"
-    done = "cached" if tags.get("requant.cache") == "hit" else "executed"
-    return NightLine(
-        stage=tags.get(STAGE, child.info.run_name),
-        url=page(child.info.experiment_id, "runs", child.info.run_id),
-        state=done if ended else "failed",
-        digest=tags.get("requant.digest", ""),
-        headline=tags.get(HEADLINE, ""),
-    )
-
-
-def _crumbs(child: "Run") -> list[Crumb]:
-    tags = child.data.tags
-    return [
-        Crumb(
-            tags[STAGE],
-            tags["requant.digest"],
-            page(child.info.experiment_id, "models", output.model_id),
-        )
-        for output in (child.outputs.model_outputs if child.outputs else [])
-    ]
-
-
-def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        location = None
-        if uri.startswith("sqlite:///"):
-            folder = Path(uri.removeprefix("sqlite:///")).resolve().parent
-            location = (folder / "mlartifacts" / quote(name, safe="")).as_uri()
-        try:
-            # The kind spares the reader the page's question what sort of experiment this is.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(client.create_experiment(name, artifact_location=location, tags=tags))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(name)
-            assert found is not None
-    if found.lifecycle_stage == "deleted":
-        raise ConfigError(
-            f"tracking.experiment: {name!r} was deleted in MLflow; restore it there "
-            f"(`mlflow experiments restore -x {found.experiment_id}`) or name another one"
-        )
-    return str(found.experiment_id)
-
-
-def _open(
+def open_run(
     client: "MlflowClient",
     uri: str,
     experiment_id: str,
@@ -304,6 +189,7 @@ def _open(
     stage: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> TrackingRun:
+    """Find the run of a flow run's stage and set it running again, or make it."""
     from mlflow.entities import Param
 
     identity = {FLOW_RUN: flow_run_id, STAGE: stage or "night"}
@@ -321,7 +207,7 @@ def _open(
     if new:
         client.log_batch(run.info.run_id, params=new)
     run_id = run.info.run_id
-    return TrackingRun(client, uri, experiment_id, run_id, flow_run_id, stage, bool(found))
+    return TrackingRun(client, public(uri), experiment_id, run_id, flow_run_id, stage, bool(found))
 
 
 def _flush(run: TrackingRun) -> None:
@@ -331,5 +217,6 @@ def _flush(run: TrackingRun) -> None:
         run.points.clear()
 
 
-def _metric_name(name: str) -> str:
+def metric_name(name: str) -> str:
+    """Replace what mlflow refuses in the name of a metric."""
     return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in name)

@@ -109,9 +109,9 @@ def browser_page(server: str) -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=BROWSER_ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1400, "height": 2000})
-        page.set_default_timeout(PAGE_MILLISECONDS)
-        yield page
+        context = browser.new_context(viewport={"width": 1400, "height": 2000})
+        context.set_default_timeout(PAGE_MILLISECONDS)
+        yield context.new_page()
         browser.close()
 
 
@@ -119,6 +119,13 @@ def keep(page: Any, name: str) -> None:
     if SHOTS:
         page.wait_for_timeout(1500)
         page.screenshot(path=str(Path(SHOTS, f"{name}.png")))
+
+
+def follow(page: Any, link: str) -> Any:
+    """Click a link of a description; MLflow opens it in a tab of its own."""
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name=link).first.click()
+    return opened.value
 
 
 def test_night_page_leads_to_the_models_and_back_to_the_base(
@@ -132,7 +139,7 @@ def test_night_page_leads_to_the_models_and_back_to_the_base(
     keep(page, "night")
 
     gptq = records["requantize_gptq"].digest
-    page.get_by_role("link", name=f"gptq {gptq[:8]}").first.click()
+    page = follow(page, f"gptq {gptq[:8]}")
     page.get_by_role("heading", name=f"requantize_gptq-{gptq[:12]}").wait_for()
     page.get_by_text("describe_choice/acc").first.wait_for()
     keep(page, "model")
@@ -140,7 +147,7 @@ def test_night_page_leads_to_the_models_and_back_to_the_base(
         assert page.get_by_role("link", name=f"{name} {records[stage].digest[:8]}").count() == 1
 
     base = records["prepare_base"].digest
-    page.get_by_role("link", name=f"base {base[:8]}").first.click()
+    page = follow(page, f"base {base[:8]}")
     page.get_by_role("heading", name=f"prepare_base-{base[:12]}").wait_for()
     page.get_by_text("Led to:").wait_for()
     keep(page, "base")

@@ -1,5 +1,6 @@
 """What a night leaves in a real MLflow database."""
 
+import dataclasses
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from requant.errors import ConfigError, TransientError
 from requant.store import StageRecord, Store
 from tasks import tracking
+from tasks.tracking.connection import public, transient
 from tests.nights import CHAIN, make_night
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +203,7 @@ def test_cached_night_has_its_own_runs_and_no_new_models(
 
     assert {stage: model.model_id for stage, model in logged_models(night).items()} == before
     runs = children(again)
-    assert {run.data.tags["requant.cache"] for run in runs.values()} == {"hit"}
+    assert {run.data.tags["cache"] for run in runs.values()} == {"hit"}
     given = runs["merge_fp16"].outputs.model_outputs
     assert [item.model_id for item in given] == [before["merge_fp16"]]
     assert "Cached" in runs["merge_fp16"].data.tags["mlflow.note.content"]
@@ -306,10 +308,43 @@ def test_server_that_is_away_is_worth_a_retry_and_said_at_once(tmp_path: Path) -
     assert time.monotonic() - started < 30
 
 
-def test_password_of_the_server_is_not_in_the_error() -> None:
+def test_password_of_the_server_is_in_no_error_and_on_no_page() -> None:
+    address = "http://user:secret@127.0.0.1:9/mlflow"
     with pytest.raises(TransientError) as caught:
-        tracking.open_parent("http://user:secret@127.0.0.1:9", "x", "f", "n", {})
+        tracking.open_parent(address, "x", "f", "n", {})
     assert "secret" not in str(caught.value)
+    with pytest.raises(TransientError) as caught, transient(address):
+        raise ConnectionError(f"no way to {address}/api")
+    assert "secret" not in str(caught.value)
+    assert public(address) == "http://127.0.0.1:9/mlflow"
+
+
+def test_other_databases_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tracking.uri: 'postgresql://db/x'.*mlflow server"):
+        tracking.prepare_database("postgresql://user:secret@db/x", tmp_path)
+
+
+def test_relative_database_does_not_follow_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking.prepare_database("sqlite:///here.db", tmp_path) == (
+        f"sqlite:///{tmp_path.resolve()}/here.db"
+    )
+
+
+def test_server_that_is_away_does_not_stop_a_training(
+    night: tracking.TrackingRun, uri: str
+) -> None:
+    parent = tracking.open_parent(uri, "live", "flow-away", "night", {})
+    run = tracking.open_stage(parent, "train_adapter")
+    away = dataclasses.replace(run, uri="http://127.0.0.1:9")
+    for step in range(200):
+        tracking.log_points(away, {"loss": 1.0}, step)
+    assert len(away.points) == 200
+    tracking.fail_stage(dataclasses.replace(away, uri=uri), RuntimeError("stopped"))
+    assert len(run.client.get_metric_history(run.run_id, "loss")) == 200
+    tracking.close_parent(parent, "FAILED", "", "", {})
 
 
 def test_deleted_experiment_is_refused_with_the_way_out(uri: str) -> None:

@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from requant.config.sections import QuantizeBase
 from requant.errors import ArtifactError, ConfigError, ContractError
+from requant.model_folder import INDEX_NAME
 from requant.models import import_gptqmodel, load_model, load_tokenizer, quantization_of
 from requant.stages import quantize_base
 from requant.store.manifest import describe
@@ -48,6 +50,25 @@ def test_a_base_without_data_is_probed(tmp_path: Path, tiny_base: Path) -> None:
     out, metrics = quantize("nf4", tmp_path, tiny_base)
     assert set(metrics) == {"size_ratio"}
     assert load_tokenizer(out).apply_chat_template(CONVERSATION, tokenize=False)
+
+
+@pytest.mark.parametrize("method", ["nf4", "gptq"])
+def test_a_base_in_shards_leaves_no_stale_index(
+    method: str, tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    tensors = load_file(base / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[:5], "model-2.safetensors": names[5:]}
+    for shard, held in shards.items():
+        save_file({name: tensors[name] for name in held}, base / shard, {"format": "pt"})
+    index = {name: shard for shard, held in shards.items() for name in held}
+    (base / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    (base / "model.safetensors").unlink()
+    out, metrics = quantize(method, tmp_path / "stage", base, tiny_data)
+    assert not (out / INDEX_NAME).exists()
+    assert metrics["kl"] < 0.2
 
 
 def test_the_quantized_files_name_no_machine(gptq_base: Path) -> None:

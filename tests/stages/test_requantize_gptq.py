@@ -35,11 +35,15 @@ def write_rows(path: Path, rows: list[Any]) -> None:
 
 
 def test_the_same_bytes_twice_and_its_figures(
-    tmp_path: Path, tiny_base: Path, tiny_data: Path
+    tmp_path: Path, tiny_base: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     out, metrics = requantize(tmp_path / "one", tiny_base, tiny_data)
     again, _ = requantize(tmp_path / "two", tiny_base, tiny_data)
     assert describe(out) == describe(again)
+    assert not any(elsewhere.iterdir())
     assert 0 < metrics["kl"] < 0.2
     assert metrics["agreement"] > 0.5
     assert abs(metrics["loss_4bit"] - metrics["loss_16bit"]) < 0.2

@@ -85,7 +85,7 @@ def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> No
         )
         model.save_pretrained(context.out)
     written = (context.out / "config.json").read_bytes()
-    copy_companions(base, context.out, with_index=True)
+    copy_companions(base, context.out, with_index=False)
     (context.out / "config.json").write_bytes(written)
     del model
     clear_memory()

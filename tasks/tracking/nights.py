@@ -1,0 +1,143 @@
+"""The run of a night: opened before its stages, closed with its pages after them."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from requant.errors import ConfigError
+from requant.notes import Crumb, NightLine, flat, night_note
+from tasks.tracking.connection import (
+    SQLITE,
+    TrackingRun,
+    page,
+    preload,
+    probe,
+    reaching,
+    transient,
+)
+from tasks.tracking.models import NOTE
+from tasks.tracking.runs import CACHE, DIGEST, HEADLINE, STAGE, Status, metric_name, open_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+def open_parent(
+    uri: str, experiment: str, flow_run_id: str, name: str, params: Mapping[str, Any]
+) -> TrackingRun:
+    """Open the run of a night: the one this flow run already has, else a new one.
+
+    Args:
+        uri: As `prepare_database` returns it.
+        experiment: Name; made where missing.
+        flow_run_id: What finds the run again after a SIGKILL or a retry.
+        name: Of the run, for people.
+        params: The configuration; nested sections become dotted names.
+
+    Raises:
+        TransientError: If a server does not answer.
+        ConfigError: If the experiment was deleted.
+    """
+    preload()
+    from mlflow import MlflowClient
+
+    probe(uri)
+    with transient(uri):
+        client = MlflowClient(tracking_uri=uri)
+        experiment_id = _experiment(client, uri, experiment)
+        return open_run(client, uri, experiment_id, flow_run_id, name=name, params=flat(params))
+
+
+@reaching
+def close_parent(
+    parent: TrackingRun,
+    status: Status,
+    lineage_html: str,
+    report_html: str,
+    metrics: Mapping[str, float],
+) -> None:
+    """End the run of a night with its pages; stages left running by a crash are ended as failed."""
+    from mlflow.entities import Metric, RunTag
+
+    children = sorted(
+        parent.client.search_runs(
+            [parent.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{parent.run_id}'",
+            max_results=1000,
+        ),
+        key=lambda child: child.info.start_time,
+    )
+    for child in children:
+        if child.info.status == "RUNNING":
+            parent.client.set_terminated(child.info.run_id, status="FAILED")
+    texts = {"lineage": lineage_html, "report": report_html}
+    pages = {
+        name: page(parent.experiment_id, "runs", f"{parent.run_id}/artifacts/{name}.html")
+        for name, text in texts.items()
+        if text
+    }
+    for name in pages:
+        parent.client.log_text(parent.run_id, texts[name], f"{name}.html")
+    lines = [_line(child) for child in children]
+    crumbs = [crumb for child in children for crumb in _crumbs(child)]
+    now = int(time.time() * 1000)
+    parent.client.log_batch(
+        parent.run_id,
+        metrics=[Metric(metric_name(name), value, now, 0) for name, value in metrics.items()],
+        tags=[RunTag(NOTE, night_note(lines, status, crumbs, pages))],
+    )
+    parent.client.set_terminated(parent.run_id, status=status)
+
+
+def _line(child: "Run") -> NightLine:
+    tags = child.data.tags
+    ended = child.info.status == "FINISHED"
+    done = "cached" if tags.get(CACHE) == "hit" else "executed"
+    return NightLine(
+        stage=tags.get(STAGE, child.info.run_name),
+        url=page(child.info.experiment_id, "runs", child.info.run_id),
+        state=done if ended else "failed",
+        digest=tags.get(DIGEST, ""),
+        headline=tags.get(HEADLINE, ""),
+    )
+
+
+def _crumbs(child: "Run") -> list[Crumb]:
+    tags = child.data.tags
+    return [
+        Crumb(
+            tags[STAGE],
+            tags[DIGEST],
+            page(child.info.experiment_id, "models", output.model_id),
+        )
+        for output in (child.outputs.model_outputs if child.outputs else [])
+    ]
+
+
+def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        location = None
+        if uri.startswith(SQLITE):
+            folder = Path(uri.removeprefix(SQLITE)).resolve().parent
+            location = (folder / "mlartifacts" / quote(name, safe="")).as_uri()
+        try:
+            # The kind spares the reader the page's question what sort of experiment this is.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=location, tags=tags))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+            assert found is not None
+    if found.lifecycle_stage == "deleted":
+        raise ConfigError(
+            f"tracking.experiment: {name!r} was deleted in MLflow; restore it there "
+            f"(`mlflow experiments restore -x {found.experiment_id}`) or name another one"
+        )
+    return str(found.experiment_id)

@@ -1,0 +1,106 @@
+"""Prefect's cache is keyed, verified and locked; retries happen where they can help."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from prefect.settings import get_current_settings
+from requant.errors import TerminalError, TransientError
+from requant.store import Store, all_records
+from tasks.caching import FlockManager
+
+from word_stage import say, tries
+
+HERE = Path(__file__).parent
+
+
+def test_the_second_run_is_cached_and_does_nothing(tmp_path: Path) -> None:
+    assert say(str(tmp_path), "hello") == "Completed"
+    assert say(str(tmp_path), "hello") == "Cached"
+    assert tries(tmp_path, "hello") == 1
+
+
+@pytest.mark.parametrize("harm", ["flip", "delete", "forget"])
+def test_what_cannot_be_verified_is_a_miss(tmp_path: Path, harm: str) -> None:
+    say(str(tmp_path), "hello")
+    (record,) = all_records(Store(tmp_path))
+    word = Store(tmp_path).object_path(record.digest) / "word.txt"
+    if harm == "flip":
+        word.write_text("hellO")
+    elif harm == "delete":
+        word.unlink()
+    else:
+        Store(tmp_path).record_path(record.key).unlink()
+    assert say(str(tmp_path), "hello") == "Completed"
+    assert tries(tmp_path, "hello") == 2
+    assert word.read_text() == "hello"
+    assert say(str(tmp_path), "hello") == "Cached"
+
+
+def test_a_lost_prefect_result_costs_no_work(tmp_path: Path) -> None:
+    say(str(tmp_path), "hello")
+    for path in Store(tmp_path).results_path().iterdir():
+        path.unlink()
+    assert say(str(tmp_path), "hello") == "Completed"
+    assert tries(tmp_path, "hello") == 1
+
+
+def test_force_executes_a_cached_stage(tmp_path: Path) -> None:
+    say(str(tmp_path), "hello")
+    assert say(str(tmp_path), "hello", force=True) == "Completed"
+    assert tries(tmp_path, "hello") == 2
+
+
+@pytest.mark.parametrize("text", ["flaky-2", "oserror-2"])
+def test_what_may_pass_is_tried_again_until_it_works(tmp_path: Path, text: str) -> None:
+    assert say(str(tmp_path), text) == "Completed"
+    assert tries(tmp_path, text) == 3
+
+
+def test_what_does_not_pass_ends_with_its_own_error(tmp_path: Path) -> None:
+    with pytest.raises(TransientError, match="the server is away"):
+        say(str(tmp_path), "flaky-9")
+    assert tries(tmp_path, "flaky-9") == 3
+
+
+def test_what_can_never_work_is_tried_once(tmp_path: Path) -> None:
+    with pytest.raises(TerminalError, match="this can never work"):
+        say(str(tmp_path), "terminal")
+    assert tries(tmp_path, "terminal") == 1
+
+
+def test_two_processes_that_race_on_one_key_work_once(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        **get_current_settings().to_environment_variables(exclude_unset=True),
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1])]),
+    }
+    command = [sys.executable, str(HERE / "word_stage.py"), str(tmp_path), "slow-3"]
+    racers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [racer.communicate(timeout=120)[0].strip() for racer in racers]
+    assert sorted(outputs) == ["Cached", "Completed"]
+    assert tries(tmp_path, "slow-3") == 1
+
+
+def test_the_lock_manager_keeps_prefects_promises(tmp_path: Path) -> None:
+    ours, theirs = FlockManager(Store(tmp_path)), FlockManager(Store(tmp_path))
+    assert ours.acquire_lock("key", "me")
+    assert ours.acquire_lock("key", "me")
+    assert ours.is_lock_holder("key", "me")
+    assert theirs.is_locked("key")
+    assert not theirs.acquire_lock("key", "you", acquire_timeout=0.1)
+    assert not theirs.wait_for_lock("key", timeout=0.1)
+    with pytest.raises(ValueError, match="'key' is not held by 'you'"):
+        ours.release_lock("key", "you")
+    timer = threading.Timer(0.2, ours.release_lock, ("key", "me"))
+    timer.start()
+    assert theirs.acquire_lock("key", "you", acquire_timeout=10)
+    timer.join()
+    theirs.release_lock("key", "you")
+    assert not ours.is_locked("key")
