@@ -80,13 +80,20 @@ def log_points(run: TrackingRun, values: Mapping[str, float], step: int) -> None
         return
 
 
-@reaching
 def fail_stage(run: TrackingRun, error: BaseException) -> None:
-    """End a stage's run as failed, with the error's text as its description."""
-    _flush(run)
+    """End a stage's run as failed, with the error's text as its description.
+
+    A server that is away is let be: it must not hide the error. `close_parent` ends the run later.
+    """
     text = f"{type(error).__name__}: {error}"
-    run.client.set_tag(run.run_id, NOTE, f"**Failed.**\n\n```\n{text[:4000]}\n```")
-    run.client.set_terminated(run.run_id, status="FAILED")
+    try:
+        probe(run.uri)
+        _flush(run)
+        with transient(run.uri):
+            run.client.set_tag(run.run_id, NOTE, f"**Failed.**\n\n```\n{text[:4000]}\n```")
+            run.client.set_terminated(run.run_id, status="FAILED")
+    except TransientError:
+        return
 
 
 @reaching

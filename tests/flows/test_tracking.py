@@ -342,6 +342,7 @@ def test_server_that_is_away_does_not_stop_a_training(
     for step in range(200):
         tracking.log_points(away, {"loss": 1.0}, step)
     assert len(away.points) == 200
+    tracking.fail_stage(away, RuntimeError("what really happened"))
     tracking.fail_stage(dataclasses.replace(away, uri=uri), RuntimeError("stopped"))
     assert len(run.client.get_metric_history(run.run_id, "loss")) == 200
     tracking.close_parent(parent, "FAILED", "", "", {})

@@ -30,7 +30,8 @@ SCORES = {
     },
 }
 PAIRED = [
-    {"from": "base", "to": "requantized", "task": "choice", "metric": "acc"}
+    {"earlier": "base", "later": "requantized", "task": "choice", "metric": "acc"}
+    | {"higher_is_better": True}
     | {"mean": 0.1, "stderr": 0.02, "low": 0.06, "high": 0.14, "n": 64}
 ]
 
@@ -88,17 +89,20 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "low", "high", "text"),
+    ("higher_is_better", "low", "high", "text"),
     [
-        ("acc", 0.1, 0.2, "better"),
-        ("acc", -0.2, -0.1, "worse"),
-        ("word_perplexity", 0.1, 0.2, "worse"),
-        ("word_perplexity", -0.2, -0.1, "better"),
-        ("acc", -0.1, 0.2, "no clear change"),
+        (True, 0.1, 0.2, "better"),
+        (True, -0.2, -0.1, "worse"),
+        (False, 0.1, 0.2, "worse"),
+        (False, -0.2, -0.1, "better"),
+        (True, -0.1, 0.2, "no clear change"),
+        (False, 0.0, 0.2, "no clear change"),
     ],
 )
-def test_verdict_knows_which_way_is_better(metric: str, low: float, high: float, text: str) -> None:
-    assert verdict(metric, low, high) == text
+def test_verdict_knows_which_way_is_better(
+    higher_is_better: bool, low: float, high: float, text: str
+) -> None:
+    assert verdict(low, high, higher_is_better=higher_is_better) == text
 
 
 def test_scores_keep_a_cell_for_each_model() -> None:

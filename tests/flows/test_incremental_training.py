@@ -1,0 +1,133 @@
+"""A night through the command line, on a real Prefect server and a real MLflow database."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from requant.cli import app
+from requant.config import STAGE_NAMES
+from requant.store import Store, all_records
+from typer.testing import CliRunner
+
+from chain import MICRO
+
+
+def requant(*words: object, fails: int = 0) -> str:
+    """Run a command; return all it printed."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == fails, result.output
+    return result.output
+
+
+def states(output: str) -> dict[str, str]:
+    """Read the table of stages a command printed."""
+    rows = re.findall(r"^\s*(\w+)\s+(done|cached|off|failed|not reached|run|waits)\b", output, re.M)
+    return {stage: state for stage, state in rows if stage in STAGE_NAMES}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a configuration whose night is done."""
+    folder = tmp_path_factory.mktemp("project")
+    document = yaml.safe_load(MICRO) | {"state": str(folder / "state")}
+    (folder / "micro.yaml").write_text(yaml.safe_dump(document))
+    before = requant("status", folder / "micro.yaml")
+    assert states(before)["prepare_base"] == "run"
+    assert states(before)["train_adapter"] == "waits"
+    output = requant("run", folder / "micro.yaml")
+    assert states(output) == dict.fromkeys(STAGE_NAMES, "done")
+    assert "report.html" in output
+    assert "prefect server start" in output or "PREFECT_API_URL" in output
+    assert "mlflow server --backend-store-uri sqlite:///" in output
+    return folder
+
+
+def test_the_second_night_is_cached_and_mlflow_has_both(folder: Path) -> None:
+    assert states(requant("status", folder / "micro.yaml")) == dict.fromkeys(STAGE_NAMES, "cached")
+    assert states(requant("run", folder / "micro.yaml")) == dict.fromkeys(STAGE_NAMES, "cached")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 2
+    for parent in parents:
+        nested = [
+            run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+        ]
+        assert sorted(run.info.run_name for run in nested) == sorted(STAGE_NAMES)
+        files = {item.path for item in client.list_artifacts(parent.info.run_id)}
+        assert {"lineage.html", "report.html"} <= files
+    models = client.search_logged_models([experiment.experiment_id])
+    digests = [model.params["digest"] for model in models]
+    assert len(digests) == len(set(digests)) == 6
+
+
+def test_a_changed_knob_re_runs_what_is_downstream_and_explain_says_why(folder: Path) -> None:
+    change = ("--set", "requantize_gptq.damp_percent=0.1")
+    plan = requant("status", folder / "micro.yaml", *change)
+    assert states(plan)["requantize_gptq"] == "run"
+    assert "config.damp_percent: 0.05 -> 0.1" in plan
+    output = states(requant("run", folder / "micro.yaml", *change))
+    assert [stage for stage, state in output.items() if state == "done"] == [
+        "requantize_gptq",
+        "evaluate",
+    ]
+    explained = requant("explain", "requantize_gptq", "--state", folder / "state")
+    assert re.search(r"config.damp_percent\s+0.05\s+0.1", explained)
+
+
+def test_a_stage_over_its_limit_fails_the_night_and_says_what_to_do(folder: Path) -> None:
+    limit = ("--set", "merge_fp16.trained_max_kl=1e-9")
+    output = requant("run", folder / "micro.yaml", *limit, fails=1)
+    assert states(output)["merge_fp16"] == "failed"
+    assert states(output)["train_adapter"] == "cached"
+    assert states(output)["evaluate"] == "not reached"
+    assert "limit merge_fp16.trained_max_kl=1e-09" in output
+    assert "use a finer quantize_base.method" in output
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
+    failed = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")
+    assert {run.info.run_name.split()[0] for run in failed} == {"merge_fp16", "micro"}
+
+
+def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:
+    store = Store(folder / "state")
+    state = ("--state", folder / "state")
+    last = next(r for r in reversed(all_records(store)) if r.stage == "requantize_gptq")
+    tree = requant("lineage", last.digest[:12], *state)
+    assert all(stage in tree for stage in ("prepare_base", "train_adapter", "merge_fp16"))
+    assert "artifacts are right (every byte)" in requant("verify", "--deep", *state)
+    assert "would delete 0 folders" in requant("gc", "--dry-run", *state)
+    assert "deleted 2 folders" in requant("gc", "--keep", "1", *state)
+    assert "artifacts are right" in requant("verify", *state)
+    (store.object_path(last.digest) / "config.json").unlink()
+    assert "config.json: is missing" in requant("verify", *state, fails=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("run", "none.yaml"), "none.yaml: cannot be read"),
+        (("run", "{config}", "--force", "merge"), "stage 'merge': unknown; valid: prepare_base,"),
+        (("run", "{config}", "--set", "seed"), "expected section.field=value"),
+        (("explain", "merge"), "stage 'merge': unknown"),
+        (("verify", "--state", "/nowhere"), "--state /nowhere: holds no records"),
+        (("lineage", "zz", "--state", "{state}"), "digest 'zz': expected one artifact"),
+    ],
+)
+def test_bad_words_are_refused_by_name(folder: Path, words: tuple[str, ...], text: str) -> None:
+    names = {"config": folder / "micro.yaml", "state": folder / "state"}
+    assert text in requant(*(word.format(**names) for word in words), fails=2)
+
+
+def test_the_report_stands_alone(folder: Path) -> None:
+    reports = sorted((folder / "state" / "reports").glob("*/report.html"))
+    summaries = [json.loads(path.with_name("summary.json").read_text()) for path in reports]
+    assert len(reports) == len(summaries) >= 1
+    for path in reports:
+        page = path.read_text()
+        assert "http://" not in re.sub(r'xmlns="[^"]*"', "", page)
+        assert all(stage in page for stage in STAGE_NAMES)
