@@ -13,6 +13,7 @@ from requant.config import Config
 from requant.errors import TerminalError
 from requant.store import Store, locked
 from tasks import tracking
+from tasks.reporting import quiet_libraries
 
 
 def initialise_databases(config: Config) -> str:
@@ -24,6 +25,7 @@ def initialise_databases(config: Config) -> str:
     Raises:
         TerminalError: If Prefect's own upgrade fails, with its output.
     """
+    quiet_libraries()
     store = Store(config.state.resolve())
     settings = get_current_settings()
     if settings.api.url is None:

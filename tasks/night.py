@@ -20,6 +20,7 @@ from requant.store.objects import write_durably
 from tasks import tracking
 from tasks.caching import StageResult
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
+from tasks.reporting import quiet_libraries
 from tasks.tracking.runs import Status
 
 
@@ -129,6 +130,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     for stage in force:
         if not getattr(getattr(config, stage), "enabled", True):
             raise ConfigError(f"force: {stage} is switched off by {stage}.enabled=false")
+    quiet_libraries()
     store = Store(config.state.resolve())
     uri = tracking.prepare_database(config.tracking.uri, store.root)
     parent = retrying(config)(

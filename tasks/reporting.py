@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -21,7 +22,6 @@ class TaskReporter:
         logger: "logging.Logger | logging.LoggerAdapter[Any]",
         run: tracking.TrackingRun,
     ) -> None:
-        self._stage = stage
         self._logger = logger
         self._run = run
         self._bar = Progress(
@@ -55,4 +55,11 @@ class TaskReporter:
         self._bar.update(self._row, completed=done, total=total, unit=unit, visible=True)
 
     def message(self, text: str) -> None:
-        self._logger.info("%s: %s", self._stage, text)
+        self._logger.info(text)
+
+
+def quiet_libraries() -> None:
+    """Keep words nobody can act on out of the log of a night that nobody watches."""
+    for name in ("alembic", "mlflow", "torchao", "torch.utils._pytree", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -256,7 +256,7 @@ def _score(metrics: Mapping[str, float]) -> str:
 _PATTERNS: Mapping[str, tuple[Callable[[Mapping[str, float]], str], ...]] = {
     "prepare_base": (_named("loss {}, {} parameters", "loss", "parameters"),),
     "prepare_data": (_named("{} training rows, {} held out", "train_rows", "heldout_rows"),),
-    "quantize_base": (_fidelity(""), _fidelity("fidelity_")),
+    "quantize_base": (_fidelity(""), _named("{} of the base's size", "size_ratio")),
     "train_adapter": (_training,),
     "merge_fp16": (_fidelity("parity_"), _fidelity("")),
     "continue_train": (_training,),

@@ -74,6 +74,10 @@ def fine_tune(
     checkpoint = last_checkpoint(context.work)
     if checkpoint is not None:
         context.reporter.message(f"resuming from {checkpoint.name}")
+    context.reporter.message(
+        f"training {sum(parameter.numel() for parameter in trained):,} parameters for "
+        f"{trainer.args.max_steps} steps on {len(encoded)} samples"
+    )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # A model that trained with gradient checkpointing or hooks must leave as an ordinary one.
     model.config.use_cache = True

@@ -59,6 +59,8 @@ def test_the_adapter_learns_and_names_no_path(trained) -> None:
     assert metrics["steps"] == 6
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] is None
+    # peft keeps a set, whose order changes with the process.
+    assert config["target_modules"] == sorted(config["target_modules"])
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
 
 
@@ -191,6 +193,6 @@ def test_a_killed_continuation_resumes_and_ends_with_the_same_bytes(
     # What a kill in the middle of writing a checkpoint leaves.
     (killed.work / "checkpoint-9").mkdir()
     continue_train.execute(section, killed, model=tiny_base, data=tiny_data)
-    assert killed.reporter.messages == ["resuming from checkpoint-4"]
+    assert killed.reporter.messages[0] == "resuming from checkpoint-4"
     assert [step for step, _ in killed.reporter.points] == [1, 2, 3, 4, 5, 6]
     assert describe(killed.out).digest == describe(whole.out).digest

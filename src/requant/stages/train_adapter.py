@@ -39,7 +39,7 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     model = get_peft_model(model, _lora_config(section))
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
     model.save_pretrained(context.out, save_embedding_layers=False)
-    _strip_path(context.out)
+    _normalise(context.out)
     return metrics
 
 
@@ -57,11 +57,13 @@ def _lora_config(section: TrainAdapter) -> Any:
     )
 
 
-def _strip_path(adapter: Path) -> None:
-    """Take out where the base lay: the same adapter must have the same bytes anywhere."""
+def _normalise(adapter: Path) -> None:
+    """Make the same adapter the same bytes anywhere: no path of the base, no order of a set."""
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "base_model_name_or_path": None}, indent=2) + "\n")
+    config["base_model_name_or_path"] = None
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (adapter / "README.md").unlink(missing_ok=True)
 
 
