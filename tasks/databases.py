@@ -16,27 +16,29 @@ from tasks import tracking
 from tasks.reporting import quiet_libraries
 
 
-def initialise_databases(config: Config) -> str:
-    """Upgrade what this configuration uses; first-start migrations race without the lock.
-
-    Returns:
-        The MLflow tracking address.
+def prepare_prefect(config: Config) -> None:
+    """Upgrade the database of a temporary Prefect server; nothing to do where the API is remote.
 
     Raises:
         TerminalError: If Prefect's own upgrade fails, with its output.
     """
-    quiet_libraries()
-    store = Store(config.state.resolve())
     settings = get_current_settings()
-    if settings.api.url is None:
-        url = settings.server.database.connection_url
-        address = url.get_secret_value() if url else str(settings.home)
-        done = store.lock_path(f"prefect-{digest_of([address, prefect.__version__])[:16]}.done")
-        with locked(done.with_suffix(".lock")):
-            if not done.exists():
-                _upgrade_prefect()
-                done.touch()
-    return tracking.prepare_database(config.tracking.uri, store.root)
+    if settings.api.url is not None:
+        return
+    store = Store(config.state.resolve())
+    url = settings.server.database.connection_url
+    address = url.get_secret_value() if url else str(settings.home)
+    done = store.lock_path(f"prefect-{digest_of([address, prefect.__version__])[:16]}.done")
+    with locked(done.with_suffix(".lock")):
+        if not done.exists():
+            _upgrade_prefect()
+            done.touch()
+
+
+def prepare_mlflow(config: Config) -> str:
+    """Make or upgrade the MLflow database; return its address."""
+    quiet_libraries()
+    return tracking.prepare_database(config.tracking.uri, Store(config.state.resolve()).root)
 
 
 def _upgrade_prefect() -> None:

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict
 
 from requant.config import STAGE_NAMES, Config, StageName
-from requant.errors import ConfigError
+from requant.errors import ConfigError, TransientError
 from requant.lineage import lineage_html
 from requant.report import StageRow, StageState, headline, night_report
 from requant.stage import stage_key
@@ -19,9 +19,8 @@ from requant.store import StageRecord, Store
 from requant.store.objects import write_durably
 from tasks import tracking
 from tasks.caching import StageResult
+from tasks.databases import prepare_mlflow
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
-from tasks.reporting import quiet_libraries
-from tasks.tracking.runs import Status
 
 
 class SummaryRow(BaseModel):
@@ -45,7 +44,8 @@ class NightSummary(BaseModel):
     rows: tuple[SummaryRow, ...]
     report: Path
     mlflow_uri: str
-    mlflow_run_id: str
+    mlflow_page: str
+    """Of the night's run; to be put after a server's address where none is configured."""
 
 
 class OpenNight:
@@ -81,7 +81,7 @@ class OpenNight:
         self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
         return result
 
-    def close(self, status: Status) -> NightSummary:
+    def close(self, status: tracking.Status) -> NightSummary:
         """Write summary, report and lineage page, and end the MLflow parent run."""
         night = self._night
         records = [row.record for row in self._rows if row.record]
@@ -104,7 +104,7 @@ class OpenNight:
             rows=tuple(_summary_row(row) for row in rows),
             report=path,
             mlflow_uri=night.parent.uri,
-            mlflow_run_id=night.parent.run_id,
+            mlflow_page=tracking.run_page(night.parent),
         )
         write_durably(path, report.encode())
         write_durably(path.with_name("lineage.html"), lineage.encode())
@@ -130,9 +130,8 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     for stage in force:
         if not getattr(getattr(config, stage), "enabled", True):
             raise ConfigError(f"force: {stage} is switched off by {stage}.enabled=false")
-    quiet_libraries()
     store = Store(config.state.resolve())
-    uri = tracking.prepare_database(config.tracking.uri, store.root)
+    uri = prepare_mlflow(config)
     parent = retrying(config)(
         tracking.open_parent,
         uri,
@@ -146,7 +145,11 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         yield opened
     except Exception as error:
         get_run_logger().error("%s", error)
-        opened.close("FAILED")
+        try:
+            opened.close("FAILED")
+        except TransientError as away:
+            # The stage's own error is the one to act on.
+            get_run_logger().warning("%s", away)
         raise
     opened.close("FINISHED")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
@@ -81,7 +81,7 @@ def run_stage_task(
         retry_condition_fn=_may_retry,
     )
     section = getattr(night.config, task.stage.name)
-    state = prefect_task(night, section, key, inputs, return_state=True)
+    state = cast(State[Any], prefect_task(night, section, key, inputs, return_state=True))
     return state.result(), state
 
 

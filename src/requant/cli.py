@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,7 +44,10 @@ def init(config: ConfigFile, overrides: Overrides = None) -> None:
     with _errors():
         loaded = _load(config, overrides)
         _prepare_environment()
-        uri = _initialise(loaded)
+        from tasks.databases import prepare_mlflow, prepare_prefect
+
+        prepare_prefect(loaded)
+        uri = prepare_mlflow(loaded)
     typer.echo(f"ready: {loaded.state.resolve()} (MLflow: {uri})")
 
 
@@ -54,14 +58,17 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
         loaded = _load(config, overrides)
         _check_stages(force)
         _prepare_environment()
-        _initialise(loaded)
         from flows.incremental_training import incremental_training
+        from tasks.databases import prepare_mlflow, prepare_prefect
         from tasks.night import read_summary
 
+        prepare_prefect(loaded)
+        # MLflow takes two seconds to import and open, the flow's server longer to start: overlap.
+        Thread(target=_quietly, args=(prepare_mlflow, loaded), daemon=True).start()
         state = incremental_training(loaded, force or [], return_state=True)
         summary = read_summary(loaded, state.state_details.flow_run_id)
     if summary is not None:
-        _print_summary(summary, loaded)
+        _print_summary(summary)
     if not state.is_completed():
         typer.secho(f"{state.name}: {state.message}", fg="red", err=True)
         raise typer.Exit(1)
@@ -211,6 +218,12 @@ def _check_stages(stages: list[str] | None) -> None:
             raise ConfigError(f"stage {stage!r}: unknown; valid: {', '.join(STAGE_NAMES)}")
 
 
+def _quietly(prepare: Callable[["Config"], str], config: "Config") -> None:
+    """Call ahead of time what the flow will call again, and then report what is wrong."""
+    with suppress(Exception):
+        prepare(config)
+
+
 def _prepare_environment() -> None:
     """Find `flows` and `tasks`, and set what the libraries read from the environment alone."""
     from requant.errors import ConfigError
@@ -230,12 +243,6 @@ def _prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-
-
-def _initialise(config: "Config") -> str:
-    from tasks.databases import initialise_databases
-
-    return initialise_databases(config)
 
 
 def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":
@@ -262,24 +269,30 @@ def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":
     return plans
 
 
-def _print_summary(summary: "NightSummary", config: "Config") -> None:
+def _print_summary(summary: "NightSummary") -> None:
     table = _table("stage", "state", "seconds", "digest", "headline")
     for row in summary.rows:
         seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
         table.add_row(row.stage, row.state, seconds, (row.digest or "")[:12], row.headline)
     _console_print(table)
-    binaries = Path(sys.executable).parent
-    home = os.environ.get("PREFECT_HOME")
-    prefix = f"PREFECT_HOME={home} " if home else ""
     typer.echo(f"report:   {summary.report}")
+    binaries = _shown(Path(sys.executable).parent)
     if "PREFECT_API_URL" not in os.environ:
-        typer.echo(f"Prefect:  {prefix}{binaries / 'prefect'} server start")
-    if config.tracking.uri is None:
-        typer.echo(
-            f"MLflow:   {binaries / 'mlflow'} server --backend-store-uri {summary.mlflow_uri}"
-        )
+        home = os.environ.get("PREFECT_HOME")
+        setting = f"PREFECT_HOME={home} " if home else ""
+        typer.echo(f"Prefect:  {setting}{binaries}/prefect server start")
+        typer.echo("          then open http://127.0.0.1:4200/runs")
+    if summary.mlflow_page.startswith("http"):
+        typer.echo(f"MLflow:   {summary.mlflow_page}")
     else:
-        typer.echo(f"MLflow:   {config.tracking.uri}")
+        typer.echo(f"MLflow:   {binaries}/mlflow server --backend-store-uri {summary.mlflow_uri}")
+        typer.echo(f"          then open http://127.0.0.1:5000/{summary.mlflow_page}")
+
+
+def _shown(path: Path) -> Path:
+    """Spell a path as a person would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _table(*columns: str) -> "Table":

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chain import MICRO
 from mlflow import MlflowClient
+from typer.testing import CliRunner
+
 from requant.cli import app
 from requant.config import STAGE_NAMES
 from requant.store import Store, all_records
-from typer.testing import CliRunner
-
-from chain import MICRO
 
 
 def requant(*words: object, fails: int = 0) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from prefect.settings import get_current_settings
+from word_stage import say, tries
+
 from requant.errors import TerminalError, TransientError
 from requant.store import Store, all_records
 from tasks.caching import FlockManager
-
-from word_stage import say, tries
 
 HERE = Path(__file__).parent
 

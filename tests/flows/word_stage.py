@@ -4,7 +4,9 @@ import sys
 import time
 from pathlib import Path
 
+from chain import micro_config
 from prefect import flow
+
 from requant.config import Config
 from requant.config.sections import Section
 from requant.errors import TerminalError, TransientError
@@ -12,8 +14,6 @@ from requant.stage import Metrics, Stage, StageContext, stage_key
 from requant.store import Store
 from tasks import tracking
 from tasks.policy import Night, run_stage_task, stage_task
-
-from chain import micro_config
 
 
 class Word(Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from chain import micro_config, run_chain
+
 from requant.config import STAGE_NAMES, Config
 from requant.store import Store, all_records, artifact_of, read_record, verify
 

@@ -1,4 +1,4 @@
-"""One typed configuration: frozen, unknown keys refused, contradictions refused when it is built."""
+"""One typed configuration: frozen; unknown keys and contradictions refused when it is built."""
 
 from pathlib import Path
 from typing import Literal, get_args
@@ -71,15 +71,15 @@ class Config(Section):
                 "name the layers, e.g. [q_proj, v_proj]"
             )
         if self.merge_fp16.enabled != trains:
-            way_out = "merge_fp16.enabled=" + str(trains).lower()
+            harm = "lose the adapter" if trains else "merge nothing"
             raise ValueError(
-                f"merge_fp16.enabled: {self.merge_fp16.enabled} with train_adapter.enabled={trains}: "
-                f"the chain would {'lose the adapter' if trains else 'merge nothing'}; set {way_out}"
+                f"merge_fp16.enabled: {self.merge_fp16.enabled} with train_adapter.enabled="
+                f"{trains}: the chain would {harm}; set merge_fp16.enabled={str(trains).lower()}"
             )
         if self.quantize_base.enabled and not trains:
             raise ValueError(
-                "quantize_base.enabled: true with train_adapter.enabled=false quantizes a base that "
-                "nothing uses; set quantize_base.enabled=false"
+                "quantize_base.enabled: true with train_adapter.enabled=false quantizes a base "
+                "that nothing uses; set quantize_base.enabled=false"
             )
         return self
 

@@ -1,0 +1,1 @@
+"""Performance claims as ratios of things measured side by side in one run."""

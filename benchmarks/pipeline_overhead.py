@@ -1,0 +1,46 @@
+"""A night through Prefect, MLflow and the store against the same library calls made bare."""
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.measurement import Measurement, requant_arguments, timed_process
+
+LIMIT = 1.15
+
+BARE = """
+import sys
+from pathlib import Path
+sys.path[:0] = [".", "tests"]
+from chain import Silent
+from flows.incremental_training import chain
+from requant.config.loading import load_config
+from requant.stage import StageContext
+
+config = load_config(Path("configs/tiny.yaml"))
+root = Path(sys.argv[1])
+
+def call(task, **inputs):
+    out, work = root / task.stage.name, root / f"{task.stage.name}.work"
+    out.mkdir(), work.mkdir()
+    context = StageContext(out, work, config.seed, "cpu", Silent())
+    given = {role: folder for role, folder in inputs.items() if folder}
+    task.stage.execute(getattr(config, task.stage.name), context, **given)
+    return out
+
+chain(config, call)
+"""
+
+
+def measure() -> Measurement:
+    """Run the demo's night both ways, each in a process of its own, imports included."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "bare").mkdir()
+        bare = timed_process(["-c", BARE, str(folder / "bare")], folder / "prefect")
+        night = timed_process(requant_arguments(folder / "state"), folder / "prefect")
+    return Measurement(
+        claim="a night, against the bare library calls",
+        measured=f"{night / bare:.3f}x ({night:.1f} s against {bare:.1f} s)",
+        limit=f"<= {LIMIT}x",
+        holds=night <= LIMIT * bare,
+    )
