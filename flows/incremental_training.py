@@ -8,7 +8,7 @@ from requant.config import Config, StageName
 from tasks.continue_train import continue_train
 from tasks.evaluate import evaluate
 from tasks.merge_fp16 import merge_fp16
-from tasks.night import night_of
+from tasks.night import night_name, night_of
 from tasks.policy import StageTask
 from tasks.prepare_base import prepare_base
 from tasks.prepare_data import prepare_data
@@ -48,7 +48,7 @@ def chain(config: Config, call: Call[Result]) -> None:
     )
 
 
-@flow(name="incremental-training", flow_run_name="{config.name}", validate_parameters=True)
+@flow(name="incremental-training", flow_run_name=night_name, validate_parameters=True)
 def incremental_training(config: Config, force: list[StageName] | None = None) -> None:
     """Retrain, merge, requantize and evaluate; every stage cached, verified and tracked.
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from requant.errors import ConfigError, TransientError
 from requant.lineage import lineage_html
 from requant.report import StageRow, StageState, headline, night_report
 from requant.stage import stage_key
+from requant.stages.evaluate import CHAIN
 from requant.store import StageRecord, Store
 from requant.store.objects import write_durably
 from tasks import tracking
@@ -85,7 +87,7 @@ class OpenNight:
         """Write summary, report and lineage page, and end the MLflow parent run."""
         night = self._night
         records = [row.record for row in self._rows if row.record]
-        title = f"{night.config.name}, {flow_run.name}"
+        title = str(flow_run.name)
         reached = {row.stage for row in self._rows}
         rows = [
             *self._rows,
@@ -120,6 +122,12 @@ class OpenNight:
 SUMMARY_NAME = "summary.json"
 
 
+def night_name() -> str:
+    """Name a flow run after its model line and the minute it starts, in UTC."""
+    config = Config.model_validate(flow_run.parameters["config"])
+    return f"{config.name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+
+
 @contextmanager
 def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     """Open a night in the current flow run and close it whatever happens inside.
@@ -137,7 +145,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         uri,
         config.tracking.experiment,
         flow_run_id=str(flow_run.id),
-        name=f"{config.name} {flow_run.name}",
+        name=str(flow_run.name),
         params=config.model_dump(mode="json"),
     )
     opened = OpenNight(Night(config, store, frozenset(force), parent))
@@ -176,6 +184,8 @@ def _evaluation(store: Store, records: list[StageRecord]) -> tuple[Any, Any]:
     folders = [store.object_path(item.digest) for item in records if item.stage == "evaluate"]
     if not folders:
         return None, ()
-    names = ("scores.json", "paired.json")
-    scores, paired = (json.loads((folders[0] / name).read_text()) for name in names)
-    return scores, paired
+    scores, paired = (
+        json.loads((folders[0] / name).read_text()) for name in ("scores.json", "paired.json")
+    )
+    # The file is canonical JSON, sorted by name; a reader follows the chain.
+    return {model: scores[model] for model in CHAIN if model in scores}, paired
