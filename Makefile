@@ -26,10 +26,8 @@ bench: .venv/ready
 clean:
 	rm -rf .venv $(STATE)
 
-# torch comes first and by itself: gptqmodel is built from source and looks for it.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt setuptools torch
 	$(BIN)/pip install -q -c constraints.txt -e .
 	touch $@
 

@@ -1,18 +1,13 @@
 """merge_fp16: the adapter into the retained 16-bit original."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from requant.config.sections import MergeFp16
 from requant.errors import ParityError
+from requant.fidelity import compare_log_probs, exceeds
 from requant.model_folder import copy_companions, set_dtype
+from requant.parity import batches_for, folder_log_probs
 from requant.stage import Metrics, Stage, StageContext
-
-if TYPE_CHECKING:
-    import torch
-
-PARITY_TOKENS = 512
-"""Tokens per held-out row; bounds the log-probabilities kept in memory."""
 
 
 def execute(
@@ -78,27 +73,16 @@ def measure_parity(
         here); trained_*: merged against trained_on+adapter (what quantization costs the hand-over);
         update_kl: original+adapter against original (what there was to merge, nats per token).
     """
-    from requant.conversation import read_rows
-    from requant.fidelity import compare_log_probs, held_out_batches, token_log_probs
-    from requant.models import load_model, load_tokenizer
-
-    tokenizer = load_tokenizer(original)
-    batches = held_out_batches(tokenizer, read_rows(data / "heldout.jsonl", rows), PARITY_TOKENS)
-
-    def log_probs(folder: Path, with_adapter: bool) -> list["torch.Tensor"]:
-        # One model in memory at a time: two would not fit where one just does.
-        model = load_model(folder, device)
-        if with_adapter:
-            model = _wrap(model, adapter)
-        return list(token_log_probs(model, batches))
-
-    reference = log_probs(original, with_adapter=True)
-    result = log_probs(merged, with_adapter=False)
+    batches = batches_for(original, data / "heldout.jsonl", rows)
+    reference = folder_log_probs(original, batches, device, adapter=adapter)
+    result = folder_log_probs(merged, batches, device)
     parity = compare_log_probs(reference, result, batches)
-    update = compare_log_probs(reference, log_probs(original, with_adapter=False), batches)
+    untouched = folder_log_probs(original, batches, device)
+    update = compare_log_probs(reference, untouched, batches)
     trained = parity
     if trained_on != original:
-        trained = compare_log_probs(log_probs(trained_on, with_adapter=True), result, batches)
+        teacher = folder_log_probs(trained_on, batches, device, adapter=adapter)
+        trained = compare_log_probs(teacher, result, batches)
     return {
         **parity.as_metrics("parity_"),
         **trained.as_metrics("trained_"),
@@ -113,8 +97,6 @@ def check_parity(metrics: Metrics, section: MergeFp16) -> None:
     Raises:
         ParityError: With the figure, its limit, the likely cause and the way out.
     """
-    from requant.fidelity import exceeds
-
     if exceeds(metrics["parity_kl"], section.parity_max_kl):
         raise ParityError(
             f"merge_fp16: merged differs from original+adapter by {metrics['parity_kl']:.3g} nats "
@@ -129,15 +111,6 @@ def check_parity(metrics: Metrics, section: MergeFp16) -> None:
             f"{section.trained_max_kl:g} (against original+adapter: {metrics['parity_kl']:.3g}); "
             "the quantized base is far from the original: use a finer quantize_base.method"
         )
-
-
-def _wrap(model: Any, adapter: Path) -> Any:
-    from requant.models import import_gptqmodel
-
-    import_gptqmodel()
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, adapter).eval()
 
 
 STAGE = Stage(
