@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Everything the demo makes, Prefect's database included, stays below this folder.
 STATE := .requant
-# Two threads on two cores; more only fight each other.
-export OMP_NUM_THREADS ?= $(shell nproc)
+# Threads that spin while they wait fight the Prefect server for the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint bench clean
 

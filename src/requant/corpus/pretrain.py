@@ -181,6 +181,7 @@ def train(
         ],
         lr=section.learning_rate,
         betas=BETAS,
+        fused=True,
     )
     losses: list[float] = []
     for step, batch in enumerate(_batches(windows, section.batch_size, section.steps, seed), 1):

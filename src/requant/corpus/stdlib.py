@@ -12,6 +12,7 @@ from pathlib import Path
 
 from requant.canonical import digest_of
 from requant.errors import TerminalError
+from requant.store import hash_file
 
 # Tests and demos are not prose, encodings are tables, and what was installed later differs from
 # machine to machine.
@@ -144,10 +145,16 @@ def base_conversations() -> tuple[tuple[str, str], ...]:
     )
 
 
+@cache
 def corpus_digest() -> str:
-    """Return the sha256 of all text this module yields: another Python version, another digest."""
-    entries = [(item.module, item.name, item.signature, item.text) for item in docstrings()]
-    return digest_of({"docstrings": entries, "topics": topics()})
+    """Return the sha256 of all source files the text is read from.
+
+    Hashing them takes a tenth of the time of parsing them, and every run needs the digest for its
+    keys, also one in which there is nothing to do.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = [*_source_files(root), root / "pydoc_data" / "topics.py"]
+    return digest_of({path.relative_to(root).as_posix(): hash_file(path) for path in paths})
 
 
 def _as_conversations(module: str) -> bool:
