@@ -31,6 +31,7 @@ def timed_process(arguments: list[str], home: Path) -> float:
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
     }
     started = time.monotonic()
     process = subprocess.run(

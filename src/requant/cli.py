@@ -237,6 +237,7 @@ def _prepare_environment() -> None:
         # The 20 s default is short for a server that starts on two busy cores.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
         # Threads that spin while they wait fight every other process for the cores: with one
         # neighbour a training step took 1.7 times as long as with threads that sleep.
