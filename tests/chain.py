@@ -1,6 +1,7 @@
 """The whole chain without Prefect: the same wiring, keys and store, for tests and benchmarks."""
 
-from collections.abc import Iterable
+import multiprocessing
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
@@ -38,6 +39,21 @@ runtime: {device: cpu, retries: 2, retry_seconds: 0.1}
 def micro_config(state: Any, **sections: Any) -> Config:
     """A configuration whose whole chain takes seconds; `sections` replace whole sections."""
     return Config.model_validate({**yaml.safe_load(MICRO), "state": str(state), **sections})
+
+
+def child_process(target: Callable[..., None], *arguments: Any) -> int:
+    """Call a module-level function in a process of its own; return the process's exit code.
+
+    The process is forked from a server that has imported the libraries and run nothing: a fork of
+    the test process would inherit locks of OpenMP threads that do not exist in it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["chain", "torch", "transformers", "trl", "datasets"])
+    process = context.Process(target=target, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 class Silent:

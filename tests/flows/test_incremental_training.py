@@ -34,6 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     document = yaml.safe_load(MICRO) | {"state": str(folder / "state")}
     (folder / "micro.yaml").write_text(yaml.safe_dump(document))
+    assert "ready: " in requant("init", folder / "micro.yaml")
     before = requant("status", folder / "micro.yaml")
     assert states(before)["prepare_base"] == "run"
     assert states(before)["train_adapter"] == "waits"

@@ -4,33 +4,28 @@ import json
 import os
 import signal
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
-from chain import micro_config, run_chain
+from chain import child_process, micro_config, run_chain
 
 from requant.config import STAGE_NAMES, Config
 from requant.store import Store, all_records, artifact_of, read_record, verify
 
 
 def run_in_child(config: Config, kill_in: str | None = None, force: tuple[str, ...] = ()) -> int:
-    """Run the chain in a forked process; return its wait status.
+    """Run the chain in a process of its own; return its exit code.
 
     With `kill_in` the child sends itself SIGKILL when that stage opens its second file for writing
     in the draft of its artifact: the first is there, the artifact is half written.
     """
-    process = os.fork()
-    if process:
-        return os.waitpid(process, 0)[1]
+    return child_process(_run, config, kill_in, force)
+
+
+def _run(config: Config, kill_in: str | None, force: tuple[str, ...]) -> None:
     if kill_in:
         _kill_while_writing(str(Store(config.state).tmp / f"{kill_in}-"))
-    try:
-        run_chain(config, force)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    run_chain(config, force)
 
 
 def _kill_while_writing(prefix: str) -> None:
@@ -185,9 +180,7 @@ def test_sigkill_in_the_middle_of_any_stage_leaves_no_half_and_the_next_run_fini
     config = config_of(tmp_path / "state", files)
     store = Store(config.state)
     for position, stage in enumerate(STAGE_NAMES):
-        status = run_in_child(config, kill_in=stage)
-        assert os.WIFSIGNALED(status), stage
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert run_in_child(config, kill_in=stage) == -signal.SIGKILL, stage
         records = all_records(store)
         assert [record.stage for record in records] == list(STAGE_NAMES[:position])
         assert {path.name for path in store.objects.glob("*/*")} == {

@@ -1,5 +1,6 @@
 """The adapter learns, the merge reproduces it, the continuation resumes where it was killed."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_context
+from chain import child_process
+from conftest import SilentReporter, make_context
 from safetensors.torch import load_file, save_file
 
 from requant.config.sections import (
@@ -167,6 +169,17 @@ def test_more_layers_than_there_are_is_refused(
         continue_train.execute(section, make_context(tmp_path), model=tiny_base, data=tiny_data)
 
 
+class KillAtStep5(SilentReporter):
+    def progress(self, done: int, total: int, unit: str) -> None:
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def continue_until_step_5(section: ContinueTrain, context, model: Path, data: Path) -> None:
+    context = dataclasses.replace(context, reporter=KillAtStep5())
+    continue_train.execute(section, context, model=model, data=data)
+
+
 def test_a_killed_continuation_resumes_and_ends_with_the_same_bytes(
     tiny_base: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -174,21 +187,8 @@ def test_a_killed_continuation_resumes_and_ends_with_the_same_bytes(
     whole, killed = make_context(tmp_path / "whole"), make_context(tmp_path / "killed")
     continue_train.execute(section, whole, model=tiny_base, data=tiny_data)
 
-    class KillAtStep5:
-        def metrics(self, values, step): ...
-        def message(self, text): ...
-        def progress(self, done, total, unit):
-            if done == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    process = os.fork()
-    if process == 0:
-        torch.set_num_threads(1)
-        context = type(killed)(killed.out, killed.work, 0, "cpu", KillAtStep5())
-        continue_train.execute(section, context, model=tiny_base, data=tiny_data)
-        os._exit(0)
-    _, status = os.waitpid(process, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    code = child_process(continue_until_step_5, section, killed, tiny_base, tiny_data)
+    assert code == -signal.SIGKILL
     assert last_checkpoint(killed.work).name == "checkpoint-4"
     # What a kill in the middle of writing a checkpoint leaves.
     (killed.work / "checkpoint-9").mkdir()

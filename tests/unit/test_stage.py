@@ -101,7 +101,7 @@ def test_a_failure_publishes_nothing_and_keeps_the_scratch(store: Store) -> None
 
 
 def test_sigkill_leaves_no_half_artifact(store: Store) -> None:
-    process = multiprocessing.get_context("fork").Process(
+    process = multiprocessing.get_context("forkserver").Process(
         target=run, args=(store, Shout(word="die"))
     )
     process.start()
@@ -112,7 +112,7 @@ def test_sigkill_leaves_no_half_artifact(store: Store) -> None:
 
 
 def test_two_processes_that_race_work_once(store: Store) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     racers = [context.Process(target=run, args=(store, Shout(word="slow"))) for _ in range(2)]
     for racer in racers:
         racer.start()

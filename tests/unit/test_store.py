@@ -125,19 +125,19 @@ def test_a_digest_that_is_not_unique_or_unknown_is_refused(store: Store) -> None
         find_object(store, "abc")
 
 
+def hold(path: Path, ready) -> None:
+    with locked(path):
+        ready.set()
+        signal.pause()
+
+
 def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
     path = tmp_path / "lock"
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
     ready = context.Event()
-
-    def hold() -> None:
-        with locked(path):
-            ready.set()
-            signal.pause()
-
-    holder = context.Process(target=hold)
+    holder = context.Process(target=hold, args=(path, ready))
     holder.start()
-    ready.wait(10)
+    assert ready.wait(20)
     assert is_held(path)
     assert acquire(path, timeout=0.1) is None
     os.kill(holder.pid, signal.SIGKILL)
