@@ -1,6 +1,7 @@
 """One night from opening to closing: keys, calls, the MLflow parent run, the report."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from requant.lineage import lineage_html
 from requant.report import StageRow, StageState, headline, night_report
 from requant.stage import stage_key
 from requant.stages.evaluate import CHAIN
-from requant.store import StageRecord, Store
+from requant.store import StageRecord, Store, locked, touch_record
 from requant.store.objects import write_durably
 from tasks import tracking
 from tasks.caching import StageResult
@@ -70,16 +71,14 @@ class OpenNight:
             config = self._night.config
             key = retrying(config)(stage_key, stage, section, refs, config.seed)
             result, state = run_stage_task(task, self._night, key, given)
-        except Exception:
+            cached = state.name == "Cached"
+            record = record_of(self._night.store, result)
+            touch_record(self._night.store, record)
+            if cached:
+                retrying(config)(self._track_cached, record, given)
+        except BaseException:
             self._rows.append(StageRow(stage.name, "failed"))
             raise
-        cached = state.name == "Cached"
-        record = record_of(self._night.store, result)
-        if cached:
-            run = tracking.open_stage(self._night.parent, stage.name)
-            tracking.close_stage(
-                run, record, self._records(given), store=self._night.store, cached=True
-            )
         self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
         return result
 
@@ -95,7 +94,7 @@ class OpenNight:
         ]
         lineage = lineage_html(
             records,
-            links=tracking.model_links(night.parent, [record.digest for record in records]),
+            links=self._links(records),
             cached=[row.stage for row in rows if row.state == "cached"],
             title=title,
         )
@@ -112,11 +111,23 @@ class OpenNight:
         write_durably(path.with_name("lineage.html"), lineage.encode())
         write_durably(path.with_name(SUMMARY_NAME), summary.model_dump_json(indent=2).encode())
         metrics = records[-1].metrics if records and records[-1].stage == "evaluate" else {}
-        tracking.close_parent(night.parent, status, lineage, report, metrics)
+        retrying(night.config)(
+            tracking.close_parent, night.parent, status, lineage, report, metrics
+        )
         return summary
 
-    def _records(self, inputs: Mapping[str, StageResult]) -> dict[str, StageRecord]:
-        return {role: record_of(self._night.store, given) for role, given in inputs.items()}
+    def _track_cached(self, record: StageRecord, inputs: Mapping[str, StageResult]) -> None:
+        store = self._night.store
+        parents = {role: record_of(store, given) for role, given in inputs.items()}
+        run = tracking.open_stage(self._night.parent, record.stage)
+        tracking.close_stage(run, record, parents, store=store, cached=True)
+
+    def _links(self, records: list[StageRecord]) -> dict[str, str]:
+        try:
+            return tracking.model_links(self._night.parent, [item.digest for item in records])
+        except TransientError:
+            # The pages must be written, with links or without.
+            return {}
 
 
 SUMMARY_NAME = "summary.json"
@@ -146,20 +157,23 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         config.tracking.experiment,
         flow_run_id=str(flow_run.id),
         name=str(flow_run.name),
-        params=config.model_dump(mode="json"),
+        # An address of a server may hold a password.
+        params=config.model_dump(mode="json", exclude={"tracking"}),
     )
-    opened = OpenNight(Night(config, store, frozenset(force), parent))
-    try:
-        yield opened
-    except Exception as error:
-        get_run_logger().error("%s", error)
+    opened = OpenNight(Night(config, store, frozenset(force), parent, time.time()))
+    # Between stages too nobody may collect what the next one reads.
+    with locked(store.use_lock, shared=True):
         try:
-            opened.close("FAILED")
-        except TransientError as away:
-            # The stage's own error is the one to act on.
-            get_run_logger().warning("%s", away)
-        raise
-    opened.close("FINISHED")
+            yield opened
+        except BaseException as error:
+            get_run_logger().error("%s", error)
+            try:
+                opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
+            except Exception as second:
+                # The stage's own error is the one to act on.
+                get_run_logger().warning("the night could not be closed: %s", second)
+            raise
+        opened.close("FINISHED")
 
 
 def read_summary(config: Config, run_id: object) -> NightSummary | None:

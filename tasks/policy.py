@@ -1,12 +1,12 @@
 """How every stage becomes a Prefect task: cached by its key, retried only where that can help."""
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import exponential_backoff
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from requant.config import Config, Section
@@ -19,6 +19,8 @@ from tasks.reporting import TaskReporter
 
 JITTER = 0.5
 """Share by which a retry's delay is lengthened at random: many runs must not return at once."""
+MAX_DELAY_SECONDS = 600.0
+"""Doubling would reach days before the last of twenty retries."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Night:
     store: Store
     force: frozenset[str]
     parent: tracking.TrackingRun
+    started: float
+    """Seconds since the epoch."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,10 @@ def run_stage_task(
         Exception: What the stage raised in its last attempt.
     """
     runtime = night.config.runtime
+    delays = [
+        min(runtime.retry_seconds * 2**attempt, MAX_DELAY_SECONDS)
+        for attempt in range(runtime.retries)
+    ]
     prefect_task: Task[..., StageResult] = Task(
         task.body,
         name=task.stage.name,
@@ -76,7 +84,7 @@ def run_stage_task(
         result_serializer=VerifiedJSONSerializer(),
         refresh_cache=task.stage.name in night.force,
         retries=runtime.retries,
-        retry_delay_seconds=exponential_backoff(runtime.retry_seconds),
+        retry_delay_seconds=delays or None,
         retry_jitter_factor=JITTER,
         retry_condition_fn=_may_retry,
     )
@@ -91,7 +99,9 @@ def retrying(config: Config) -> Retrying:
     return Retrying(
         retry=retry_if_exception(is_transient),
         stop=stop_after_attempt(runtime.retries + 1),
-        wait=wait_exponential_jitter(runtime.retry_seconds, jitter=JITTER * runtime.retry_seconds),
+        wait=wait_exponential_jitter(
+            runtime.retry_seconds, max=MAX_DELAY_SECONDS, jitter=JITTER * runtime.retry_seconds
+        ),
         reraise=True,
     )
 
@@ -102,6 +112,12 @@ def _may_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
     except Exception as error:
         return is_transient(error)
     return False
+
+
+def _done_tonight(night: Night, key: StageKey) -> bool:
+    """Tell whether a forced stage has run already, and only its book-keeping is tried again."""
+    record = read_record(night.store, key.digest)
+    return record is not None and record.started >= night.started
 
 
 def record_of(store: Store, result: StageResult) -> StageRecord:
@@ -133,10 +149,12 @@ def _execute(
                 seed=night.config.seed,
                 device=resolve_device(night.config.runtime.device),
                 reporter=reporter,
-                force=stage.name in night.force,
+                force=stage.name in night.force and not _done_tonight(night, key),
                 labels={"pipeline": night.config.name, "mlflow_run_id": run.run_id},
             )
     except Exception as error:
+        # The frames hold the model: a retry needs its memory.
+        traceback.clear_frames(error.__traceback__)
         tracking.fail_stage(run, error)
         raise
     parents = {role: record_of(night.store, result) for role, result in inputs.items()}

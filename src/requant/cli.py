@@ -44,11 +44,12 @@ def init(config: ConfigFile, overrides: Overrides = None) -> None:
     with _errors():
         loaded = _load(config, overrides)
         _prepare_environment()
+        from tasks import tracking
         from tasks.databases import prepare_mlflow, prepare_prefect
 
         prepare_prefect(loaded)
         uri = prepare_mlflow(loaded)
-    typer.echo(f"ready: {loaded.state.resolve()} (MLflow: {uri})")
+    typer.echo(f"ready: {loaded.state.resolve()} (MLflow: {tracking.public(uri)})")
 
 
 @app.command()
@@ -96,6 +97,10 @@ def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:
         from requant.plan import explain_last_run, key_difference
 
         last, before = explain_last_run(_store(state), stage)
+    reason = last.labels.get("reason", "")
+    if reason:
+        typer.echo(f"{stage}: ran again although its key is unchanged: {reason}")
+        return
     if before is None:
         typer.echo(f"{stage}: ran once, because it never had before")
         return
@@ -109,12 +114,12 @@ def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:
 def lineage(ref: str, state: StateFolder = DEFAULT_STATE) -> None:
     """Show what an artifact was made from. REF is the start of its digest."""
     with _errors():
-        from requant.lineage import lineage_tree
+        from requant.lineage import lineage_tree, tree_lines
         from requant.store import all_records, find_object
 
         store = _store(state)
         tree = lineage_tree(all_records(store), find_object(store, ref).name)
-    _console_print(tree)
+    typer.echo("\n".join(tree_lines(tree)))
 
 
 @app.command()
@@ -126,9 +131,8 @@ def verify(
     from rich.progress import track
 
     from requant.errors import ArtifactError
-    from requant.store import all_records, artifact_of
+    from requant.store import all_records, artifact_of, check_sizes
     from requant.store import verify as verify_bytes
-    from requant.store.objects import check_sizes
 
     with _errors():
         store = _store(state)
@@ -154,7 +158,7 @@ def verify(
 def gc(
     state: StateFolder = DEFAULT_STATE,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="newest records kept per stage; default: all")
+        int | None, typer.Option(min=1, help="records used last, kept per stage; default: all")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
 ) -> None:

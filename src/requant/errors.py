@@ -5,6 +5,10 @@ import errno
 TRANSIENT_ERRNOS = frozenset(
     {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH}
 )
+TRANSIENT_CLASSES = frozenset({"OutOfMemoryError", "TransportError"})
+"""Of torch and httpx, by name: neither is imported here."""
+TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+"""HTTP answers of a server that is busy or ill."""
 
 
 class RequantError(Exception):
@@ -42,8 +46,8 @@ def is_transient(error: BaseException) -> bool:
         error: What the stage raised.
 
     Returns:
-        True for `TransientError`, lost connections, the I/O errors in `TRANSIENT_ERRNOS` and an
-        accelerator's out-of-memory (recognised by its class name: torch is not imported here).
+        True for `TransientError`, lost connections, the I/O errors in `TRANSIENT_ERRNOS`, an
+        accelerator's out-of-memory, and HTTP errors that pass.
         Everything else is terminal, because an unknown failure repeated all night helps nobody.
     """
     if isinstance(error, RequantError):
@@ -52,4 +56,6 @@ def is_transient(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno in TRANSIENT_ERRNOS
-    return type(error).__name__ == "OutOfMemoryError"
+    names = {base.__name__ for base in type(error).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return bool(names & TRANSIENT_CLASSES) or status in TRANSIENT_STATUSES

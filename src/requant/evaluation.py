@@ -245,8 +245,15 @@ def _main_metric(samples: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _document_score(model: str, task: str, metric: str, sample: Mapping[str, Any]) -> DocumentScore:
-    # Perplexities come as (log-likelihood, words).
-    value = sample[metric][0] if isinstance(sample[metric], (tuple, list)) else sample[metric]
+    value = sample[metric]
+    if isinstance(value, (tuple, list)) and "perplexity" in metric:
+        # Perplexities come as (log-likelihood, words).
+        value = value[0]
+    if not isinstance(value, (int, float)):
+        raise ConfigError(
+            f"evaluate.tasks: {task} scores a document by {metric}={value!r}, which is no number, "
+            "so that models cannot be compared by document; leave it out"
+        )
     for number in [value, *_numbers(sample["filtered_resps"])]:
         if not math.isfinite(number):
             raise ParityError(

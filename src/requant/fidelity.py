@@ -75,27 +75,20 @@ def token_log_probs(model: Any, batches: Iterable[Batch]) -> Iterator["torch.Ten
             yield logits[chosen].float().log_softmax(-1).cpu()
 
 
-def compare_models(reference: Any, candidate: Any, batches: list[Batch]) -> Fidelity:
-    """Measure a candidate model against a reference on the same text.
-
-    KL(p || q) = sum_v p(v) (log p(v) - log q(v)), p the reference, q the candidate.
-
-    Args:
-        reference: Causal language model in eval mode.
-        candidate: Another one with the same vocabulary.
-        batches: From `held_out_batches`.
-    """
-    return compare_log_probs(
-        token_log_probs(reference, batches), token_log_probs(candidate, batches), batches
-    )
-
-
 def compare_log_probs(
     reference: Iterable["torch.Tensor"],
     candidate: Iterable["torch.Tensor"],
     batches: list[Batch],
 ) -> Fidelity:
-    """Measure from log-probabilities, so that the two models need not be in memory together.
+    """Measure a candidate against a reference on the same text.
+
+    KL(p || q) = sum_v p(v) (log p(v) - log q(v)), p the reference, q the candidate. Of
+    log-probabilities, so that the two models need not be in memory together.
+
+    Args:
+        reference: float32 [labelled tokens, vocabulary] for each batch; see `token_log_probs`.
+        candidate: Likewise.
+        batches: From `held_out_batches`.
 
     Raises:
         ContractError: If the two vocabularies differ in size.

@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.contract import NAMED, check_model_folder
 from requant.errors import ConfigError, ContractError, ParityError
-from requant.model_folder import INDEX_NAME, copy_companions
+from requant.model_folder import INDEX_NAME, copy_companions, stored_dtype
 from requant.models import (
     clear_memory,
     compute_dtype,
@@ -22,6 +22,9 @@ from requant.models import (
 )
 from requant.stage import Reporter
 from requant.weights import read_headers
+
+if TYPE_CHECKING:
+    import torch
 
 GROUP_SIZES = (32, 64, 128)
 CALIBRATION_BATCH = 8
@@ -197,7 +200,8 @@ def _run_gptqmodel(
             offload_to_disk=device == "cuda",
             offload_to_disk_path=str(work / "offload") if device == "cuda" else None,
         )
-        model = GPTQModel.load(str(model_folder), config, dtype=compute_dtype(device))
+        dtype = _loading_dtype(model_folder, device)
+        model = GPTQModel.load(str(model_folder), config, dtype=dtype)
         blocks = read_model_config(model_folder).get("num_hidden_layers", 0)
 
         def layer_complete(layer_idx: int, submodule_finalized: bool) -> None:
@@ -249,6 +253,11 @@ def _copy_shard(source: Path, target: Path, dtypes: Mapping[str, str]) -> None:
         for name, tensor in tensors.items()
     }
     save_file(cast, target, metadata={"format": "pt"})
+
+
+def _loading_dtype(folder: Path, device: str) -> "torch.dtype":
+    """Keep a float16 model's bits on a GPU: embeddings and norms are written again as loaded."""
+    return stored_dtype(folder) if device == "cuda" else compute_dtype(device)
 
 
 def _check_scales(folder: Path) -> None:

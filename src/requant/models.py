@@ -133,7 +133,9 @@ def load_model(folder: Path, device: str, *, trainable: bool = False) -> PreTrai
             options["quantization_config"] = GPTQConfig(bits=bits, backend="gptq_torch")
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=compute_dtype(device),
+            # What is trained on a GPU is written again: its bits must not pass through another
+            # 16-bit format.
+            dtype="auto" if device == "cuda" and trainable else compute_dtype(device),
             device_map="auto" if spread else {"": device},
             local_files_only=True,
             trust_remote_code=False,

@@ -84,7 +84,7 @@ def why_not_cached(store: Store, stage: str, key: StageKey) -> str:
 
 
 def explain_last_run(store: Store, stage: str) -> tuple[StageRecord, StageRecord | None]:
-    """Return the last record of a stage and the one before it, None where there is none before.
+    """Return the last record of a stage and the one before it of the same model line.
 
     Raises:
         LookupError: If the stage has never run.
@@ -92,7 +92,9 @@ def explain_last_run(store: Store, stage: str) -> tuple[StageRecord, StageRecord
     past = [record for record in all_records(store) if record.stage == stage]
     if not past:
         raise LookupError(f"{stage}: has no record in {store.actions}; it never ran")
-    return past[-1], past[-2] if len(past) > 1 else None
+    line = past[-1].labels.get("pipeline")
+    before = [record for record in past[:-1] if record.labels.get("pipeline") == line]
+    return past[-1], before[-1] if before else None
 
 
 def key_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:

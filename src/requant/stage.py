@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 from requant.canonical import digest_of
 from requant.config.sections import Section
+from requant.errors import ContractError
 from requant.store import (
     ArtifactRef,
     StageRecord,
     Store,
+    check_sizes,
     locked,
     publish,
     verified_record,
@@ -132,15 +134,18 @@ def perform(
     finds the work done.
 
     Raises:
-        ArtifactError: If an input is missing or altered.
+        ArtifactError: If an input is missing or incomplete.
+        ContractError: If content outside the store changed while the stage read it.
         Exception: What the stage raises; then nothing was published, and `work/` is kept.
     """
     with (
         locked(store.lock_path(f"stage-{key.digest}")),
         locked(store.use_lock, shared=True),
     ):
+        known = store.record_path(key.digest).exists()
+        reason = "forced"
         if not force:
-            record, _ = verified_record(store, key.digest)
+            record, reason = verified_record(store, key.digest)
             if record is not None:
                 return record
         started = time.time()
@@ -152,8 +157,11 @@ def perform(
         recorder = _CurveRecorder(reporter)
         context = StageContext(out=draft, work=work, seed=seed, device=device, reporter=recorder)
         try:
+            for ref in inputs.values():
+                check_sizes(store, ref)
             folders = {role: store.object_path(ref.digest) for role, ref in inputs.items()}
             metrics = stage.execute(section, context, **folders)
+            _check_unchanged(stage, section, key)
             artifact = publish(store, stage.kind, draft)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -167,11 +175,22 @@ def perform(
             curves=recorder.curves(),
             started=started,
             seconds=time.monotonic() - clock,
-            labels=dict(labels or {}),
+            # Work whose key is new needs no reason: its key differs from the one before.
+            labels={**(labels or {}), **({"reason": reason} if known else {})},
         )
         write_record(store, record)
         shutil.rmtree(work, ignore_errors=True)
         return record
+
+
+def _check_unchanged(stage: Stage, section: Section, key: StageKey) -> None:
+    """Refuse to file new content under the key of the old."""
+    for role, digest in stage.content_digests(section).items():
+        if key.fields["inputs"][role] != digest:
+            raise ContractError(
+                f"{stage.name}: {role} changed while it was read (was "
+                f"{key.fields['inputs'][role][:12]}, is {digest[:12]}); run again"
+            )
 
 
 class _CurveRecorder:

@@ -71,7 +71,7 @@ def fine_tune(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()
-    checkpoint = last_checkpoint(context.work)
+    checkpoint = last_checkpoint(context.work, before=trainer.args.max_steps)
     if checkpoint is not None:
         context.reporter.message(f"resuming from {checkpoint.name}")
     context.reporter.message(
@@ -93,10 +93,14 @@ def fine_tune(
     }
 
 
-def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint folder that was written to its end, or None."""
-    whole = [path.parent for path in work.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def last_checkpoint(work: Path, before: int) -> Path | None:
+    """Return the newest whole checkpoint of a step less than `before`, or None.
+
+    The Trainer saves at its last step too, and resumed from there it would take one step more.
+    """
+    steps = [int(path.parent.name.rpartition("-")[2]) for path in work.glob(f"*/{COMPLETE}")]
+    last = max((step for step in steps if step < before), default=None)
+    return None if last is None else work / f"checkpoint-{last}"
 
 
 def check_gradients(named_parameters: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from tasks.tracking.connection import (
     default_uri,
     preload,
     prepare_database,
+    public,
     run_page,
 )
 from tasks.tracking.models import model_links
@@ -29,5 +30,6 @@ __all__ = [
     "open_stage",
     "preload",
     "prepare_database",
+    "public",
     "run_page",
 ]

@@ -47,6 +47,8 @@ def model_page(model: "LoggedModel") -> str:
 
 def find_models(run: TrackingRun, digests: Iterable[str]) -> Models:
     """Look LoggedModels up by the digest of their artifact, in one question."""
+    from mlflow.entities import LoggedModelStatus
+
     wanted = sorted(set(digests))
     if not wanted:
         return {}
@@ -54,7 +56,10 @@ def find_models(run: TrackingRun, digests: Iterable[str]) -> Models:
     found = run.client.search_logged_models(
         [run.experiment_id], f"params.digest IN ({names})", max_results=2 * len(wanted)
     )
-    return {model.params["digest"]: model for model in found}
+    # One that a crash left unfinished lacks its files: another is made in its place.
+    return {
+        model.params["digest"]: model for model in found if model.status == LoggedModelStatus.READY
+    }
 
 
 def ensure_models(run: TrackingRun, records: Iterable[StageRecord], store: Store) -> Models:

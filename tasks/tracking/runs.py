@@ -1,6 +1,7 @@
 """The runs of stages, nested in the night's: opened, followed by curves, closed with edges."""
 
 import getpass
+import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -206,7 +207,7 @@ def open_run(
         run = found[0]
         client.update_run(run.info.run_id, status="RUNNING")
     else:
-        about = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "requant"}
+        about = {"mlflow.user": _user(), "mlflow.source.name": "requant"}
         run = client.create_run(
             experiment_id, tags={**about, **identity, **(tags or {})}, run_name=name
         )
@@ -227,3 +228,11 @@ def _flush(run: TrackingRun) -> None:
 def metric_name(name: str) -> str:
     """Replace what mlflow refuses in the name of a metric."""
     return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in name)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container may run as a number without a name.
+        return str(os.getuid())

@@ -100,6 +100,7 @@ def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:
     last = next(r for r in reversed(all_records(store)) if r.stage == "requantize_gptq")
     tree = requant("lineage", last.digest[:12], *state)
     assert all(stage in tree for stage in ("prepare_base", "train_adapter", "merge_fp16"))
+    assert "├─" in tree
     assert "artifacts are right (every byte)" in requant("verify", "--deep", *state)
     assert "would delete 0 folders" in requant("gc", "--dry-run", *state)
     assert "deleted 2 folders" in requant("gc", "--keep", "1", *state)

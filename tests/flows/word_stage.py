@@ -59,7 +59,7 @@ def say(state: str, text: str, force: bool = False) -> str:
     store = Store(Path(state))
     uri = tracking.prepare_database(None, store.root)
     parent = tracking.open_parent(uri, "words", flow_run_id=text, name=text, params={})
-    night = Night(config, store, frozenset({"evaluate"} if force else ()), parent)
+    night = Night(config, store, frozenset({"evaluate"} if force else ()), parent, time.time())
     key = stage_key(WORD.stage, config.evaluate, {}, seed=0)
     _, final = run_stage_task(WORD, night, key, {})
     return final.name or ""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from requant.config.sections import Evaluate, Section
+from requant.config.sections import Evaluate, Optimisation, Section
 from requant.errors import ArtifactError, TerminalError, TransientError, is_transient
 from requant.plan import explain_last_run, key_difference, plan_stage
 from requant.stage import Metrics, Stage, StageContext, StageKey, perform, stage_key
@@ -155,7 +155,8 @@ def test_the_key_names_what_decides_the_bytes_and_nothing_else(store: Store) -> 
 
 
 def test_fields_that_do_not_change_the_bytes_are_not_in_the_key() -> None:
-    assert Evaluate(batch_size=1).key_fields() == Evaluate(batch_size=2).key_fields()
+    some, more = ({"max_steps": 9, "checkpoint_steps": steps} for steps in (1, 2))
+    assert Optimisation(**some).key_fields() == Optimisation(**more).key_fields()
     assert Evaluate(limit=1).key_fields() != Evaluate(limit=2).key_fields()
 
 

@@ -311,9 +311,7 @@ class Evaluate(Section):
     chat_template: bool = Field(
         False, description="put the prompts of `tasks` through the chat template"
     )
-    batch_size: Positive = Field(
-        8, description="sequences per forward pass", json_schema_extra=NOT_IN_KEY
-    )
+    batch_size: Positive = Field(8, description="sequences per forward pass")
 
     @model_validator(mode="after")
     def _something_to_evaluate(self) -> "Evaluate":

@@ -64,6 +64,6 @@ STAGE = Stage(
     name="continue_train",
     version=1,
     kind="model",
-    libraries=("torch", "transformers", "trl"),
+    libraries=("torch", "transformers", "tokenizers", "trl", "accelerate", "bitsandbytes"),
     execute=execute,
 )

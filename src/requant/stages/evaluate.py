@@ -158,6 +158,16 @@ STAGE = Stage(
     name="evaluate",
     version=1,
     kind="evaluation",
-    libraries=("lm_eval", "torch", "transformers"),
+    libraries=(
+        "lm_eval",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "datasets",
+        "scipy",
+        "bitsandbytes",
+        "gptqmodel",
+        "optimum",
+    ),
     execute=execute,
 )

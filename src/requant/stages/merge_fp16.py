@@ -74,15 +74,13 @@ def measure_parity(
         update_kl: original+adapter against original (what there was to merge, nats per token).
     """
     batches = batches_for(original, data / "heldout.jsonl", rows)
-    reference = folder_log_probs(original, batches, device, adapter=adapter)
-    result = folder_log_probs(merged, batches, device)
-    parity = compare_log_probs(reference, result, batches)
-    untouched = folder_log_probs(original, batches, device)
-    update = compare_log_probs(reference, untouched, batches)
+    reference = list(folder_log_probs(original, batches, device, adapter=adapter))
+    parity = compare_log_probs(reference, folder_log_probs(merged, batches, device), batches)
+    update = compare_log_probs(reference, folder_log_probs(original, batches, device), batches)
     trained = parity
     if trained_on != original:
-        teacher = folder_log_probs(trained_on, batches, device, adapter=adapter)
-        trained = compare_log_probs(teacher, result, batches)
+        reference = list(folder_log_probs(trained_on, batches, device, adapter=adapter))
+        trained = compare_log_probs(reference, folder_log_probs(merged, batches, device), batches)
     return {
         **parity.as_metrics("parity_"),
         **trained.as_metrics("trained_"),
@@ -117,6 +115,6 @@ STAGE = Stage(
     name="merge_fp16",
     version=1,
     kind="model",
-    libraries=("torch", "transformers", "peft", "safetensors"),
+    libraries=("torch", "transformers", "tokenizers", "peft", "safetensors"),
     execute=execute,
 )

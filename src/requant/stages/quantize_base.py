@@ -157,6 +157,14 @@ STAGE = Stage(
     name="quantize_base",
     version=1,
     kind="model",
-    libraries=("torch", "transformers", "bitsandbytes", "gptqmodel", "safetensors"),
+    libraries=(
+        "torch",
+        "transformers",
+        "tokenizers",
+        "bitsandbytes",
+        "gptqmodel",
+        "optimum",
+        "safetensors",
+    ),
     execute=execute,
 )

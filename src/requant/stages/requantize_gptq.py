@@ -104,6 +104,6 @@ STAGE = Stage(
     name="requantize_gptq",
     version=1,
     kind="model",
-    libraries=("torch", "transformers", "gptqmodel", "safetensors"),
+    libraries=("torch", "transformers", "tokenizers", "gptqmodel", "optimum", "safetensors"),
     execute=execute,
 )

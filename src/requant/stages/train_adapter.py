@@ -88,6 +88,15 @@ STAGE = Stage(
     name="train_adapter",
     version=1,
     kind="adapter",
-    libraries=("torch", "transformers", "peft", "trl", "bitsandbytes", "gptqmodel"),
+    libraries=(
+        "torch",
+        "transformers",
+        "tokenizers",
+        "peft",
+        "trl",
+        "accelerate",
+        "bitsandbytes",
+        "gptqmodel",
+    ),
     execute=execute,
 )

@@ -11,12 +11,13 @@ Only this package builds paths below the state folder.
 from requant.store.layout import ArtifactRef, Store, store_of
 from requant.store.locks import locked
 from requant.store.manifest import Manifest, ManifestEntry, describe, hash_file
-from requant.store.objects import find_object, publish, verify
+from requant.store.objects import check_sizes, find_object, publish, verify
 from requant.store.records import (
     StageRecord,
     all_records,
     artifact_of,
     read_record,
+    touch_record,
     verified_record,
     write_record,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Store",
     "all_records",
     "artifact_of",
+    "check_sizes",
     "describe",
     "find_object",
     "hash_file",
@@ -36,6 +38,7 @@ __all__ = [
     "publish",
     "read_record",
     "store_of",
+    "touch_record",
     "verified_record",
     "verify",
     "write_record",

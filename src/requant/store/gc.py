@@ -9,7 +9,7 @@ from pathlib import Path
 from requant.errors import TransientError
 from requant.store.layout import Store
 from requant.store.locks import acquire
-from requant.store.records import StageRecord, all_records
+from requant.store.records import StageRecord, all_records, last_used
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
 
     Args:
         store: The store.
-        keep: Newest records kept for each pipeline and stage, with all that they were made from;
-            None keeps every record.
+        keep: Records used last that are kept for each pipeline and stage, with all that they were
+            made from; None keeps every record.
     """
     records = all_records(store)
-    kept = records if keep is None else _with_ancestors(records, _newest(records, keep))
+    kept = records if keep is None else _with_ancestors(records, _used_last(store, records, keep))
     kept_keys = {record.key for record in kept}
     digests = {record.digest for record in kept}
     done = {record.key for record in records}
@@ -46,14 +46,14 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
 
 
 def collect(store: Store, keep: int | None = None) -> Garbage:
-    """Delete what `find_garbage` lists, while no stage runs.
+    """Delete what `find_garbage` lists, while no night runs.
 
     Raises:
-        TransientError: If a stage is running now; its artifact may not have its record yet.
+        TransientError: If a night is running now; it may be about to read what looks unused.
     """
     descriptor = acquire(store.use_lock, timeout=0)
     if descriptor is None:
-        raise TransientError(f"{store.root}: a stage is running; collect garbage when it is done")
+        raise TransientError(f"{store.root}: a night is running; collect garbage when it is done")
     try:
         garbage = find_garbage(store, keep)
         for record in garbage.records:
@@ -65,9 +65,9 @@ def collect(store: Store, keep: int | None = None) -> Garbage:
     return garbage
 
 
-def _newest(records: list[StageRecord], keep: int) -> list[StageRecord]:
+def _used_last(store: Store, records: list[StageRecord], keep: int) -> list[StageRecord]:
     groups: dict[tuple[str, str], list[StageRecord]] = {}
-    for record in records:
+    for record in sorted(records, key=lambda record: last_used(store, record)):
         groups.setdefault((record.labels.get("pipeline", ""), record.stage), []).append(record)
     return [record for group in groups.values() for record in group[-keep:]]
 

@@ -64,6 +64,16 @@ def artifact_of(store: Store, record: StageRecord) -> ArtifactRef:
     return store.ref(record.kind, record.digest)
 
 
+def touch_record(store: Store, record: StageRecord) -> None:
+    """Note that an artifact was used now; what was used last is collected last."""
+    store.record_path(record.key).touch()
+
+
+def last_used(store: Store, record: StageRecord) -> float:
+    """Return when an artifact was made or used last, seconds since the epoch."""
+    return store.record_path(record.key).stat().st_mtime
+
+
 def all_records(store: Store) -> list[StageRecord]:
     """Return every readable record, oldest first."""
     records = (read_record(store, path.stem) for path in store.actions.glob("*.json"))
