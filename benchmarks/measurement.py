@@ -48,7 +48,8 @@ def timed_process(arguments: list[str], home: Path) -> float:
     return seconds
 
 
-def requant_arguments(state: Path) -> list[str]:
+def requant_arguments(state: Path, *overrides: str) -> list[str]:
     """Spell `requant run configs/tiny.yaml` with a state folder of its own."""
     run = "from requant.cli import app; app()"
-    return ["-c", run, "run", "configs/tiny.yaml", "--set", f"state={state}"]
+    settings = [word for item in (f"state={state}", *overrides) for word in ("--set", item)]
+    return ["-c", run, "run", "configs/tiny.yaml", *settings]

@@ -34,23 +34,6 @@ def parents(record: StageRecord) -> dict[str, str]:
     return dict(sorted(inputs.items()))
 
 
-def ancestors(records: Iterable[StageRecord], digest: str) -> tuple[StageRecord, ...]:
-    """Return the records of everything an artifact was made from, causes first, itself last.
-
-    Args:
-        records: To search, oldest first; of two with one digest the later one is believed.
-        digest: Of the artifact.
-
-    Raises:
-        ArtifactError: If no record produced it.
-    """
-    known = _by_digest(records, digest)
-    order = causes_first(
-        digest, lambda item: parents(known[item]).values() if item in known else ()
-    )
-    return tuple(known[item] for item in order if item in known)
-
-
 def causes_first(digest: str, parents_of: Callable[[str], Iterable[str]]) -> tuple[str, ...]:
     """Order everything above a digest so that each one follows what it was made from.
 

@@ -7,11 +7,9 @@ import pytest
 
 from requant.errors import ArtifactError
 from requant.lineage import (
-    ancestors,
     causes_first,
     lineage_html,
     lineage_tree,
-    parents,
     tree_lines,
 )
 from requant.notes import MAX_LED_TO, Crumb, breadcrumb, flat, model_note, with_led_to
@@ -24,35 +22,12 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StageRecord]:
     return make_night(Store(tmp_path_factory.mktemp("state")))
 
 
-def test_ancestors_come_before_what_was_made_from_them(night: dict[str, StageRecord]) -> None:
-    chain = ancestors(night.values(), night["requantize_gptq"].digest)
-
-    stages = [record.stage for record in chain]
-    assert set(stages) == set(night) - {"evaluate"}
-    assert stages[-1] == "requantize_gptq"
-    made: set[str] = set()
-    outside = parents(night["prepare_base"])["corpus"]
-    for record in chain:
-        assert set(parents(record).values()) <= made | {outside}
-        made.add(record.digest)
-
-
-def test_ancestors_of_the_base_are_only_itself(night: dict[str, StageRecord]) -> None:
-    base = night["prepare_base"]
-    assert ancestors(night.values(), base.digest) == (base,)
-
-
 def test_unknown_digest_is_named_with_the_way_out(night: dict[str, StageRecord]) -> None:
     with pytest.raises(ArtifactError, match=r"digest 0{12}: no record .*requant status CONFIG"):
-        ancestors(night.values(), "0" * 64)
+        lineage_tree(night.values(), "0" * 64)
 
 
-def test_a_stage_that_gives_back_its_input_does_not_loop(night: dict[str, StageRecord]) -> None:
-    base = night["prepare_base"]
-    idle = base.model_copy(
-        update={"stage": "merge_fp16", "key_fields": {"inputs": {"original": base.digest}}}
-    )
-    assert ancestors([idle], base.digest) == (idle,)
+def test_a_loop_among_parents_ends() -> None:
     assert causes_first("a", lambda item: {"a": "b", "b": "a"}[item]) == ("b", "a")
 
 
