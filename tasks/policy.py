@@ -17,6 +17,8 @@ from tasks import tracking
 from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
 from tasks.reporting import TaskReporter
 
+ACCELERATOR = "accelerator"
+"""Tag of the tasks that fill a GPU: `prefect concurrency-limit create accelerator 1`."""
 JITTER = 0.5
 """Share by which a retry's delay is lengthened at random: many runs must not return at once."""
 MAX_DELAY_SECONDS = 600.0

@@ -1,6 +1,6 @@
 """The Prefect task of the stage quantize_base."""
 
 from requant.stages.quantize_base import STAGE
-from tasks.policy import stage_task
+from tasks.policy import ACCELERATOR, stage_task
 
-quantize_base = stage_task(STAGE)
+quantize_base = stage_task(STAGE, tags=[ACCELERATOR])
