@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Everything the demo makes, Prefect's database included, stays below this folder.
 STATE := .requant
-# Threads that spin while they wait fight the Prefect server for the cores.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads that spin long while they wait fight the Prefect server for the cores.
+export GOMP_SPINCOUNT ?= 1000
 
 .PHONY: demo test lint bench clean
 
