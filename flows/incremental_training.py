@@ -28,8 +28,9 @@ class Call(Protocol[Result]):
 
 def chain(config: Config, call: Call[Result]) -> None:
     """Say which stage takes whose output; a stage that is off hands on what it was given."""
-    original = call(prepare_base)
+    # Data first: a bad row must be refused before a base is fetched or trained.
     data = call(prepare_data)
+    original = call(prepare_base)
     # Only GPTQ looks at data; without it NF4 and int8 stay cached from night to night.
     calibration = data if config.quantize_base.method == "gptq" else None
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from requant.config import STAGE_NAMES, Config, StageName
 from requant.errors import ConfigError, TransientError
 from requant.lineage import lineage_html
+from requant.models import resolve_device
 from requant.report import StageRow, StageState, headline, night_report
 from requant.stage import stage_key
 from requant.stages.evaluate import CHAIN
@@ -144,11 +145,15 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     """Open a night in the current flow run and close it whatever happens inside.
 
     Raises:
-        ConfigError: If `force` names a stage that the configuration switches off.
+        ConfigError: If `force` names a stage that the configuration switches off, or there is no
+            GPU although the configuration asks for one.
     """
     for stage in force:
         if not getattr(getattr(config, stage), "enabled", True):
             raise ConfigError(f"force: {stage} is switched off by {stage}.enabled=false")
+    if config.runtime.device == "cuda":
+        # A GPU that is not there must be known before the first stage; auto and cpu always are.
+        resolve_device(config.runtime.device)
     store = Store(config.state.resolve())
     uri = prepare_mlflow(config)
     parent = retrying(config)(

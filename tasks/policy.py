@@ -7,7 +7,13 @@ from typing import Any, cast
 
 from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
 from requant.config import Config, Section
 from requant.errors import ArtifactError, is_transient
@@ -104,8 +110,15 @@ def retrying(config: Config) -> Retrying:
         wait=wait_exponential_jitter(
             runtime.retry_seconds, max=MAX_DELAY_SECONDS, jitter=JITTER * runtime.retry_seconds
         ),
+        before_sleep=_say_retry,
         reraise=True,
     )
+
+
+def _say_retry(call: RetryCallState) -> None:
+    error = call.outcome.exception() if call.outcome else None
+    delay = call.next_action.sleep if call.next_action else 0.0
+    get_run_logger().warning("%s; trying again in %.0f s", error, delay)
 
 
 def _may_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:

@@ -186,12 +186,18 @@ def schema() -> None:
 @contextmanager
 def _errors() -> Iterator[None]:
     """Turn errors raised on purpose into one message and exit status 2, without a traceback."""
-    from requant.errors import RequantError
+    from requant.errors import RequantError, is_transient
 
     try:
         yield
     except (RequantError, LookupError) as error:
         typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from error
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        text = f"{type(error).__name__}: {error}; a server is away: try again, or work offline"
+        typer.secho(f"{text} with HF_HUB_OFFLINE=1", fg="red", err=True)
         raise typer.Exit(2) from error
 
 

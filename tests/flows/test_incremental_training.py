@@ -113,7 +113,7 @@ def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:
     ("words", "text"),
     [
         (("run", "none.yaml"), "none.yaml: cannot be read"),
-        (("run", "{config}", "--force", "merge"), "stage 'merge': unknown; valid: prepare_base,"),
+        (("run", "{config}", "--force", "merge"), "stage 'merge': unknown; valid: prepare_data,"),
         (("run", "{config}", "--set", "seed"), "expected section.field=value"),
         (("explain", "merge"), "stage 'merge': unknown"),
         (("verify", "--state", "/nowhere"), "--state /nowhere: holds no records"),
@@ -133,3 +133,13 @@ def test_the_report_stands_alone(folder: Path) -> None:
         page = path.read_text()
         assert "http://" not in re.sub(r'xmlns="[^"]*"', "", page)
         assert all(stage in page for stage in STAGE_NAMES)
+
+
+def test_a_missing_data_file_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
+    source = "prepare_data.source={kind: files, train: [none.jsonl]}"
+    output = requant(
+        "run", folder / "micro.yaml", "--set", f"state={tmp_path}", "--set", source, fails=1
+    )
+    assert "prepare_data.source.train_0: none.jsonl is not a file; give an existing one" in output
+    assert states(output)["prepare_base"] == "not reached"
+    assert all_records(Store(tmp_path)) == []

@@ -20,8 +20,8 @@ from requant.config.sections import (
 )
 
 StageName = Literal[
-    "prepare_base",
     "prepare_data",
+    "prepare_base",
     "quantize_base",
     "train_adapter",
     "merge_fp16",

@@ -28,14 +28,15 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); give a YAML file such as configs/tiny.yaml"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text ({error.reason}); give a YAML file") from error
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(document, dict):
-        raise ConfigError(
-            f"{path}: holds {type(document).__name__}, expected a mapping of sections"
-        )
+        held = "nothing" if document is None else type(document).__name__
+        raise ConfigError(f"{path}: holds {held}, expected a mapping of sections")
     for override in overrides:
         document = apply_override(document, override)
     return parse_config(document, origin=str(path))

@@ -150,12 +150,13 @@ def find_object(store: Store, prefix: str) -> Path:
     Raises:
         ArtifactError: If none or several do.
     """
-    matches = sorted(store.objects.glob(f"{prefix[:2]}*/{prefix}*")) if prefix else []
+    is_hex = len(prefix) >= 4 and not prefix.strip("0123456789abcdef")
+    matches = sorted(store.objects.glob(f"{prefix[:2]}/{prefix}*")) if is_hex else []
     if len(matches) != 1:
         names = ", ".join(match.name[:16] for match in matches) or "none"
         raise ArtifactError(
             f"digest {prefix!r}: expected one artifact in {store.objects}, found {names}; "
-            "`requant status CONFIG` prints digests"
+            "give at least 4 of the hex digits `requant status CONFIG` prints"
         )
     return matches[0]
 
