@@ -62,14 +62,14 @@ class OpenNight:
     def call(self, task: StageTask, **inputs: StageResult | None) -> StageResult | None:
         """Run one stage, or skip it where its section is off; see `flows.incremental_training`."""
         stage = task.stage
-        section = getattr(self._night.config, stage.name)
-        if not getattr(section, "enabled", True):
+        config = self._night.config
+        if not config.runs(stage.name):
             self._rows.append(StageRow(stage.name, "off"))
             return None
         given = {role: result for role, result in inputs.items() if result is not None}
         refs = {role: result.artifact for role, result in given.items()}
         try:
-            config = self._night.config
+            section = getattr(config, stage.name)
             key = retrying(config)(stage_key, stage, section, refs, config.seed)
             result, state = run_stage_task(task, self._night, key, given)
             cached = state.name == "Cached"
@@ -149,7 +149,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             GPU although the configuration asks for one.
     """
     for stage in force:
-        if not getattr(getattr(config, stage), "enabled", True):
+        if not config.runs(stage):
             raise ConfigError(f"force: {stage} is switched off by {stage}.enabled=false")
     if config.runtime.device == "cuda":
         # A GPU that is not there must be known before the first stage; auto and cpu always are.

@@ -72,7 +72,7 @@ def run_chain(config: Config, force: Iterable[str] = ()) -> dict[str, StageRecor
     def call(task: StageTask, **inputs: StageRecord | None) -> StageRecord | None:
         stage = task.stage
         section = getattr(config, stage.name)
-        if not getattr(section, "enabled", True):
+        if not config.runs(stage.name):
             return None
         refs = {role: artifact_of(store, record) for role, record in inputs.items() if record}
         key = stage_key(stage, section, refs, config.seed)

@@ -271,7 +271,7 @@ def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":
     def call(task: "StageTask", **inputs: PlannedStage | None) -> PlannedStage | None:
         stage = task.stage
         section = getattr(config, stage.name)
-        if not getattr(section, "enabled", True):
+        if not config.runs(stage.name):
             plans.append(PlannedStage(stage.name, "off", f"{stage.name}.enabled=false"))
             return None
         given = {role: plan for role, plan in inputs.items() if plan is not None}

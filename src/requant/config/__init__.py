@@ -54,6 +54,10 @@ class Config(Section):
     runtime: Runtime = Runtime()
     tracking: Tracking = Tracking()
 
+    def runs(self, stage: str) -> bool:
+        """Tell whether a stage is switched on; the preparing ones have no switch."""
+        return bool(getattr(getattr(self, stage), "enabled", True))
+
     @model_validator(mode="after")
     def _stages_fit_together(self) -> "Config":
         quantized = self.quantize_base.method if self.quantize_base.enabled else None
