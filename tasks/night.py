@@ -23,8 +23,8 @@ from requant.store import StageRecord, Store, locked, touch_record
 from requant.store.objects import write_durably
 from tasks import tracking
 from tasks.caching import StageResult
-from tasks.databases import prepare_mlflow
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
+from tasks.reporting import quiet_libraries
 
 
 class SummaryRow(BaseModel):
@@ -155,7 +155,8 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         # A GPU that is not there must be known before the first stage; auto and cpu always are.
         resolve_device(config.runtime.device)
     store = Store(config.state.resolve())
-    uri = prepare_mlflow(config)
+    quiet_libraries()
+    uri = tracking.prepare_database(config.tracking.uri, store.root)
     parent = retrying(config)(
         tracking.open_parent,
         uri,
@@ -171,7 +172,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         try:
             yield opened
         except BaseException as error:
-            get_run_logger().error("%s", error)
+            get_run_logger().error("%s", str(error) or type(error).__name__)
             try:
                 opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
             except Exception as second:

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from requant.errors import RequantError
 from tasks import tracking
 
 
@@ -60,6 +61,15 @@ class TaskReporter:
 
 def quiet_libraries() -> None:
     """Keep words nobody can act on out of the log of a night that nobody watches."""
-    for name in ("alembic", "mlflow", "torchao", "torch.utils._pytree", "lm_eval"):
+    for name in ("torchao", "torch.utils._pytree", "lm_eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(_without_traceback)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Let an error raised on purpose speak for itself: its text says what to do."""
+    if record.exc_info and isinstance(record.exc_info[1], RequantError):
+        record.exc_info = None
+    return True

@@ -2,28 +2,22 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from requant.config import Config
     from requant.plan import PlannedStage
     from requant.store import Store
-    from tasks.night import NightSummary
-    from tasks.policy import StageTask
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Retrain a language model every night and ship it as a 4-bit model.",
 )
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file, e.g. configs/tiny.yaml")]
@@ -38,6 +32,23 @@ StateFolder = Annotated[Path, typer.Option("--state", help="state folder of the 
 DEFAULT_STATE = Path(".requant")
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from requant import __version__
+
+        typer.echo(f"requant {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Retrain a language model every night and ship it as a 4-bit model."""
+
+
 @app.command()
 def init(config: ConfigFile, overrides: Overrides = None) -> None:
     """Make or upgrade the Prefect and MLflow databases, under a lock."""
@@ -45,10 +56,10 @@ def init(config: ConfigFile, overrides: Overrides = None) -> None:
         loaded = _load(config, overrides)
         _prepare_environment()
         from tasks import tracking
-        from tasks.databases import prepare_mlflow, prepare_prefect
+        from tasks.prefect_server import prepare_prefect
 
-        prepare_prefect(loaded)
-        uri = prepare_mlflow(loaded)
+        prepare_prefect()
+        uri = tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
     typer.echo(f"ready: {loaded.state.resolve()} (MLflow: {tracking.public(uri)})")
 
 
@@ -57,19 +68,24 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
     """Run a night: every stage whose work is not already done."""
     with _errors():
         loaded = _load(config, overrides)
-        _check_stages(force)
+        _check_stages(force, loaded)
         _prepare_environment()
-        from flows.incremental_training import incremental_training
-        from tasks.databases import prepare_mlflow, prepare_prefect
-        from tasks.night import read_summary
+        from tasks.prefect_server import prefect_server
 
-        prepare_prefect(loaded)
-        # MLflow takes two seconds to import and open, the flow's server longer to start: overlap.
-        Thread(target=_quietly, args=(prepare_mlflow, loaded), daemon=True).start()
-        state = incremental_training(loaded, force or [], return_state=True)
-        summary = read_summary(loaded, state.state_details.flow_run_id)
+        with prefect_server(loaded) as ready:
+            # The server takes seconds to start, and so does all this.
+            from flows.incremental_training import incremental_training
+            from tasks import tracking
+            from tasks.night import read_summary
+
+            tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
+            ready()
+            state = incremental_training(loaded, force or [], return_state=True)
+            summary = read_summary(loaded, state.state_details.flow_run_id)
     if summary is not None:
-        _print_summary(summary)
+        from requant.console import print_summary
+
+        print_summary(summary)
     if not state.is_completed():
         typer.secho(f"{state.name}: {state.message}", fg="red", err=True)
         raise typer.Exit(1)
@@ -80,13 +96,15 @@ def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None
     """Show what `run` would do and why, without doing it."""
     with _errors():
         loaded = _load(config, overrides)
-        _check_stages(force)
+        _check_stages(force, loaded)
         plans = _plan(loaded, force or [])
-    table = _table("stage", "would", "digest", "why")
+    from requant.console import show, table
+
+    rows = table("stage", "would", "digest", "why")
     for plan in plans:
         digest = plan.record.digest[:12] if plan.record else ""
-        table.add_row(plan.stage, plan.state, digest, plan.reason)
-    _console_print(table)
+        rows.add_row(plan.stage, plan.state, digest, plan.reason)
+    show(rows)
 
 
 @app.command()
@@ -104,10 +122,12 @@ def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:
     if before is None:
         typer.echo(f"{stage}: ran once, because it never had before")
         return
-    table = _table("field", "before", "now")
+    from requant.console import show, table
+
+    rows = table("field", "before", "now")
     for item in key_difference(before.key_fields, last.key_fields):
-        table.add_row(item.field, str(item.before), str(item.after))
-    _console_print(table)
+        rows.add_row(item.field, str(item.before), str(item.after))
+    show(rows)
 
 
 @app.command()
@@ -125,30 +145,33 @@ def lineage(ref: str, state: StateFolder = DEFAULT_STATE) -> None:
 @app.command()
 def verify(
     state: StateFolder = DEFAULT_STATE,
-    deep: Annotated[bool, typer.Option(help="read every byte, not only names and sizes")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="read every byte; without it names and sizes only")
+    ] = False,
 ) -> None:
     """Check every recorded artifact against its manifest."""
     from rich.progress import track
 
     from requant.errors import ArtifactError
-    from requant.store import all_records, artifact_of, check_sizes
+    from requant.store import all_records, artifact_of, check_sizes, unreadable_records
     from requant.store import verify as verify_bytes
 
     with _errors():
         store = _store(state)
         refs = {record.digest: artifact_of(store, record) for record in all_records(store)}
         check = verify_bytes if deep else check_sizes
-        problems = []
-        size = 0
+        problems = [f"{path}: is not a record; delete it" for path in unreadable_records(store)]
+        harmed = 0
         for ref in track(refs.values(), "verifying", disable=not sys.stderr.isatty()):
             try:
-                size += check(store, ref).size
+                check(store, ref)
             except ArtifactError as error:
                 problems.append(str(error))
+                harmed += 1
     for problem in problems:
         typer.secho(problem, fg="red", err=True)
     checked = "every byte" if deep else "names and sizes"
-    typer.echo(f"{len(refs) - len(problems)} of {len(refs)} artifacts are right ({checked})")
+    typer.echo(f"{len(refs) - harmed} of {len(refs)} artifacts are right ({checked})")
     if problems:
         typer.echo("the next run makes a harmed artifact again")
         raise typer.Exit(1)
@@ -219,19 +242,15 @@ def _store(state: Path) -> "Store":
     return Store(state.resolve())
 
 
-def _check_stages(stages: list[str] | None) -> None:
+def _check_stages(stages: list[str] | None, config: "Config | None" = None) -> None:
     from requant.config import STAGE_NAMES
     from requant.errors import ConfigError
 
     for stage in stages or []:
         if stage not in STAGE_NAMES:
             raise ConfigError(f"stage {stage!r}: unknown; valid: {', '.join(STAGE_NAMES)}")
-
-
-def _quietly(prepare: Callable[["Config"], str], config: "Config") -> None:
-    """Call ahead of time what the flow will call again, and then report what is wrong."""
-    with suppress(Exception):
-        prepare(config)
+        if config is not None and not config.runs(stage):
+            raise ConfigError(f"--force {stage}: is switched off by {stage}.enabled=false")
 
 
 def _prepare_environment() -> None:
@@ -244,8 +263,6 @@ def _prepare_environment() -> None:
         raise ConfigError(f"{here}: no flows/ here or above; run requant inside its project folder")
     sys.path.insert(0, str(roots[0]))
     defaults = {
-        # The 20 s default is short for a server that starts on two busy cores.
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -262,65 +279,9 @@ def _prepare_environment() -> None:
 def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":
     _prepare_environment()
     from flows.incremental_training import chain
-    from requant.plan import PlannedStage, plan_stage
+    from requant.plan import Plan
     from requant.store import Store
 
-    store = Store(config.state.resolve())
-    plans: list[PlannedStage] = []
-
-    def call(task: "StageTask", **inputs: PlannedStage | None) -> PlannedStage | None:
-        stage = task.stage
-        section = getattr(config, stage.name)
-        if not config.runs(stage.name):
-            plans.append(PlannedStage(stage.name, "off", f"{stage.name}.enabled=false"))
-            return None
-        given = {role: plan for role, plan in inputs.items() if plan is not None}
-        plan = plan_stage(store, stage, section, given, seed=config.seed, force=stage.name in force)
-        plans.append(plan)
-        return plan
-
-    chain(config, call)
-    return plans
-
-
-def _print_summary(summary: "NightSummary") -> None:
-    table = _table("stage", "state", "seconds", "digest", "headline")
-    for row in summary.rows:
-        seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
-        table.add_row(row.stage, row.state, seconds, (row.digest or "")[:12], row.headline)
-    _console_print(table)
-    typer.echo(f"report:   {summary.report}")
-    binaries = _shown(Path(sys.executable).parent)
-    if "PREFECT_API_URL" not in os.environ:
-        home = os.environ.get("PREFECT_HOME")
-        setting = f"PREFECT_HOME={home} " if home else ""
-        typer.echo(f"Prefect:  {setting}{binaries}/prefect server start")
-        typer.echo("          then open http://127.0.0.1:4200/runs")
-    if summary.mlflow_page.startswith("http"):
-        typer.echo(f"MLflow:   {summary.mlflow_page}")
-    else:
-        typer.echo(f"MLflow:   {binaries}/mlflow server --backend-store-uri {summary.mlflow_uri}")
-        typer.echo(f"          then open http://127.0.0.1:5000/{summary.mlflow_page}")
-
-
-def _shown(path: Path) -> Path:
-    """Spell a path as a person would type it here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _table(*columns: str) -> "Table":
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(*columns, box=SIMPLE_HEAD)
-    table.columns[0].no_wrap = True
-    return table
-
-
-def _console_print(content: object) -> None:
-    from rich.console import Console
-
-    # Off a terminal rich assumes 80 columns and would cut digests.
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(content)
+    plan = Plan(Store(config.state.resolve()), config, force)
+    chain(config, plan.call)
+    return plan.stages

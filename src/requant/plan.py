@@ -1,10 +1,10 @@
 """What would run, and why: the keys and the verified look-up of a run, without the work."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from requant.config.sections import Section
+from requant.config import Config, Section
 from requant.stage import Stage, StageKey, stage_key
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
 
@@ -24,6 +24,13 @@ class PlannedStage:
     """Of the cached artifact."""
 
 
+class HasStage(Protocol):
+    """A task, of which planning needs the stage alone."""
+
+    @property
+    def stage(self) -> Stage: ...
+
+
 @dataclass(frozen=True)
 class Difference:
     """One field in which two stage keys differ; None where a side lacks it."""
@@ -34,6 +41,33 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.field}: {_short(self.before)} -> {_short(self.after)}"
+
+
+class Plan:
+    """What a run would do, filled by handing `call` to `flows.incremental_training.chain`."""
+
+    def __init__(self, store: Store, config: Config, force: Collection[str]) -> None:
+        self.stages: list[PlannedStage] = []
+        self._store = store
+        self._config = config
+        self._force = force
+
+    def call(self, task: HasStage, **inputs: PlannedStage | None) -> PlannedStage | None:
+        """Plan one stage; None where the configuration switches it off."""
+        stage = task.stage
+        if not self._config.runs(stage.name):
+            self.stages.append(PlannedStage(stage.name, "off", f"{stage.name}.enabled=false"))
+            return None
+        plan = plan_stage(
+            self._store,
+            stage,
+            getattr(self._config, stage.name),
+            {role: given for role, given in inputs.items() if given is not None},
+            seed=self._config.seed,
+            force=stage.name in self._force,
+        )
+        self.stages.append(plan)
+        return plan
 
 
 def plan_stage(
@@ -60,7 +94,8 @@ def plan_stage(
     """
     pending = sorted({plan.stage for plan in inputs.values() if plan.record is None})
     if pending:
-        return PlannedStage(stage.name, "waits", f"for {', '.join(pending)}")
+        forced = "; then forced" if force else ""
+        return PlannedStage(stage.name, "waits", f"for {', '.join(pending)}{forced}")
     records = {role: plan.record for role, plan in inputs.items()}
     refs = {role: artifact_of(store, record) for role, record in records.items() if record}
     key = stage_key(stage, section, refs, seed)

@@ -1,6 +1,7 @@
 """The way to MLflow: its address, its database, and which of its errors are worth a retry."""
 
 import functools
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -97,6 +98,10 @@ def preload() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     import mlflow
     import mlflow.entities  # noqa: F401
+
+    # Importing mlflow sets the levels of its loggers.
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def page(experiment_id: str, kind: str, name: str) -> str:

@@ -107,6 +107,10 @@ def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:
     assert "artifacts are right" in requant("verify", *state)
     (store.object_path(last.digest) / "config.json").unlink()
     assert "config.json: is missing" in requant("verify", *state, fails=1)
+    broken = store.record_path("0" * 64)
+    broken.write_text("{")
+    assert f"{broken}: is not a record; delete it" in requant("verify", *state, fails=1)
+    broken.unlink()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +119,10 @@ def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:
         (("run", "none.yaml"), "none.yaml: cannot be read"),
         (("run", "{config}", "--force", "merge"), "stage 'merge': unknown; valid: prepare_data,"),
         (("run", "{config}", "--set", "seed"), "expected section.field=value"),
+        (
+            ("status", "{config}", "--force", "evaluate", "--set", "evaluate.enabled=false"),
+            "--force evaluate: is switched off by evaluate.enabled=false",
+        ),
         (("explain", "merge"), "stage 'merge': unknown"),
         (("verify", "--state", "/nowhere"), "--state /nowhere: holds no records"),
         (("lineage", "zz", "--state", "{state}"), "digest 'zz': expected one artifact"),
@@ -140,6 +148,6 @@ def test_a_missing_data_file_is_refused_before_any_work(folder: Path, tmp_path: 
     output = requant(
         "run", folder / "micro.yaml", "--set", f"state={tmp_path}", "--set", source, fails=1
     )
-    assert "prepare_data.source.train_0: none.jsonl is not a file; give an existing one" in output
+    assert "prepare_data.source.train[0]: none.jsonl is not a file; give an existing one" in output
     assert states(output)["prepare_base"] == "not reached"
     assert all_records(Store(tmp_path)) == []

@@ -110,6 +110,19 @@ def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path: Path) -> None
         load_config(tmp_path / "bad.yaml")
 
 
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("name: one\nseed: 1\nname: two\n")
+    with pytest.raises(ConfigError, match=r"(?s)not YAML: 'name' is given twice.*line 3"):
+        load_config(path)
+
+
+def test_a_state_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    with pytest.raises(ConfigError, match=r"tiny.yaml: state: .*/state is a file; give the path"):
+        load_config(CONFIGS / "tiny.yaml", [f"state={tmp_path}/state"])
+
+
 def test_the_schema_beside_the_configs_is_the_one_of_the_code() -> None:
     assert json.loads((CONFIGS / "schema.json").read_text()) == json_schema()
 

@@ -31,7 +31,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text ({error.reason}); give a YAML file") from error
     try:
-        document = yaml.safe_load(text)
+        document = yaml.load(text, _UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(document, dict):
@@ -39,7 +39,24 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         raise ConfigError(f"{path}: holds {held}, expected a mapping of sections")
     for override in overrides:
         document = apply_override(document, override)
-    return parse_config(document, origin=str(path))
+    config = parse_config(document, origin=str(path))
+    if config.state.exists() and not config.state.is_dir():
+        raise ConfigError(f"{path}: state: {config.state} is a file; give the path of a folder")
+    return config
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, where YAML itself lets the last one win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key.value!r} is given twice; keep one", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def parse_config(document: Mapping[str, Any], origin: str) -> Config:

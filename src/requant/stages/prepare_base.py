@@ -131,7 +131,7 @@ def model_files(folder: Path, origin: str) -> list[Path]:
             names) or tokenizer, or holds a quantized model.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{origin}: is not a folder; give one with config.json and *.safetensors")
+        raise ConfigError(f"{origin} is not a folder; give one with config.json and *.safetensors")
     files = sorted(
         path
         for path in folder.iterdir()
@@ -153,12 +153,12 @@ def model_files(folder: Path, origin: str) -> list[Path]:
     missing += sorted(_shards(folder / "model.safetensors.index.json") - set(names))
     if missing:
         raise ConfigError(
-            f"{origin}: lacks {'; '.join(missing)} (found {', '.join(names) or 'none'})"
+            f"{origin} lacks {'; '.join(missing)} (found {', '.join(names) or 'none'})"
         )
     quantization = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
     if quantization:
         raise ConfigError(
-            f"{origin}: is quantized ({quantization.get('quant_method')}); the base must be the "
+            f"{origin} is quantized ({quantization.get('quant_method')}); the base must be the "
             "16-bit original, quantize_base makes the quantized one from it"
         )
     return files

@@ -132,10 +132,10 @@ def content_digests(section: PrepareData) -> dict[str, str]:
 
         commit = resolve_commit(source.repo, source.revision, "dataset", "prepare_data.source")
         return {"commit": commit}
-    files = {f"train_{index}": path for index, path in enumerate(source.train)}
+    files = {f"train[{index}]": path for index, path in enumerate(source.train)}
     files |= {"heldout": source.heldout} if source.heldout else {}
     files |= {"old_text": source.old_text} if source.old_text else {}
-    return {role: hash_file(_require(path, role)) for role, path in files.items()}
+    return {field: hash_file(_require(path, field)) for field, path in files.items()}
 
 
 def _conversations(found: Sequence[Docstring]) -> tuple[Conversation, ...]:
@@ -148,7 +148,7 @@ def _split_files(source: FilesData, section: PrepareData, context: StageContext)
     train = [
         row
         for index, path in enumerate(source.train)
-        for row in read_file(_require(path, f"train_{index}"), section.columns, cache)
+        for row in read_file(_require(path, f"train[{index}]"), section.columns, cache)
     ]
     if source.heldout is None:
         return cut(train, section.heldout_fraction, context.seed)
@@ -226,9 +226,11 @@ def _write_tasks(
     return counts
 
 
-def _require(path: Path, role: str) -> Path:
+def _require(path: Path, field: str) -> Path:
     if not path.is_file():
-        raise ConfigError(f"prepare_data.source.{role}: {path} is not a file; give an existing one")
+        raise ConfigError(
+            f"prepare_data.source.{field}: {path} is not a file; give an existing one"
+        )
     return path
 
 

@@ -18,6 +18,7 @@ from requant.store.records import (
     artifact_of,
     read_record,
     touch_record,
+    unreadable_records,
     verified_record,
     write_record,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "read_record",
     "store_of",
     "touch_record",
+    "unreadable_records",
     "verified_record",
     "verify",
     "write_record",

@@ -69,6 +69,10 @@ class Store:
         """Folder of Prefect's own task results: small JSON files named by stage key."""
         return self.root / "results"
 
+    def log_path(self, name: str) -> Path:
+        """Log file of this name."""
+        return self.root / "logs" / name
+
     def report_path(self, run: str) -> Path:
         """The HTML report of one flow run; its lineage page lies beside it."""
         return self.root / "reports" / run / "report.html"

@@ -1,5 +1,6 @@
 """Records: which stage key produced which artifact, with what figures, when."""
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -72,6 +73,12 @@ def touch_record(store: Store, record: StageRecord) -> None:
 def last_used(store: Store, record: StageRecord) -> float:
     """Return when an artifact was made or used last, seconds since the epoch."""
     return store.record_path(record.key).stat().st_mtime
+
+
+def unreadable_records(store: Store) -> list[Path]:
+    """Return the files among the records that cannot be read: their work will be done again."""
+    paths = sorted(store.actions.glob("*.json"))
+    return [path for path in paths if read_record(store, path.stem) is None]
 
 
 def all_records(store: Store) -> list[StageRecord]:

@@ -1,0 +1,55 @@
+"""How the command line's tables look."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tasks.night import NightSummary
+
+
+def print_summary(summary: "NightSummary") -> None:
+    """Print the table of a night and where to look."""
+    rows = table("stage", "state", "seconds", "digest", "headline")
+    for row in summary.rows:
+        seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
+        rows.add_row(row.stage, row.state, seconds, (row.digest or "")[:12], row.headline)
+    show(rows)
+    typer.echo(f"report:   {summary.report}")
+    binaries = _shown(Path(sys.executable).parent)
+    if "PREFECT_API_URL" not in os.environ:
+        home = os.environ.get("PREFECT_HOME")
+        setting = f"PREFECT_HOME={home} " if home else ""
+        typer.echo(f"Prefect:  {setting}{binaries}/prefect server start")
+        typer.echo("          then open http://127.0.0.1:4200/runs")
+    if summary.mlflow_page.startswith("http"):
+        typer.echo(f"MLflow:   {summary.mlflow_page}")
+    else:
+        typer.echo(f"MLflow:   {binaries}/mlflow server --backend-store-uri {summary.mlflow_uri}")
+        typer.echo(f"          then open http://127.0.0.1:5000/{summary.mlflow_page}")
+
+
+def table(*columns: str) -> Table:
+    """Make an empty table whose cells show all they hold."""
+    rows = Table(box=SIMPLE_HEAD)
+    for column in columns:
+        rows.add_column(column, no_wrap=column == columns[0], overflow="fold")
+    return rows
+
+
+def show(content: RenderableType) -> None:
+    """Print something rich draws."""
+    # Off a terminal rich assumes 80 columns and would cut digests.
+    Console(width=None if sys.stdout.isatty() else 140).print(content)
+
+
+def _shown(path: Path) -> Path:
+    """Spell a path as a person would type it here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,0 +1,113 @@
+"""The Prefect server of a run: the one the settings name, or one for the length of the run.
+
+Prefect starts such a server by itself, but only after importing all of it into the flow's process,
+and a Ctrl-C ends it before the flow has said that it was interrupted.
+"""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+from prefect.settings import PREFECT_API_URL, Settings, get_current_settings, temporary_settings
+
+from requant.config import Config
+from requant.errors import TerminalError, TransientError
+from requant.processes import end, spawn
+from requant.store import Store, locked
+
+START_SECONDS = 120.0
+POLL_SECONDS = 0.05
+DRAIN_SECONDS = 10.0
+
+
+@contextmanager
+def prefect_server(config: Config) -> Iterator[Callable[[], None]]:
+    """Start a server, unless the settings name one, and stop it at the end of the block.
+
+    Yields:
+        A function that waits until the server answers; until it is called there is time to import.
+
+    Raises:
+        TransientError: From that function, if the server does not answer in time.
+    """
+    settings = get_current_settings()
+    if settings.api.url is not None:
+        yield lambda: None
+        return
+    log = Store(config.state.resolve()).log_path("prefect-server.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    command = [prefect_command(), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # It lives for one run: nothing is scheduled on it.
+    command += ["--no-scheduler", "--no-late-runs"]
+    url = f"http://127.0.0.1:{port}/api"
+    with ExitStack() as starting:
+        starting.enter_context(locked(_database_lock(settings)))
+        with log.open("wb") as output:
+            process = spawn(command, output=output)
+
+        def ready() -> None:
+            _wait(process, url, log)
+            starting.close()
+
+        try:
+            with temporary_settings({PREFECT_API_URL: url}):
+                yield ready
+        finally:
+            # What Prefect still has to say would wait a minute for a server that is gone.
+            APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+            EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+            end(process)
+
+
+def prepare_prefect() -> None:
+    """Upgrade the database of the server `prefect_server` starts; nothing where it is remote.
+
+    Raises:
+        TerminalError: If Prefect's own upgrade fails, with its output.
+    """
+    settings = get_current_settings()
+    if settings.api.url is not None:
+        return
+    command = [prefect_command(), "server", "database", "upgrade", "-y"]
+    with locked(_database_lock(settings)):
+        upgrade = subprocess.run(command, capture_output=True, text=True, check=False)
+    if upgrade.returncode:
+        raise TerminalError(f"{' '.join(command)}: failed:\n{upgrade.stdout}{upgrade.stderr}")
+
+
+def prefect_command() -> str:
+    """Return the path of Prefect's command line in this environment."""
+    return str(Path(sys.executable).parent / "prefect")
+
+
+def _database_lock(settings: Settings) -> Path:
+    # Two servers that come first at once would both migrate the database and one would fail.
+    return settings.home / "requant.lock"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1.0).close()
+        except OSError:
+            time.sleep(POLL_SECONDS)
+        else:
+            return
+    raise TransientError(
+        f"Prefect's server did not answer at {url} within {START_SECONDS:.0f} s; see {log}"
+    )

@@ -1,0 +1,63 @@
+"""A run without a Prefect server starts its own, and nothing of it stays, however the run ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from chain import MICRO
+
+ROOT = Path(__file__).parents[2]
+
+
+def servers(home: Path) -> list[str]:
+    """List the processes whose environment names this Prefect home."""
+    mark = f"PREFECT_HOME={home}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return [command for command in found if "server start" in command]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_is_ended_leaves_no_server(tmp_path: Path, number: signal.Signals) -> None:
+    document = yaml.safe_load(MICRO) | {"state": str(tmp_path / "state")}
+    document["prepare_base"]["source"]["steps"] = 100_000
+    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(document))
+    home = tmp_path / "prefect"
+    environment = {**os.environ, "PREFECT_HOME": str(home)}
+    environment.pop("PREFECT_API_URL", None)
+    command = [sys.executable, "-c", "from requant.cli import app; app()", "run"]
+    log = tmp_path / "run.log"
+    with log.open("wb") as output:
+        run = subprocess.Popen(
+            [*command, str(tmp_path / "micro.yaml")],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+    deadline = time.monotonic() + 120
+    while b"- training" not in log.read_bytes() and time.monotonic() < deadline:
+        assert run.poll() is None, log.read_text()
+        time.sleep(0.1)
+    assert len(servers(home)) == 1
+    run.send_signal(number)
+    started = time.monotonic()
+    status = run.wait(60)
+    # A server that went first would keep the run waiting for minutes.
+    assert time.monotonic() - started < 30
+    time.sleep(0.5)
+    assert servers(home) == []
+    if number == signal.SIGINT:
+        assert status == 130
+        assert "Crashed" in log.read_text()
+        assert "Traceback" not in log.read_text()
