@@ -6,7 +6,7 @@ STATE := .requant
 # Threads that spin long while they wait fight the Prefect server for the cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench up down clean
 
 demo: .venv/ready
 	PREFECT_HOME=$(CURDIR)/$(STATE)/prefect $(BIN)/requant run configs/tiny.yaml
@@ -22,6 +22,13 @@ lint: .venv/ready-dev
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks
+
+# Prefect, MLflow and a worker on this machine; `make down` stops them, what they know survives.
+up: .venv/ready
+	$(BIN)/requant up --state $(STATE)
+
+down: .venv/ready
+	$(BIN)/requant down --state $(STATE)
 
 clean:
 	rm -rf .venv $(STATE)

@@ -1,14 +1,16 @@
-"""The night: base and data, six stages, one flow."""
+"""The night: base and data, six stages, promotion, one flow."""
 
 from typing import Protocol, TypeVar
 
 from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.states import Cancelled
 
 from requant.config import Config, StageName
 from tasks.continue_train import continue_train
 from tasks.evaluate import evaluate
 from tasks.merge_fp16 import merge_fp16
-from tasks.night import night_name, night_of
+from tasks.night import NightSkipped, night_name, night_of
 from tasks.policy import StageTask
 from tasks.prepare_base import prepare_base
 from tasks.prepare_data import prepare_data
@@ -50,12 +52,19 @@ def chain(config: Config, call: Call[Result]) -> None:
 
 
 @flow(name="incremental-training", flow_run_name=night_name, validate_parameters=True)
-def incremental_training(config: Config, force: list[StageName] | None = None) -> None:
-    """Retrain, merge, requantize and evaluate; every stage cached, verified and tracked.
+def incremental_training(
+    config: Config, force: list[StageName] | None = None
+) -> State[None] | None:
+    """Retrain, merge, requantize, evaluate, promote; every stage cached, verified and tracked.
 
     Args:
         config: The whole configuration.
         force: Stages to execute again although their work is done.
     """
-    with night_of(config, force or []) as night:
-        chain(config, night.call)
+    try:
+        with night_of(config, force or []) as night:
+            chain(config, night.call)
+            night.promote()
+    except NightSkipped as skipped:
+        return Cancelled(message=str(skipped))
+    return None

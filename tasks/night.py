@@ -1,55 +1,32 @@
-"""One night from opening to closing: keys, calls, the MLflow parent run, the report."""
+"""One night from opening to closing: keys, calls, the MLflow parent run."""
 
-import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-from prefect import get_run_logger
+from prefect import Task, get_run_logger
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
-from pydantic import BaseModel, ConfigDict
 
-from requant.config import STAGE_NAMES, Config, StageName
-from requant.errors import ConfigError, TransientError
-from requant.lineage import lineage_html
+from requant.config import Config, StageName
+from requant.errors import ConfigError, RequantError
 from requant.models import resolve_device
-from requant.report import StageRow, StageState, headline, night_report
+from requant.report import StageRow
 from requant.stage import stage_key
-from requant.stages.evaluate import CHAIN
 from requant.store import StageRecord, Store, locked, touch_record
-from requant.store.objects import write_durably
+from requant.store.locks import acquire
 from tasks import tracking
 from tasks.caching import StageResult
+from tasks.pages import publish_artifacts, write_pages
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
+from tasks.promote import Promotion, paired_of, promote, register
 from tasks.reporting import quiet_libraries
 
 
-class SummaryRow(BaseModel):
-    """One line of the table a person reads."""
-
-    model_config = ConfigDict(frozen=True)
-
-    stage: str
-    state: StageState
-    seconds: float | None
-    """Of the execution that made the artifact, in this night or an earlier one."""
-    digest: str | None
-    headline: str
-
-
-class NightSummary(BaseModel):
-    """What came of a night, also of one that failed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    rows: tuple[SummaryRow, ...]
-    report: Path
-    mlflow_uri: str
-    mlflow_page: str
-    """Of the night's run; to be put after a server's address where none is configured."""
+class NightSkipped(RequantError):
+    """The night must not run now; the text is the reason."""
 
 
 class OpenNight:
@@ -58,6 +35,7 @@ class OpenNight:
     def __init__(self, night: Night) -> None:
         self._night = night
         self._rows: list[StageRow] = []
+        self._promotion: Promotion | None = None
 
     def call(self, task: StageTask, **inputs: StageResult | None) -> StageResult | None:
         """Run one stage, or skip it where its section is off; see `flows.incremental_training`."""
@@ -83,55 +61,33 @@ class OpenNight:
         self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
         return result
 
-    def close(self, status: tracking.Status) -> NightSummary:
-        """Write summary, report and lineage page, and end the MLflow parent run."""
+    def promote(self) -> None:
+        """Register the requantized model once it is evaluated, and promote it where that is on."""
+        config = self._night.config
+        records = {row.stage: row.record for row in self._rows if row.record}
+        model, evaluation = records.get("requantize_gptq"), records.get("evaluate")
+        if config.promote.enabled and model and evaluation:
+            run = Task(_promote, name="promote", cache_policy=NO_CACHE, persist_result=False)
+            self._promotion = run(self._night, model, evaluation)
+
+    def close(self, status: tracking.Status) -> None:
+        """Write the pages, and end the MLflow parent run."""
         night = self._night
+        summary, lineage, report = write_pages(
+            night, self._rows, self._promotion, str(flow_run.name)
+        )
         records = [row.record for row in self._rows if row.record]
-        title = str(flow_run.name)
-        reached = {row.stage for row in self._rows}
-        rows = [
-            *self._rows,
-            *(StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in reached),
-        ]
-        lineage = lineage_html(
-            records,
-            links=self._links(records),
-            cached=[row.stage for row in rows if row.state == "cached"],
-            title=title,
-        )
-        scores, paired = _evaluation(night.store, records)
-        report = night_report(title, rows, scores, paired)
-        path = night.store.report_path(night.parent.flow_run_id)
-        summary = NightSummary(
-            rows=tuple(_summary_row(row) for row in rows),
-            report=path,
-            mlflow_uri=night.parent.uri,
-            mlflow_page=tracking.run_page(night.parent),
-        )
-        write_durably(path, report.encode())
-        write_durably(path.with_name("lineage.html"), lineage.encode())
-        write_durably(path.with_name(SUMMARY_NAME), summary.model_dump_json(indent=2).encode())
         metrics = records[-1].metrics if records and records[-1].stage == "evaluate" else {}
         retrying(night.config)(
             tracking.close_parent, night.parent, status, lineage, report, metrics
         )
-        return summary
+        publish_artifacts(night, summary, records)
 
     def _track_cached(self, record: StageRecord, inputs: Mapping[str, StageResult]) -> None:
         store = self._night.store
         parents = {role: record_of(store, given) for role, given in inputs.items()}
         run = tracking.open_stage(self._night.parent, record.stage)
         tracking.close_stage(run, record, parents, store=store, cached=True)
-
-    def _links(self, records: list[StageRecord]) -> dict[str, str]:
-        try:
-            return tracking.model_links(self._night.parent, [item.digest for item in records])
-        except TransientError:
-            # The pages must be written, with links or without.
-            return {}
-
-
-SUMMARY_NAME = "summary.json"
 
 
 def night_name() -> str:
@@ -145,6 +101,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     """Open a night in the current flow run and close it whatever happens inside.
 
     Raises:
+        NightSkipped: If another night of this model line is in progress, or this one is overdue.
         ConfigError: If `force` names a stage that the configuration switches off, or there is no
             GPU although the configuration asks for one.
     """
@@ -154,58 +111,72 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     if config.runtime.device == "cuda":
         # A GPU that is not there must be known before the first stage; auto and cpu always are.
         resolve_device(config.runtime.device)
+    _refuse_late(config)
     store = Store(config.state.resolve())
-    quiet_libraries()
-    uri = tracking.prepare_database(config.tracking.uri, store.root)
-    parent = retrying(config)(
-        tracking.open_parent,
-        uri,
-        config.tracking.experiment,
-        flow_run_id=str(flow_run.id),
-        name=str(flow_run.name),
-        # An address of a server may hold a password.
-        params=config.model_dump(mode="json", exclude={"tracking"}),
-    )
-    opened = OpenNight(Night(config, store, frozenset(force), parent, time.time()))
-    # Between stages too nobody may collect what the next one reads.
-    with locked(store.use_lock, shared=True):
-        try:
-            yield opened
-        except BaseException as error:
-            get_run_logger().error("%s", str(error) or type(error).__name__)
+    with _alone(config, store):
+        quiet_libraries()
+        parent = retrying(config)(
+            tracking.open_parent,
+            tracking.prepare_database(config.tracking.uri, store.root),
+            config.tracking.experiment,
+            flow_run_id=str(flow_run.id),
+            name=str(flow_run.name),
+            # An address of a server may hold a password.
+            params=config.model_dump(mode="json", exclude={"tracking"}),
+        )
+        opened = OpenNight(Night(config, store, frozenset(force), parent, time.time()))
+        # Between stages too nobody may collect what the next one reads.
+        with locked(store.use_lock, shared=True):
             try:
-                opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
-            except Exception as second:
-                # The stage's own error is the one to act on.
-                get_run_logger().warning("the night could not be closed: %s", second)
-            raise
-        opened.close("FINISHED")
+                yield opened
+            except BaseException as error:
+                get_run_logger().error("%s", str(error) or type(error).__name__)
+                try:
+                    opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
+                except Exception as second:
+                    # The stage's own error is the one to act on.
+                    get_run_logger().warning("the night could not be closed: %s", second)
+                raise
+            opened.close("FINISHED")
 
 
-def read_summary(config: Config, run_id: object) -> NightSummary | None:
-    """Return what a flow run left, also when it failed; None where it never opened its night."""
-    report = Store(config.state.resolve()).report_path(str(run_id))
-    path = report.with_name(SUMMARY_NAME)
-    return NightSummary.model_validate_json(path.read_bytes()) if path.exists() else None
+@contextmanager
+def _alone(config: Config, store: Store) -> Iterator[None]:
+    """Hold the model line: two nights of it would train on the same night's data twice."""
+    path = store.lock_path(f"night-{config.name}")
+    descriptor = acquire(path, timeout=0)
+    if descriptor is None:
+        raise NightSkipped(
+            f"another night of {config.name} is in progress in {store.root} (flow run "
+            f"{path.read_text()}); this one is skipped"
+        )
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(flow_run.name).encode())
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _summary_row(row: StageRow) -> SummaryRow:
-    record = row.record
-    return SummaryRow(
-        stage=row.stage,
-        state=row.state,
-        seconds=record.seconds if record else None,
-        digest=record.digest if record else None,
-        headline=headline(record) if record else "",
-    )
+def _refuse_late(config: Config) -> None:
+    limit = config.runtime.max_late_minutes
+    due = flow_run.scheduled_start_time
+    if limit is None or due is None or flow_run.run_count > 1:
+        return
+    late = (datetime.now(UTC) - due).total_seconds() / 60
+    if late > limit:
+        raise NightSkipped(
+            f"this night was due at {due:%Y-%m-%d %H:%M} UTC, {late:.0f} minutes ago: later than "
+            f"runtime.max_late_minutes={limit:g}; it is skipped, the next one takes its place"
+        )
 
 
-def _evaluation(store: Store, records: list[StageRecord]) -> tuple[Any, Any]:
-    folders = [store.object_path(item.digest) for item in records if item.stage == "evaluate"]
-    if not folders:
-        return None, ()
-    scores, paired = (
-        json.loads((folders[0] / name).read_text()) for name in ("scores.json", "paired.json")
-    )
-    # The file is canonical JSON, sorted by name; a reader follows the chain.
-    return {model: scores[model] for model in CHAIN if model in scores}, paired
+def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promotion:
+    config = night.config
+    version = retrying(config)(register, config, night.parent, model, evaluation)
+    if not config.promote.auto:
+        return Promotion(version, "challenger", "", to_deploy=False)
+    promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
+    if promotion.reason:
+        get_run_logger().warning(promotion.reason)
+    return promotion

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import task_run
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -17,7 +18,8 @@ from tenacity import (
 
 from requant.config import Config, Section
 from requant.errors import ArtifactError, is_transient
-from requant.stage import Stage, StageKey, perform
+from requant.launcher import Launch, in_own_process
+from requant.stage import Metrics, Stage, StageKey, perform
 from requant.store import StageRecord, Store, artifact_of, read_record
 from tasks import tracking
 from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
@@ -94,7 +96,7 @@ def run_stage_task(
         retries=runtime.retries,
         retry_delay_seconds=delays or None,
         retry_jitter_factor=JITTER,
-        retry_condition_fn=_may_retry,
+        retry_condition_fn=may_retry,
     )
     section = getattr(night.config, task.stage.name)
     state = cast(State[Any], prefect_task(night, section, key, inputs, return_state=True))
@@ -121,7 +123,8 @@ def _say_retry(call: RetryCallState) -> None:
     get_run_logger().warning("%s; trying again in %.0f s", error, delay)
 
 
-def _may_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def may_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+    """Tell Prefect whether to run a task again after its failure."""
     try:
         state.result()
     except Exception as error:
@@ -166,6 +169,7 @@ def _execute(
                 reporter=reporter,
                 force=stage.name in night.force and not _done_tonight(night, key),
                 labels={"pipeline": night.config.name, "mlflow_run_id": run.run_id},
+                execute=_launched(stage, night),
             )
     except Exception as error:
         # The frames hold the model: a retry needs its memory.
@@ -175,3 +179,18 @@ def _execute(
     parents = {role: record_of(night.store, result) for role, result in inputs.items()}
     tracking.close_stage(run, record, parents, store=night.store, cached=False)
     return StageResult(stage=stage.name, key=key.digest, artifact=artifact_of(night.store, record))
+
+
+def _launched(stage: Stage, night: Night) -> Callable[..., Metrics] | None:
+    """Return what executes a stage in its own process, or None where it runs in this one."""
+    runtime = night.config.runtime
+    if runtime.launcher == "inline":
+        return None
+    name = f"{night.parent.flow_run_id}/{stage.name}.{task_run.run_count}.log"
+    in_ranks = runtime.launcher == "accelerate" and stage.data_parallel
+    launch = Launch(
+        log=night.store.log_path(name),
+        ranks=runtime.ranks if in_ranks else None,
+        minutes=runtime.stage_minutes,
+    )
+    return in_own_process(stage, launch)

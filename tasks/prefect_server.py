@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from prefect.events.worker import EventsWorker
@@ -27,24 +28,42 @@ POLL_SECONDS = 0.05
 DRAIN_SECONDS = 10.0
 
 
+@dataclass(frozen=True)
+class Server:
+    """The server a command talks to."""
+
+    ready: Callable[[], None]
+    """Waits until it answers."""
+    ours: bool
+    """It lives as long as the command: no schedule and no deployment of events there."""
+
+
 @contextmanager
-def prefect_server(config: Config) -> Iterator[Callable[[], None]]:
+def prefect_server(config: Config) -> Iterator[Server]:
     """Start a server, unless the settings name one, and stop it at the end of the block.
 
     Yields:
-        A function that waits until the server answers; until it is called there is time to import.
+        The server; until `ready` is called there is time to import.
 
     Raises:
-        TransientError: From that function, if the server does not answer in time.
+        TransientError: From `ready`, if the server does not answer in time.
     """
     settings = get_current_settings()
     if settings.api.url is not None:
-        yield lambda: None
+        yield Server(lambda: None, ours=False)
         return
     log = Store(config.state.resolve()).log_path("prefect-server.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     port = _free_port()
-    command = [prefect_command(), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    command = [
+        command_path("prefect"),
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
     # It lives for one run: nothing is scheduled on it.
     command += ["--no-scheduler", "--no-late-runs"]
     url = f"http://127.0.0.1:{port}/api"
@@ -59,7 +78,7 @@ def prefect_server(config: Config) -> Iterator[Callable[[], None]]:
 
         try:
             with temporary_settings({PREFECT_API_URL: url}):
-                yield ready
+                yield Server(ready, ours=True)
         finally:
             # What Prefect still has to say would wait a minute for a server that is gone.
             APILogWorker.drain_all(timeout=DRAIN_SECONDS)
@@ -76,16 +95,16 @@ def prepare_prefect() -> None:
     settings = get_current_settings()
     if settings.api.url is not None:
         return
-    command = [prefect_command(), "server", "database", "upgrade", "-y"]
+    command = [command_path("prefect"), "server", "database", "upgrade", "-y"]
     with locked(_database_lock(settings)):
         upgrade = subprocess.run(command, capture_output=True, text=True, check=False)
     if upgrade.returncode:
         raise TerminalError(f"{' '.join(command)}: failed:\n{upgrade.stdout}{upgrade.stderr}")
 
 
-def prefect_command() -> str:
-    """Return the path of Prefect's command line in this environment."""
-    return str(Path(sys.executable).parent / "prefect")
+def command_path(name: str) -> str:
+    """Return the path of a command of this environment."""
+    return str(Path(sys.executable).parent / name)
 
 
 def _database_lock(settings: Settings) -> Path:

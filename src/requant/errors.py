@@ -35,6 +35,10 @@ class ParityError(TerminalError):
     """A hand-over was measured and the figure is over its limit."""
 
 
+class GateError(TerminalError):
+    """A model must not serve; the text says on which figures."""
+
+
 class ArtifactError(TerminalError):
     """An artifact is missing, or its bytes do not match its manifest."""
 

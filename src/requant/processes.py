@@ -22,7 +22,6 @@ def spawn(
     *,
     output: IO[bytes] | int,
     env: Mapping[str, str] | None = None,
-    pass_fds: Sequence[int] = (),
     cwd: Path | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Start a command in a session of its own that the kernel ends with this process.
@@ -34,7 +33,6 @@ def spawn(
         command: Program and arguments; no shell reads them.
         output: File or descriptor that gets stdout and stderr.
         env: Its whole environment; None for this process's.
-        pass_fds: Descriptors it inherits.
         cwd: Its working folder; None for this process's.
     """
     return subprocess.Popen(
@@ -43,7 +41,6 @@ def spawn(
         stdout=output,
         stderr=subprocess.STDOUT,
         env=env,
-        pass_fds=pass_fds,
         cwd=cwd,
         start_new_session=True,
     )

@@ -71,6 +71,8 @@ class Stage:
     """`(section, context, **folders by input role) -> final figures`."""
     content_digests: Callable[[Any], dict[str, str]] = field(default=lambda section: {})
     """`section -> role -> digest` of content outside the store (files, hub commits)."""
+    data_parallel: bool = False
+    """Several ranks can share the work."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,25 @@ def perform(
     reporter: Reporter,
     force: bool = False,
     labels: Mapping[str, str] | None = None,
+    execute: Callable[..., Metrics] | None = None,
 ) -> StageRecord:
     """Do a piece of work once: return its verified record, or execute, publish and record it.
 
     The key's lock is held throughout, so of two processes that race the second one waits and
     finds the work done.
+
+    Args:
+        store: Where the artifact goes.
+        stage: What is done.
+        key: Of the work.
+        section: How.
+        inputs: Role to artifact.
+        seed: Of every shuffle and initialisation.
+        device: cpu or cuda.
+        reporter: Where the stage tells how it is getting on.
+        force: Execute even where the work is done.
+        labels: Who asked; kept with the record.
+        execute: In place of `stage.execute`, the same work elsewhere: see `requant.launcher`.
 
     Raises:
         ArtifactError: If an input is missing or incomplete.
@@ -160,7 +176,7 @@ def perform(
             for ref in inputs.values():
                 check_sizes(store, ref)
             folders = {role: store.object_path(ref.digest) for role, ref in inputs.items()}
-            metrics = stage.execute(section, context, **folders)
+            metrics = (execute or stage.execute)(section, context, **folders)
             _check_unchanged(stage, section, key)
             artifact = publish(store, stage.kind, draft)
         finally:

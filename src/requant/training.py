@@ -141,7 +141,7 @@ def _arguments(optimisation: Optimisation, context: StageContext, samples: int) 
     on_gpu = context.device == "cuda"
     per_step = optimisation.batch_size * optimisation.gradient_accumulation
     steps = optimisation.max_steps or max(1, round((optimisation.epochs or 1) * samples / per_step))
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(context.work),
         max_steps=steps,
         per_device_train_batch_size=optimisation.batch_size,
@@ -169,6 +169,9 @@ def _arguments(optimisation: Optimisation, context: StageContext, samples: int) 
         disable_tqdm=True,
         log_level="error",
     )
+    # Ranks share the batch, so that as many steps see as much text as on one device.
+    arguments.per_device_train_batch_size //= arguments.world_size
+    return arguments
 
 
 def _callback(context: StageContext) -> "TrainerCallback":
@@ -202,6 +205,8 @@ def _callback(context: StageContext) -> "TrainerCallback":
             context.reporter.progress(state.global_step, state.max_steps, "steps")
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            # Every rank writes a part of it.
+            args.distributed_state.wait_for_everyone()
             (context.work / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
         def _report(self, logs: Mapping[str, Any], step: int) -> None:

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from requant.config.operations import Deploy, Promote, Runtime, Tracking
 from requant.config.sections import (
     ContinueTrain,
     Evaluate,
@@ -13,9 +14,7 @@ from requant.config.sections import (
     PrepareData,
     QuantizeBase,
     RequantizeGptq,
-    Runtime,
     Section,
-    Tracking,
     TrainAdapter,
 )
 
@@ -50,6 +49,8 @@ class Config(Section):
     continue_train: ContinueTrain
     requantize_gptq: RequantizeGptq = RequantizeGptq()
     evaluate: Evaluate = Evaluate()
+    promote: Promote = Promote()
+    deploy: Deploy = Deploy()
 
     runtime: Runtime = Runtime()
     tracking: Tracking = Tracking()
@@ -80,6 +81,13 @@ class Config(Section):
                 f"merge_fp16.enabled: {self.merge_fp16.enabled} with train_adapter.enabled="
                 f"{trains}: the chain would {harm}; set merge_fp16.enabled={str(trains).lower()}"
             )
+        for section in ("train_adapter", "continue_train"):
+            batch = getattr(self, section).optimisation.batch_size
+            if self.runs(section) and batch % self.runtime.ranks:
+                raise ValueError(
+                    f"{section}.optimisation.batch_size: {batch} cannot be shared by "
+                    f"runtime.ranks={self.runtime.ranks}; give a multiple of it"
+                )
         if self.quantize_base.enabled and not trains:
             raise ValueError(
                 "quantize_base.enabled: true with train_adapter.enabled=false quantizes a base "

@@ -318,27 +318,3 @@ class Evaluate(Section):
         if self.enabled and not self.generated_tasks and not self.tasks:
             raise ValueError("generated_tasks=false and tasks=() leave nothing to evaluate")
         return self
-
-
-# --------------------------------------------------------------------------- how, not what
-
-
-class Runtime(Section):
-    """Where stages run and how often they are tried. Not in any key."""
-
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto takes a GPU if there is one"
-    )
-    retries: int = Field(
-        3, ge=0, le=20, description="attempts after the first, transient errors only"
-    )
-    retry_seconds: Relative = Field(10.0, description="first delay; it doubles, with jitter")
-
-
-class Tracking(Section):
-    """Where MLflow keeps its records."""
-
-    uri: str | None = Field(
-        None, description="http(s)://, sqlite:///; null: sqlite in the state folder"
-    )
-    experiment: str = Field("requant", min_length=1, description="MLflow experiment name")

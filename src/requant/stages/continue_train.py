@@ -66,4 +66,5 @@ STAGE = Stage(
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "trl", "accelerate", "bitsandbytes"),
     execute=execute,
+    data_parallel=True,
 )

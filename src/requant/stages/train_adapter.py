@@ -99,4 +99,5 @@ STAGE = Stage(
         "gptqmodel",
     ),
     execute=execute,
+    data_parallel=True,
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from requant.errors import TransientError
 from requant.store.layout import Store
 from requant.store.locks import acquire
+from requant.store.objects import write_durably
 from requant.store.records import StageRecord, all_records, last_used
 
 
@@ -27,11 +28,16 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
 
     Args:
         store: The store.
-        keep: Records used last that are kept for each pipeline and stage, with all that they were
-            made from; None keeps every record.
+        keep: Records used last that are kept for each pipeline and stage, and what is pinned, with
+            all that they were made from; None keeps every record.
     """
     records = all_records(store)
-    kept = records if keep is None else _with_ancestors(records, _used_last(store, records, keep))
+    pinned = [record for record in records if record.digest in pinned_digests(store)]
+    kept = (
+        records
+        if keep is None
+        else _with_ancestors(records, [*_used_last(store, records, keep), *pinned])
+    )
     kept_keys = {record.key for record in kept}
     digests = {record.digest for record in kept}
     done = {record.key for record in records}
@@ -63,6 +69,22 @@ def collect(store: Store, keep: int | None = None) -> Garbage:
     finally:
         os.close(descriptor)
     return garbage
+
+
+def pin(store: Store, name: str, digest: str) -> None:
+    """Keep an artifact, and what it was made from, from every collection.
+
+    Args:
+        store: The store.
+        name: Who needs it; a new pin of the same name takes the place of the old one.
+        digest: The artifact.
+    """
+    write_durably(store.pin_path(name), digest.encode())
+
+
+def pinned_digests(store: Store) -> set[str]:
+    """Return the artifacts that somebody has pinned."""
+    return {path.read_text() for path in store.pin_path("x").parent.glob("[!.]*")}
 
 
 def _used_last(store: Store, records: list[StageRecord], keep: int) -> list[StageRecord]:

@@ -69,6 +69,18 @@ class Store:
         """Folder of Prefect's own task results: small JSON files named by stage key."""
         return self.root / "results"
 
+    def pin_path(self, name: str) -> Path:
+        """File that names an artifact no collection may take."""
+        return self.root / "pins" / name
+
+    def deployment_path(self, model: str) -> Path:
+        """Record of what was deployed last of a registered model."""
+        return self.root / "deployments" / f"{model}.json"
+
+    def service_path(self, name: str) -> Path:
+        """File that names the process of a service `requant up` started."""
+        return self.root / "services" / name
+
     def log_path(self, name: str) -> Path:
         """Log file of this name."""
         return self.root / "logs" / name

@@ -1,0 +1,24 @@
+"""Weekly: every artifact verified, garbage collected."""
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+
+from requant.errors import ArtifactError
+from requant.store import Store
+from tasks.maintenance import collect_garbage, verify_artifacts
+
+
+@flow(name="maintenance")
+def maintenance(state: Path = Path(".requant"), keep: int | None = None) -> None:
+    """Read every byte of every recorded artifact, then delete what nothing refers to.
+
+    Args:
+        state: Folder of the store.
+        keep: Records used last that are kept per stage; all where it is not given.
+    """
+    store = Store(state.resolve())
+    problems = verify_artifacts(store)
+    get_run_logger().info(collect_garbage(store, keep))
+    if problems:
+        raise ArtifactError("\n".join([*problems, "the next night makes a harmed artifact again"]))

@@ -1,0 +1,44 @@
+"""The command line. Heavy imports live inside the commands, so that --help answers at once."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from requant.cli import artifacts, nights, operations
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from requant import __version__
+
+        typer.echo(f"requant {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Retrain a language model every night and ship it as a 4-bit model."""
+
+
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Nights": (nights.run, nights.status, nights.explain, nights.init, nights.schema),
+    "Operations": (
+        operations.up,
+        operations.down,
+        operations.promote,
+        operations.rollback,
+        operations.notify,
+    ),
+    "Artifacts": (artifacts.lineage, artifacts.verify, artifacts.gc),
+}
+
+for panel, commands in COMMANDS.items():
+    for command in commands:
+        app.command(rich_help_panel=panel)(command)

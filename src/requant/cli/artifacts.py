@@ -1,0 +1,71 @@
+"""Commands of the store: where artifacts come from, whether they are right, which can go."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from requant.cli.common import DEFAULT_STATE, StateFolder, errors, open_store
+
+
+def lineage(ref: str, state: StateFolder = DEFAULT_STATE) -> None:
+    """Show what an artifact was made from. REF is the start of its digest."""
+    with errors():
+        from requant.lineage import lineage_tree, tree_lines
+        from requant.store import all_records, find_object
+
+        store = open_store(state)
+        tree = lineage_tree(all_records(store), find_object(store, ref).name)
+    typer.echo("\n".join(tree_lines(tree)))
+
+
+def verify(
+    state: StateFolder = DEFAULT_STATE,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="read every byte; without it names and sizes only")
+    ] = False,
+) -> None:
+    """Check every recorded artifact against its manifest."""
+    from rich.progress import track
+
+    from requant.errors import ArtifactError
+    from requant.store import all_records, artifact_of, check_sizes, unreadable_records
+    from requant.store import verify as verify_bytes
+
+    with errors():
+        store = open_store(state)
+        refs = {record.digest: artifact_of(store, record) for record in all_records(store)}
+        check = verify_bytes if deep else check_sizes
+        problems = [f"{path}: is not a record; delete it" for path in unreadable_records(store)]
+        harmed = 0
+        for ref in track(refs.values(), "verifying", disable=not sys.stderr.isatty()):
+            try:
+                check(store, ref)
+            except ArtifactError as error:
+                problems.append(str(error))
+                harmed += 1
+    for problem in problems:
+        typer.secho(problem, fg="red", err=True)
+    checked = "every byte" if deep else "names and sizes"
+    typer.echo(f"{len(refs) - harmed} of {len(refs)} artifacts are right ({checked})")
+    if problems:
+        typer.echo("the next run makes a harmed artifact again")
+        raise typer.Exit(1)
+
+
+def gc(
+    state: StateFolder = DEFAULT_STATE,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="records used last, kept per stage; default: all")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
+) -> None:
+    """Delete artifacts nothing refers to and what crashes left behind."""
+    with errors():
+        from requant.store.gc import collect, find_garbage
+
+        store = open_store(state)
+        garbage = find_garbage(store, keep) if dry_run else collect(store, keep)
+    done = "would delete" if dry_run else "deleted"
+    size = f"{garbage.bytes / 2**20:.1f} MiB"
+    typer.echo(f"{done} {len(garbage.folders)} folders ({size}), {len(garbage.records)} records")

@@ -1,0 +1,103 @@
+"""What the commands share: their options, errors, and the environment of the libraries."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from requant.config import Config
+    from requant.store import Store
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file, e.g. configs/tiny.yaml")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="section.field=value, may be repeated")
+]
+Forced = Annotated[
+    list[str] | None, typer.Option("--force", help="stage to run again, may be repeated")
+]
+StateFolder = Annotated[Path, typer.Option("--state", help="state folder of the configuration")]
+
+DEFAULT_STATE = Path(".requant")
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Turn errors raised on purpose into one message and exit status 2, without a traceback."""
+    from requant.errors import RequantError, is_transient
+
+    try:
+        yield
+    except (RequantError, LookupError) as error:
+        typer.secho(str(error), fg="red", err=True)
+        raise typer.Exit(2) from error
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        text = f"{type(error).__name__}: {error}; a server is away: try again, or work offline"
+        typer.secho(f"{text} with HF_HUB_OFFLINE=1", fg="red", err=True)
+        raise typer.Exit(2) from error
+
+
+def load(path: Path, overrides: list[str] | None) -> "Config":
+    """Read a configuration."""
+    from requant.config.loading import load_config
+
+    return load_config(path, overrides or [])
+
+
+def open_store(state: Path) -> "Store":
+    """Open the store of a state folder that has been used."""
+    from requant.errors import ConfigError
+    from requant.store import Store
+
+    if not (state / "actions").is_dir():
+        raise ConfigError(
+            f"--state {state}: holds no records; give the state folder of a configuration that "
+            "has run"
+        )
+    return Store(state.resolve())
+
+
+def check_stages(stages: list[str] | None, config: "Config | None" = None) -> None:
+    """Refuse names that are no stage, and stages that are off."""
+    from requant.config import STAGE_NAMES
+    from requant.errors import ConfigError
+
+    for stage in stages or []:
+        if stage not in STAGE_NAMES:
+            raise ConfigError(f"stage {stage!r}: unknown; valid: {', '.join(STAGE_NAMES)}")
+        if config is not None and not config.runs(stage):
+            raise ConfigError(f"--force {stage}: is switched off by {stage}.enabled=false")
+
+
+def prepare_environment() -> Path:
+    """Find `flows` and `tasks`, and set what the libraries read from the environment alone.
+
+    Returns:
+        The project's folder.
+    """
+    from requant.errors import ConfigError
+
+    here = Path.cwd()
+    roots = [path for path in (here, *here.parents) if (path / "flows").is_dir()]
+    if not roots:
+        raise ConfigError(f"{here}: no flows/ here or above; run requant inside its project folder")
+    sys.path.insert(0, str(roots[0]))
+    defaults = {
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        # OpenMP threads that spin long while they wait fight every other process for the cores:
+        # with one busy neighbour a training step took three times as long as with this short spin.
+        "GOMP_SPINCOUNT": "1000",
+        # Bars of libraries inside stages; requant draws one of its own on a terminal.
+        "TQDM_DISABLE": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    return roots[0]

@@ -1,0 +1,122 @@
+"""Commands of a night: run it, say what it would do, and why."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from requant.cli.common import (
+    DEFAULT_STATE,
+    ConfigFile,
+    Forced,
+    Overrides,
+    StateFolder,
+    check_stages,
+    errors,
+    load,
+    open_store,
+    prepare_environment,
+)
+from requant.cli.operations import deploy
+
+if TYPE_CHECKING:
+    from requant.config import Config
+    from requant.plan import PlannedStage
+
+
+def init(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Make or upgrade the Prefect and MLflow databases, under a lock."""
+    with errors():
+        loaded = load(config, overrides)
+        prepare_environment()
+        from tasks import tracking
+        from tasks.prefect_server import prepare_prefect
+
+        prepare_prefect()
+        uri = tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
+    typer.echo(f"ready: {loaded.state.resolve()} (MLflow: {tracking.public(uri)})")
+
+
+def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -> None:
+    """Run a night: every stage whose work is not already done."""
+    with errors():
+        loaded = load(config, overrides)
+        check_stages(force, loaded)
+        prepare_environment()
+        from tasks.prefect_server import prefect_server
+
+        with prefect_server(loaded) as server:
+            # The server takes seconds to start, and so does all this.
+            from flows.incremental_training import incremental_training
+            from tasks import tracking
+            from tasks.pages import read_summary
+
+            tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
+            server.ready()
+            state = incremental_training(loaded, force or [], return_state=True)
+            summary = read_summary(loaded, state.state_details.flow_run_id)
+            if summary is not None and summary.to_deploy is not None:
+                deploy(loaded, summary.to_deploy, server.ours)
+    if summary is not None:
+        from requant.cli.console import print_summary
+
+        print_summary(summary)
+    if not state.is_completed():
+        typer.secho(f"{state.name}: {state.message}", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -> None:
+    """Show what `run` would do and why, without doing it."""
+    with errors():
+        loaded = load(config, overrides)
+        check_stages(force, loaded)
+        plans = _plan(loaded, force or [])
+    from requant.cli.console import show, table
+
+    rows = table("stage", "would", "digest", "why")
+    for plan in plans:
+        digest = plan.record.digest[:12] if plan.record else ""
+        rows.add_row(plan.stage, plan.state, digest, plan.reason)
+    show(rows)
+
+
+def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:
+    """Tell why a stage ran the last time: what differs from the time before."""
+    with errors():
+        check_stages([stage])
+        from requant.plan import explain_last_run, key_difference
+
+        last, before = explain_last_run(open_store(state), stage)
+    reason = last.labels.get("reason", "")
+    if reason:
+        typer.echo(f"{stage}: ran again although its key is unchanged: {reason}")
+        return
+    if before is None:
+        typer.echo(f"{stage}: ran once, because it never had before")
+        return
+    from requant.cli.console import show, table
+
+    rows = table("field", "before", "now")
+    for item in key_difference(before.key_fields, last.key_fields):
+        rows.add_row(item.field, str(item.before), str(item.after))
+    show(rows)
+
+
+def schema() -> None:
+    """Print the JSON schema of the configuration, for editors."""
+    import json
+
+    from requant.config.loading import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":
+    prepare_environment()
+    from flows.incremental_training import chain
+    from requant.plan import Plan
+    from requant.store import Store
+
+    plan = Plan(Store(config.state.resolve()), config, force)
+    chain(config, plan.call)
+    return plan.stages

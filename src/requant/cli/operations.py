@@ -1,0 +1,107 @@
+"""Commands of a model that serves, and of the servers that run the nights."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from requant.cli.common import (
+    DEFAULT_STATE,
+    ConfigFile,
+    Overrides,
+    StateFolder,
+    errors,
+    load,
+    prepare_environment,
+)
+
+if TYPE_CHECKING:
+    from requant.config import Config
+
+VersionOption = Annotated[
+    int | None, typer.Option("--version", help="of the registered model; default: the challenger")
+]
+
+
+def promote(config: ConfigFile, version: VersionOption = None, overrides: Overrides = None) -> None:
+    """Let an evaluated model serve, and deploy it."""
+    with errors():
+        loaded = load(config, overrides)
+        prepare_environment()
+        from tasks.prefect_server import prefect_server
+
+        with prefect_server(loaded) as server:
+            from tasks.promote import promote as promote_version
+            from tasks.promote import registry_of
+            from tasks.tracking.registry import version_of
+
+            found = version_of(registry_of(loaded), version)
+            server.ready()
+            promotion = promote_version(loaded, found)
+            typer.echo(f"{found.model}: version {found.version} ({found.digest[:12]}) serves")
+            if promotion.to_deploy:
+                deploy(loaded, found.version, server.ours)
+            else:
+                typer.echo("it is deployed already")
+
+
+def rollback(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Let the model serve again that did before the champion, and deploy it."""
+    with errors():
+        loaded = load(config, overrides)
+        prepare_environment()
+        from tasks.prefect_server import prefect_server
+
+        with prefect_server(loaded) as server:
+            from tasks.promote import roll_back
+
+            server.ready()
+            earlier = roll_back(loaded)
+            typer.echo(f"{earlier.model}: version {earlier.version} ({earlier.digest[:12]}) serves")
+            deploy(loaded, earlier.version, server.ours)
+
+
+def up(
+    state: StateFolder = DEFAULT_STATE,
+    prefect_port: Annotated[int, typer.Option(help="of the Prefect server and its pages")] = 4200,
+    mlflow_port: Annotated[int, typer.Option(help="of the MLflow server and its pages")] = 5000,
+    accelerators: Annotated[int, typer.Option(min=1, help="stages that may fill a GPU")] = 1,
+) -> None:
+    """Start Prefect, MLflow and a worker on this machine, and deploy prefect.yaml."""
+    with errors():
+        root = prepare_environment()
+        from tasks.machine import start_machine
+
+        for line in start_machine(root, state.resolve(), prefect_port, mlflow_port, accelerators):
+            typer.echo(line)
+
+
+def down(state: StateFolder = DEFAULT_STATE) -> None:
+    """Stop what `up` started; everything it knows survives."""
+    with errors():
+        prepare_environment()
+        from tasks.machine import stop_machine
+
+        stopped = stop_machine(state.resolve())
+    typer.echo(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+
+
+def notify(
+    block: Annotated[str, typer.Argument(help="type/name of a block, e.g. slack-webhook/team")],
+) -> None:
+    """Send failures, refusals and promotions through a Prefect notification block."""
+    with errors():
+        prepare_environment()
+        from tasks.notifications import notify_through
+
+        made = notify_through(block)
+    typer.echo(f"automations: {', '.join(made)}")
+
+
+def deploy(config: "Config", version: int, here: bool) -> None:
+    """Deploy a version that serves now: here, or leave it to who listens for its event."""
+    if not here:
+        typer.echo("the event model.promoted is out: deploy-model starts on the server")
+        return
+    from flows.deploy_model import deploy_model
+
+    deploy_model(config, version)

@@ -1,0 +1,52 @@
+"""The gate: may this model serve?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from requant.config.operations import Promote
+from requant.errors import ConfigError, GateError
+
+
+def check_gate(
+    section: Promote, paired: Sequence[Mapping[str, Any]], rolled_back: str | None
+) -> None:
+    """Refuse a model that a person has rolled back, or that is worse where it must not be.
+
+    Worse means that the 95% interval of the paired difference (Student's t over the documents)
+    between the base and the requantized model lies wholly on the worse side.
+
+    Args:
+        section: `guard` names the tasks.
+        paired: As `requant.stages.evaluate.compare` returns them.
+        rolled_back: ISO time at which the version was rolled back.
+
+    Raises:
+        GateError: With the figures and the way out.
+        ConfigError: If a guarded task was not evaluated on both models.
+    """
+    if rolled_back:
+        raise GateError(
+            f"promote: this model was rolled back at {rolled_back}; it serves again only when a "
+            "person says so: requant promote CONFIG --version N"
+        )
+    rows = {row["task"]: row for row in paired if is_whole_chain(row)}
+    for task in section.guard:
+        if task not in rows:
+            raise ConfigError(
+                f"promote.guard: {task!r} was not compared between the base and the requantized "
+                f"model; compared: {', '.join(sorted(rows)) or 'nothing'}"
+            )
+        row = rows[task]
+        low, high = row["low"], row["high"]
+        worse = low is not None and (high < 0 if row["higher_is_better"] else low > 0)
+        if worse:
+            raise GateError(
+                f"promote: {task} is worse than the base's: {row['metric']} changed by "
+                f"{row['mean']:.4g}, 95% interval {low:.4g} to {high:.4g} over {row['n']} "
+                f"documents; train less, mix in old text, or take {task} out of promote.guard"
+            )
+
+
+def is_whole_chain(row: Mapping[str, Any]) -> bool:
+    """Tell whether a comparison is the one of the last model with the first."""
+    return bool(row["earlier"] == "base" and row["later"] == "requantized")

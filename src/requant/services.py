@@ -1,0 +1,112 @@
+"""Servers and workers of one machine: started once, found again by their process id, stopped."""
+
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.errors import TransientError
+from requant.store import Store
+from requant.store.objects import write_durably
+
+POLL_SECONDS = 0.1
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process that outlives the command that starts it."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    """Added to this process's."""
+    health: str | None
+    """Address that answers when it is ready; None for one that serves no page."""
+
+
+def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
+    """Start a service unless it runs, and wait until it answers.
+
+    Returns:
+        Whether it was started now.
+
+    Raises:
+        TransientError: If it ends or does not answer in time, with its log.
+    """
+    if running(store, service.name) is not None:
+        return False
+    log = store.log_path(f"{service.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            service.command,
+            env={**os.environ, **service.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    mark = f"{process.pid} {_born(process.pid)}"
+    write_durably(store.service_path(service.name), mark.encode())
+    deadline = time.monotonic() + seconds
+    while service.health is not None and not _answers(service.health):
+        if process.poll() is not None or time.monotonic() > deadline:
+            stop(store, service.name)
+            raise TransientError(f"{service.name}: does not answer at {service.health}; see {log}")
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def running(store: Store, name: str) -> int | None:
+    """Return the process id of a service that runs, else None."""
+    try:
+        number, _, born = store.service_path(name).read_text().partition(" ")
+    except FileNotFoundError:
+        return None
+    # The number alone may belong to another process since.
+    return int(number) if born and _born(int(number)) == born else None
+
+
+def stop(store: Store, name: str) -> bool:
+    """Stop a service and all it started; return whether it ran."""
+    pid = running(store, name)
+    if pid is not None:
+        _end(pid)
+    store.service_path(name).unlink(missing_ok=True)
+    return pid is not None
+
+
+def _end(pid: int) -> None:
+    born = _born(pid)
+    try:
+        # A worker passes it on to its flow runs, which write down how they ended.
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while _born(pid) == born and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _born(pid: int) -> str:
+    """Return when a process was born, in ticks since the machine was; empty if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    # One that waits to be reaped runs no more.
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=1.0).close()
+    except OSError:
+        return False
+    return True

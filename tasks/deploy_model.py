@@ -1,0 +1,117 @@
+"""deploy_model: what the flow of this name does with a promoted version, once for each digest."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from requant.canonical import digest_of
+from requant.config import Config
+from requant.deploy import Release, act, check_release
+from requant.errors import ContractError
+from requant.models import resolve_device
+from requant.store import Store, locked
+from requant.store.objects import write_durably
+from tasks.policy import may_retry
+from tasks.promote import registry_of
+from tasks.secrets import resolve_secret
+from tasks.tracking import registry as versions
+
+DELAY_SECONDS = [10.0, 60.0]
+
+
+class Deployment(BaseModel):
+    """What was deployed last of a model, as JSON in the state folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    version: int
+    digest: str
+    action: str
+    """Digest of the configured action: another one deploys the same model again."""
+    when: datetime
+    answer: str
+    """To the smoke prompt."""
+    done: str
+
+
+def deploy_model(config: Config, version: int | None, digest: str | None) -> str:
+    """Deploy the champion, unless it is deployed already; return what was done, in words.
+
+    Args:
+        config: The model line.
+        version: It must still be the champion, or nothing is done: events may come late.
+        digest: The version must have it; None for any.
+
+    Raises:
+        ConfigError: If there is no such version.
+        ContractError: If the version has another digest.
+        Exception: As `requant.deploy.check_release` and `act`; the former model goes on serving.
+    """
+    registry = registry_of(config)
+    serving = versions.champion(registry)
+    if serving is None or (version is not None and version != serving.version):
+        now = f"version {serving.version}" if serving else "none"
+        return f"{config.name}: version {version or 'of nobody'} is not the champion ({now} is)"
+    if digest is not None and digest != serving.digest:
+        raise ContractError(
+            f"{config.name}: version {serving.version} has digest {serving.digest[:12]}, the event "
+            f"names {digest[:12]}; promote it again"
+        )
+    store = Store(config.state.resolve())
+    action = digest_of(config.deploy.model_dump(mode="json"))
+    with locked(store.lock_path(f"deploy-{config.name}")):
+        last = read_deployment(store, config.name)
+        if last and (last.digest, last.action) == (serving.digest, action):
+            versions.mark(registry, serving, "deployed")
+            return f"{config.name}: version {serving.version} is deployed already: {last.done}"
+        ref = store.ref("model", serving.digest)
+        section = config.deploy
+        said = _step(check_release, "load-cold")(
+            store,
+            ref,
+            section.smoke_prompt,
+            section.smoke_tokens,
+            resolve_device(config.runtime.device),
+        )
+        release = Release(
+            config.name, serving.version, serving.digest, ref.uri, dict(serving.scores)
+        )
+        folder = store.object_path(serving.digest)
+        done = _step(act, "act")(section.action, release, folder, resolve_secret)
+        record = Deployment(
+            model=config.name,
+            version=serving.version,
+            digest=serving.digest,
+            action=action,
+            when=datetime.now(UTC),
+            answer=said,
+            done=done,
+        )
+        path = store.deployment_path(config.name)
+        write_durably(path, record.model_dump_json(indent=2).encode())
+        versions.mark(registry, serving, "deployed")
+    return f"{config.name}: version {serving.version} {done}; it answers {said!r}"
+
+
+def read_deployment(store: Store, model: str) -> Deployment | None:
+    """Return what was deployed last, None where nothing was or the record cannot be read."""
+    try:
+        return Deployment.model_validate_json(store.deployment_path(model).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def _step(function: Callable[..., str], name: str) -> Task[..., str]:
+    return Task(
+        function,
+        name=name,
+        retries=len(DELAY_SECONDS),
+        retry_delay_seconds=DELAY_SECONDS,
+        retry_condition_fn=may_retry,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )

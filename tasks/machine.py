@@ -1,0 +1,115 @@
+"""Everything on one machine: Prefect's server, MLflow's server, a worker, the deployments."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from requant.errors import TerminalError
+from requant.services import Service, start, stop
+from requant.store import Store
+from tasks import tracking
+from tasks.prefect_server import command_path
+from tasks.server_setup import HEARTBEAT_SECONDS, POOL, prepare_server
+
+PREFECT, MLFLOW, WORKER = "prefect-server", "mlflow-server", "worker"
+
+
+def start_machine(
+    root: Path, state: Path, prefect_port: int, mlflow_port: int, accelerators: int
+) -> Iterator[str]:
+    """Start what does not run yet, and deploy `prefect.yaml`; yields what a person should know.
+
+    Both servers listen on the loopback address only.
+
+    Args:
+        root: Of the project, with `prefect.yaml`.
+        state: Folder of artifacts and databases.
+        prefect_port: Of the Prefect server.
+        mlflow_port: Of the MLflow server.
+        accelerators: Stages that may fill a GPU at once.
+
+    Raises:
+        TransientError: If a server does not come up.
+        TerminalError: If the deployment fails, with its output.
+    """
+    store = Store(state)
+    api = f"http://127.0.0.1:{prefect_port}/api"
+    settings = prefect_environment(state, api)
+    database = tracking.prepare_database(None, state)
+    here = ("--host", "127.0.0.1", "--port")
+    services = [
+        Service(
+            PREFECT,
+            (command_path("prefect"), "server", "start", *here, str(prefect_port)),
+            settings,
+            f"{api}/health",
+        ),
+        Service(
+            MLFLOW,
+            (
+                *(command_path("mlflow"), "server", *here, str(mlflow_port)),
+                *("--workers", "1", "--backend-store-uri", database),
+            ),
+            {"MLFLOW_DISABLE_TELEMETRY": "true"},
+            f"http://127.0.0.1:{mlflow_port}/health",
+        ),
+    ]
+    for service in services:
+        yield _said(service, start(store, service))
+    with temporary_settings({PREFECT_API_URL: api}):
+        prepare_server(accelerators)
+    _deploy(root, settings)
+    yield "deployed: prefect.yaml"
+    worker = Service(
+        WORKER,
+        [command_path("prefect"), "worker", "start", "--pool", POOL, "--type", "process"],
+        settings,
+        None,
+    )
+    yield _said(worker, start(store, worker))
+    yield f"Prefect:  http://127.0.0.1:{prefect_port}"
+    yield f"MLflow:   http://127.0.0.1:{mlflow_port}"
+    yield f"for your shell:  export PREFECT_API_URL={api}"
+
+
+def stop_machine(state: Path) -> list[str]:
+    """Stop what `start_machine` started, the worker first; return the names of what ran."""
+    store = Store(state)
+    return [name for name in (WORKER, MLFLOW, PREFECT) if stop(store, name)]
+
+
+def prefect_environment(state: Path, api: str) -> dict[str, str]:
+    """Return the settings of a server and its workers that survive crashes of either.
+
+    Args:
+        state: Folder; Prefect's database lies below it.
+        api: Address of the server's API.
+    """
+    leases = "prefect.server.concurrency.lease_storage.filesystem"
+    return {
+        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(state / "prefect")),
+        "PREFECT_API_URL": api,
+        # In memory a restart of the server would forget which night is in progress.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases,
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def _deploy(root: Path, settings: dict[str, str]) -> None:
+    command = [command_path("prefect"), "--no-prompt", "deploy", "--all"]
+    # The build step reads the configuration with the project's own code.
+    environment = {**os.environ, **settings, "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise TerminalError(f"{' '.join(command)}: failed:\n{done.stdout}{done.stderr}")
+
+
+def _said(service: Service, started: bool) -> str:
+    return f"{service.name}: {'started' if started else 'runs already'}"

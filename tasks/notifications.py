@@ -1,0 +1,67 @@
+"""Who is told when a run fails, a gate refuses or a model is promoted, through Prefect's blocks."""
+
+from uuid import UUID
+
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.events.actions import SendNotification
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
+
+from requant.errors import ConfigError
+from tasks.promote import PROMOTED, REFUSED
+from tasks.server_setup import apply_automation
+
+ENDED_BADLY = frozenset({"prefect.flow-run.Failed", "prefect.flow-run.Crashed"})
+BODY = """{{ event.event }}: {{ event.resource["prefect.resource.name"] }}
+{% for name, value in event.payload.items() if name != "intended" %}{{ name }}: {{ value }}
+{% endfor %}"""
+RULES = (
+    ("failures", "requant: a run failed", ENDED_BADLY, "prefect.flow-run.*"),
+    ("refusals", "requant: a model was refused", frozenset({REFUSED}), "model.*"),
+    ("promotions", "requant: a model was promoted", frozenset({PROMOTED}), "model.*"),
+)
+"""What is told, its subject, the events, and the resources they are about."""
+
+
+def notify_through(block: str) -> list[str]:
+    """Make, or change, the automations that tell of failures, refusals and promotions.
+
+    Args:
+        block: `type/name` of a notification block that is saved on the server, as
+            `prefect block ls` shows it.
+
+    Returns:
+        Names of the automations.
+
+    Raises:
+        ConfigError: If there is no such block.
+    """
+    document = _block_id(block)
+    names = []
+    for what, subject, events, resource in RULES:
+        trigger = EventTrigger(
+            expect=set(events),
+            match=ResourceSpecification({"prefect.resource.id": resource}),
+            posture=Posture.Reactive,
+            threshold=1,
+        )
+        action = SendNotification(block_document_id=document, subject=subject, body=BODY)
+        names.append(f"requant - tell of {what}")
+        apply_automation(Automation(name=names[-1], trigger=trigger, actions=[action]))
+    return names
+
+
+def _block_id(block: str) -> UUID:
+    kind, _, name = block.partition("/")
+    try:
+        with get_client(sync_client=True) as client:
+            found = client.read_block_document_by_name(name, kind)
+    except ObjectNotFound as error:
+        raise ConfigError(
+            f"block {block!r}: is not on the server; give type/name as `prefect block ls` lists "
+            "them, e.g. slack-webhook/team"
+        ) from error
+    assert found.id is not None
+    return found.id

@@ -1,0 +1,179 @@
+"""What a person reads of a night: summary, report, lineage page, and Prefect's artifacts."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from pydantic import BaseModel, ConfigDict
+
+from requant.config import STAGE_NAMES, Config
+from requant.errors import TransientError
+from requant.lineage import lineage_html
+from requant.report import StageRow, StageState, headline, night_report
+from requant.stages.evaluate import CHAIN
+from requant.store import StageRecord, Store
+from requant.store.objects import write_durably
+from tasks import tracking
+from tasks.policy import Night
+from tasks.promote import Promotion
+
+SUMMARY_NAME = "summary.json"
+
+
+class SummaryRow(BaseModel):
+    """One line of the table a person reads."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    state: StageState
+    seconds: float | None
+    """Of the execution that made the artifact, in this night or an earlier one."""
+    digest: str | None
+    headline: str
+
+
+class NightSummary(BaseModel):
+    """What came of a night, also of one that failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: tuple[SummaryRow, ...]
+    report: Path
+    mlflow_uri: str
+    mlflow_page: str
+    """Of the night's run; to be put after a server's address where none is configured."""
+    to_deploy: int | None
+    """Version that became champion and is not deployed yet."""
+
+
+def write_pages(
+    night: Night, reached: list[StageRow], promotion: Promotion | None, title: str
+) -> tuple[NightSummary, str, str]:
+    """Write summary, report and lineage page into the state folder.
+
+    Returns:
+        The summary, the lineage page and the report, as HTML.
+    """
+    records = [row.record for row in reached if row.record]
+    names = {row.stage for row in reached}
+    missing = [StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in names]
+    rows = [*reached, *missing]
+    lineage = lineage_html(
+        records,
+        links=_links(night, records),
+        cached=[row.stage for row in rows if row.state == "cached"],
+        title=title,
+    )
+    scores, paired = _evaluation(night.store, records)
+    report = night_report(title, rows, scores, paired)
+    path = night.store.report_path(night.parent.flow_run_id)
+    summary = NightSummary(
+        rows=(*(_summary_row(row) for row in rows), _promotion_row(promotion)),
+        report=path,
+        mlflow_uri=night.parent.uri,
+        mlflow_page=tracking.run_page(night.parent),
+        to_deploy=promotion.version.version if promotion and promotion.to_deploy else None,
+    )
+    write_durably(path, report.encode())
+    write_durably(path.with_name("lineage.html"), lineage.encode())
+    write_durably(path.with_name(SUMMARY_NAME), summary.model_dump_json(indent=2).encode())
+    return summary, lineage, report
+
+
+def read_summary(config: Config, run_id: object) -> NightSummary | None:
+    """Return what a flow run left, also when it failed; None where it never opened its night."""
+    report = Store(config.state.resolve()).report_path(str(run_id))
+    path = report.with_name(SUMMARY_NAME)
+    return NightSummary.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
+def publish_artifacts(night: Night, summary: NightSummary, records: list[StageRecord]) -> None:
+    """Show the stages and the scores on the flow run's own page in Prefect."""
+    key = re.sub(r"[^a-z0-9]+", "-", night.config.name)
+    create_markdown_artifact(
+        _stage_table(summary), key=f"night-{key}", description=f"Stages of {night.config.name}"
+    )
+    scores, _ = _evaluation(night.store, records)
+    if scores:
+        create_table_artifact(
+            _score_rows(scores),
+            key=f"scores-{key}",
+            description="Scores of every model of the night, with lm-eval's standard error",
+        )
+
+
+def _stage_table(summary: NightSummary) -> str:
+    page = summary.mlflow_page
+    link = f"[the night in MLflow]({page})" if page.startswith("http") else f"MLflow: `{page}`"
+    lines = ["| stage | state | seconds | digest | headline |", "|---|---|--:|---|---|"]
+    for row in summary.rows:
+        seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
+        digest = f"`{row.digest[:12]}`" if row.digest else ""
+        lines.append(f"| {row.stage} | {row.state} | {seconds} | {digest} | {row.headline} |")
+    return "\n".join([*lines, "", link, "", f"Report: `{summary.report}`"])
+
+
+def _score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "task": task,
+            "metric": metric,
+            **{
+                model: _with_error(tasks[task][metric])
+                for model, tasks in scores.items()
+                if metric in tasks.get(task, {})
+            },
+        }
+        for task, metrics in next(iter(scores.values())).items()
+        for metric in metrics
+    ]
+
+
+def _with_error(estimate: dict[str, float | None]) -> str:
+    error = estimate["stderr"]
+    return f"{estimate['value']:.4g}" + (f" ± {error:.2g}" if error is not None else "")
+
+
+def _links(night: Night, records: list[StageRecord]) -> dict[str, str]:
+    try:
+        return tracking.model_links(night.parent, [item.digest for item in records])
+    except TransientError:
+        # The pages must be written, with links or without.
+        return {}
+
+
+def _summary_row(row: StageRow) -> SummaryRow:
+    record = row.record
+    return SummaryRow(
+        stage=row.stage,
+        state=row.state,
+        seconds=record.seconds if record else None,
+        digest=record.digest if record else None,
+        headline=headline(record) if record else "",
+    )
+
+
+def _promotion_row(promotion: Promotion | None) -> SummaryRow:
+    if promotion is None:
+        return SummaryRow(stage="promote", state="off", seconds=None, digest=None, headline="")
+    return SummaryRow(
+        stage="promote",
+        state="failed" if promotion.outcome == "refused" else "done",
+        seconds=None,
+        digest=promotion.version.digest,
+        headline=promotion.reason or f"version {promotion.version.version}: {promotion.outcome}",
+    )
+
+
+def _evaluation(store: Store, records: list[StageRecord]) -> tuple[Any, Any]:
+    folders = [store.object_path(item.digest) for item in records if item.stage == "evaluate"]
+    if not folders:
+        return None, ()
+    scores, paired = (
+        json.loads((folders[0] / name).read_text()) for name in ("scores.json", "paired.json")
+    )
+    # The file is canonical JSON, sorted by name; a reader follows the chain.
+    return {model: scores[model] for model in CHAIN if model in scores}, paired

@@ -1,0 +1,149 @@
+"""promote: register the evaluated model, let it serve once the gate lets it, and say so."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect.events import emit_event
+
+from requant.config import Config
+from requant.errors import ConfigError, GateError
+from requant.promotion import check_gate
+from requant.store import StageRecord, Store, verify
+from requant.store.gc import pin
+from tasks import tracking
+from tasks.tracking import registry as versions
+from tasks.tracking.registry import ModelVersion, Registry
+
+PROMOTED = "model.promoted"
+REFUSED = "model.refused"
+
+Outcome = Literal["challenger", "champion", "refused"]
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What came of a model that was evaluated."""
+
+    version: ModelVersion
+    outcome: Outcome
+    reason: str
+    """Why it was refused; empty where it was not."""
+    to_deploy: bool
+    """It serves now by right, and has not been deployed yet."""
+
+
+def registry_of(config: Config) -> Registry:
+    """Reach the registry of a configuration's model line."""
+    uri = tracking.prepare_database(config.tracking.uri, config.state.resolve())
+    return versions.open_registry(uri, config.name)
+
+
+def register(
+    config: Config, night: tracking.TrackingRun, model: StageRecord, evaluation: StageRecord
+) -> ModelVersion:
+    """Register an evaluated model as the challenger; repeating it changes nothing."""
+    prefix = "requantized/"
+    scores = {
+        name.removeprefix(prefix): value
+        for name, value in evaluation.metrics.items()
+        if name.startswith(prefix)
+    }
+    return versions.ensure_version(registry_of(config), night, model, scores)
+
+
+def promote(
+    config: Config, version: ModelVersion, paired: list[Mapping[str, Any]] | None = None
+) -> Promotion:
+    """Let a version serve and emit `model.promoted`; safe to repeat after a crash at any step.
+
+    Args:
+        config: Its `promote` section is the gate.
+        version: The challenger, or an older one.
+        paired: The evaluation's paired comparisons; None where a person decides.
+
+    Raises:
+        ArtifactError: If a byte of the model is wrong.
+    """
+    registry = registry_of(config)
+    if paired is not None:
+        try:
+            check_gate(config.promote, paired, version.marks.get("rolled_back"))
+        except GateError as error:
+            _emit(REFUSED, config, version, reason=str(error))
+            return Promotion(version, "refused", str(error), to_deploy=False)
+    store = Store(config.state.resolve())
+    verify(store, store.ref("model", version.digest))
+    serving = versions.champion(registry)
+    moves = serving is None or serving.version != version.version
+    if serving is not None and moves:
+        # The way back must not be collected as garbage.
+        pin(store, f"{config.name}-previous", serving.digest)
+    pin(store, f"{config.name}-champion", version.digest)
+    if moves:
+        versions.unmark(registry, version, "deployed")
+        versions.move_champion(registry, version)
+    if paired is None:
+        # A person's word is stronger than that of an earlier night.
+        versions.unmark(registry, version, "rolled_back")
+    to_deploy = moves or "deployed" not in version.marks
+    if to_deploy:
+        announce(config, version)
+    return Promotion(version, "champion", "", to_deploy)
+
+
+def roll_back(config: Config) -> ModelVersion:
+    """Let the version serve that did before the champion, and emit `model.promoted` for it.
+
+    Raises:
+        ConfigError: If there is no champion or nothing before it.
+        ArtifactError: If a byte of the earlier model is wrong.
+    """
+    registry = registry_of(config)
+    serving = versions.champion(registry)
+    if serving is None:
+        raise ConfigError(f"{config.name}: has no champion; there is nothing to roll back")
+    if serving.replaced is None:
+        raise ConfigError(
+            f"{config.name}: version {serving.version} is the first champion; promote another "
+            "version with `requant promote CONFIG --version N`"
+        )
+    earlier = versions.version_of(registry, serving.replaced)
+    store = Store(config.state.resolve())
+    verify(store, store.ref("model", earlier.digest))
+    versions.mark(registry, serving, "rolled_back")
+    versions.unmark(registry, earlier, "deployed")
+    versions.move_champion(registry, earlier, back=True)
+    announce(config, earlier)
+    return earlier
+
+
+def announce(config: Config, version: ModelVersion) -> None:
+    """Emit `model.promoted`, which starts the deployment deploy-model on a server."""
+    _emit(PROMOTED, config, version)
+
+
+def paired_of(store: Store, evaluation: StageRecord) -> list[Mapping[str, Any]]:
+    """Read the paired comparisons of an evaluation."""
+    path: Path = store.object_path(evaluation.digest) / "paired.json"
+    return list(json.loads(path.read_bytes()))
+
+
+def _emit(event: str, config: Config, version: ModelVersion, **more: str) -> None:
+    emit_event(
+        event,
+        resource={
+            "prefect.resource.id": f"model.{config.name}",
+            "prefect.resource.name": f"{config.name} v{version.version}",
+        },
+        payload={
+            "model": config.name,
+            "version": version.version,
+            "digest": version.digest,
+            "model_id": version.model_id,
+            "scores": dict(version.scores),
+            **more,
+        },
+    )

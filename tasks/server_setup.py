@@ -1,0 +1,78 @@
+"""What a Prefect server holds for requant besides deployments; applying it twice is harmless."""
+
+from contextlib import suppress
+from datetime import timedelta
+
+from prefect.automations import Automation
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.workers.process import ProcessWorker
+
+from tasks.policy import ACCELERATOR
+
+POOL = "requant"
+HEARTBEAT_SECONDS = 30
+"""The shortest Prefect allows."""
+SILENT_HEARTBEATS = 3
+"""After so many without a sign the process is gone, not busy."""
+
+FINAL_EVENTS = frozenset(
+    f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")
+)
+
+
+def prepare_server(accelerators: int) -> None:
+    """Make the work pool, the limit on stages that fill a GPU, and the automation for dead runs.
+
+    Args:
+        accelerators: Stages with the tag `accelerator` that may run at once.
+    """
+    template = ProcessWorker.get_default_base_job_template()
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(
+                WorkPoolCreate(name=POOL, type="process", base_job_template=template)
+            )
+        client.create_concurrency_limit(ACCELERATOR, accelerators)
+    apply_automation(
+        Automation(
+            name="requant - mark dead runs",
+            description="A run whose machine died says nothing any more.",
+            trigger=_silence(),
+            actions=[
+                ChangeFlowRunState(
+                    state=StateType.CRASHED,
+                    message=f"no heartbeat for {SILENT_HEARTBEATS * HEARTBEAT_SECONDS} s: the "
+                    "process or its machine is gone; retry the run to go on from what is done",
+                )
+            ],
+        )
+    )
+
+
+def _silence() -> EventTrigger:
+    heartbeat = "prefect.flow-run.heartbeat"
+    return EventTrigger(
+        after={heartbeat},
+        expect={heartbeat, *FINAL_EVENTS},
+        match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=SILENT_HEARTBEATS * HEARTBEAT_SECONDS),
+    )
+
+
+def apply_automation(automation: Automation) -> None:
+    """Make an automation, or change the one of this name."""
+    with get_client(sync_client=True) as client:
+        found = client.read_automations_by_name(automation.name)
+        if found:
+            client.update_automation(found[0].id, automation)
+        else:
+            client.create_automation(automation)

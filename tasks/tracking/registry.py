@@ -1,0 +1,206 @@
+"""The model registry: evaluated models as versions, and the aliases that say which one serves."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from requant.errors import ConfigError, ContractError
+from requant.store import StageRecord
+from tasks.tracking.connection import TrackingRun, preload, probe, transient
+from tasks.tracking.models import find_models
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion as MlflowVersion
+
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+
+Mark = Literal["deployed", "rolled_back"]
+"""What happened to a version, with the time it happened; tags of the version."""
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The versions of one registered model."""
+
+    client: "MlflowClient" = field(repr=False)
+    uri: str
+    model: str
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One evaluated model."""
+
+    model: str
+    version: int
+    digest: str
+    model_id: str
+    """Of its LoggedModel."""
+    scores: Mapping[str, float]
+    replaced: int | None
+    """Version that was champion before it."""
+    marks: Mapping[str, str]
+    """Mark to ISO time."""
+
+
+def open_registry(uri: str, model: str) -> Registry:
+    """Reach the registry.
+
+    Args:
+        uri: As `prepare_database` returns it.
+        model: Name of the registered model.
+
+    Raises:
+        TransientError: If a server does not answer.
+    """
+    preload()
+    from mlflow import MlflowClient
+
+    probe(uri)
+    with transient(uri):
+        return Registry(MlflowClient(tracking_uri=uri, registry_uri=uri), uri, model)
+
+
+def ensure_version(
+    registry: Registry, night: TrackingRun, model: StageRecord, scores: Mapping[str, float]
+) -> ModelVersion:
+    """Find the version of a model by its digest, or register it; it becomes the challenger.
+
+    Args:
+        registry: Where to.
+        night: Run whose experiment holds the model's LoggedModel.
+        model: Record of the requantized model.
+        scores: Of the model, `task/metric` to value.
+
+    Raises:
+        ContractError: If the model was never tracked.
+    """
+    found = [item for item in all_versions(registry) if item.digest == model.digest]
+    if found:
+        version = found[-1]
+    else:
+        logged = find_models(night, [model.digest]).get(model.digest)
+        if logged is None:
+            raise ContractError(
+                f"promote: the model {model.digest[:12]} is not in MLflow's experiment; run the "
+                "night again, its cached stages are tracked then"
+            )
+        with transient(registry.uri):
+            _ensure_name(registry)
+            made = registry.client.create_model_version(
+                registry.model,
+                # `models:/ID` would be looked up under mlflow's global address, not this client's.
+                source=logged.artifact_location,
+                run_id=logged.source_run_id,
+                model_id=logged.model_id,
+                tags={"digest": model.digest, "scores": json.dumps(dict(scores))},
+            )
+        version = _version(made)
+    with transient(registry.uri):
+        registry.client.set_registered_model_alias(registry.model, CHALLENGER, str(version.version))
+    return version
+
+
+def all_versions(registry: Registry) -> list[ModelVersion]:
+    """Return every version requant registered, oldest first."""
+    with transient(registry.uri):
+        found = registry.client.search_model_versions(f"name = '{registry.model}'")
+    versions = [_version(item) for item in found if "digest" in item.tags]
+    return sorted(versions, key=lambda item: item.version)
+
+
+def champion(registry: Registry) -> ModelVersion | None:
+    """Return the version that serves, or None before the first promotion."""
+    return _by_alias(registry, CHAMPION)
+
+
+def version_of(registry: Registry, number: int | None) -> ModelVersion:
+    """Return a version by its number, or the challenger.
+
+    Raises:
+        ConfigError: If there is no such version, with those there are.
+    """
+    versions = all_versions(registry)
+    found: ModelVersion | None
+    if number is None:
+        found = _by_alias(registry, CHALLENGER)
+    else:
+        found = next((item for item in versions if item.version == number), None)
+    if found is None:
+        wanted = "a challenger" if number is None else f"version {number}"
+        known = ", ".join(str(item.version) for item in versions) or "none; run a night first"
+        raise ConfigError(f"{registry.model}: has no {wanted}; versions: {known}")
+    return found
+
+
+def move_champion(registry: Registry, version: ModelVersion, *, back: bool = False) -> None:
+    """Point the champion's alias at a version; forward, it remembers the one before it."""
+    before = champion(registry)
+    with transient(registry.uri):
+        if before is not None and before.version != version.version and not back:
+            # Before the alias: a crash between the two must not lose the way back.
+            _tag(registry, version, "replaced", str(before.version))
+        registry.client.set_registered_model_alias(registry.model, CHAMPION, str(version.version))
+
+
+def mark(registry: Registry, version: ModelVersion, what: Mark) -> None:
+    """Write down that something happened to a version, and when."""
+    with transient(registry.uri):
+        _tag(registry, version, what, datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def unmark(registry: Registry, version: ModelVersion, what: Mark) -> None:
+    """Take back that something happened."""
+    if what in version.marks:
+        with transient(registry.uri):
+            registry.client.delete_model_version_tag(registry.model, str(version.version), what)
+
+
+def version_page(registry: Registry, version: ModelVersion) -> str:
+    """Address of a version's page, relative to the server's."""
+    return f"#/models/{registry.model}/versions/{version.version}"
+
+
+def _by_alias(registry: Registry, alias: str) -> ModelVersion | None:
+    from mlflow.exceptions import MlflowException
+
+    with transient(registry.uri):
+        try:
+            found = registry.client.get_model_version_by_alias(registry.model, alias)
+        except MlflowException as error:
+            if error.error_code not in {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"}:
+                raise
+            return None
+    return _version(found)
+
+
+def _ensure_name(registry: Registry) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registry.client.create_registered_model(registry.model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _tag(registry: Registry, version: ModelVersion, name: str, value: str) -> None:
+    registry.client.set_model_version_tag(registry.model, str(version.version), name, value)
+
+
+def _version(found: "MlflowVersion") -> ModelVersion:
+    tags: dict[str, Any] = found.tags
+    replaced = tags.get("replaced")
+    return ModelVersion(
+        model=found.name,
+        version=int(found.version),
+        digest=tags["digest"],
+        model_id=found.model_id or "",
+        scores=json.loads(tags.get("scores", "{}")),
+        replaced=int(replaced) if replaced else None,
+        marks={name: tags[name] for name in ("deployed", "rolled_back") if name in tags},
+    )
