@@ -123,6 +123,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             name=str(flow_run.name),
             # An address of a server may hold a password.
             params=config.model_dump(mode="json", exclude={"tracking"}),
+            pages=config.tracking.pages,
         )
         opened = OpenNight(Night(config, store, frozenset(force), parent, time.time()))
         # Between stages too nobody may collect what the next one reads.

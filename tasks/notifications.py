@@ -2,10 +2,9 @@
 
 from uuid import UUID
 
-from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.events.actions import SendNotification
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 
@@ -49,7 +48,7 @@ def notify_through(block: str) -> list[str]:
         )
         action = SendNotification(block_document_id=document, subject=subject, body=BODY)
         names.append(f"requant - tell of {what}")
-        apply_automation(Automation(name=names[-1], trigger=trigger, actions=[action]))
+        apply_automation(AutomationCore(name=names[-1], trigger=trigger, actions=[action]))
     return names
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from requant.errors import RequantError
+from requant.quiet import quiet_logs
 from tasks import tracking
 
 
@@ -60,12 +60,10 @@ class TaskReporter:
 
 
 def quiet_libraries() -> None:
-    """Keep words nobody can act on out of the log of a night that nobody watches."""
-    for name in ("torchao", "torch.utils._pytree", "lm_eval"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Keep words nobody can act on out of Prefect's log."""
+    quiet_logs()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -3,12 +3,11 @@
 from contextlib import suppress
 from datetime import timedelta
 
-from prefect.automations import Automation
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
-from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
@@ -40,7 +39,7 @@ def prepare_server(accelerators: int) -> None:
             )
         client.create_concurrency_limit(ACCELERATOR, accelerators)
     apply_automation(
-        Automation(
+        AutomationCore(
             name="requant - mark dead runs",
             description="A run whose machine died says nothing any more.",
             trigger=_silence(),
@@ -68,7 +67,7 @@ def _silence() -> EventTrigger:
     )
 
 
-def apply_automation(automation: Automation) -> None:
+def apply_automation(automation: AutomationCore) -> None:
     """Make an automation, or change the one of this name."""
     with get_client(sync_client=True) as client:
         found = client.read_automations_by_name(automation.name)

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 from requant.errors import is_transient
 from requant.launcher import load_request
 from requant.processes import die_with
+from requant.quiet import quiet_logs
 from requant.stage import StageContext
 
 MAX_TEXT = 3000
@@ -55,6 +56,7 @@ class PipeReporter:
 
 def main(asked: Path, events: Path) -> int:
     """Execute the stage; return the exit status."""
+    quiet_logs()
     rank = int(os.environ.get("RANK", "0"))
     with events.open("w") as pipe:
         reporter = PipeReporter(pipe, speaks=rank == 0)

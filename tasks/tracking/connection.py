@@ -32,6 +32,8 @@ class TrackingRun:
     client: "MlflowClient" = field(repr=False)
     uri: str
     """Of the server or database, without a password."""
+    pages: str
+    """Address of a server that shows it; empty where none is known."""
     experiment_id: str
     run_id: str
     flow_run_id: str
@@ -116,7 +118,7 @@ def page(experiment_id: str, kind: str, name: str) -> str:
 def run_page(run: TrackingRun) -> str:
     """Address of a run's page: absolute with a server, else to be put after the address of one."""
     path = page(run.experiment_id, "runs", run.run_id)
-    return f"{run.uri}/{path}" if run.uri.startswith("http") else path
+    return f"{run.pages}/{path}" if run.pages else path
 
 
 def default_uri(state: Path) -> str:

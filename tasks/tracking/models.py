@@ -34,10 +34,10 @@ NOTE = "mlflow.note.content"
 @reaching
 def model_links(parent: TrackingRun, digests: Iterable[str]) -> dict[str, str]:
     """Return digest -> address of the model's page; empty without a server to serve it."""
-    if not parent.uri.startswith("http"):
+    if not parent.pages:
         return {}
     found = find_models(parent, digests)
-    return {digest: f"{parent.uri}/{model_page(model)}" for digest, model in found.items()}
+    return {digest: f"{parent.pages}/{model_page(model)}" for digest, model in found.items()}
 
 
 def model_page(model: "LoggedModel") -> str:

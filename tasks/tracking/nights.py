@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def open_parent(
-    uri: str, experiment: str, flow_run_id: str, name: str, params: Mapping[str, Any]
+    uri: str,
+    experiment: str,
+    flow_run_id: str,
+    name: str,
+    params: Mapping[str, Any],
+    pages: str | None = None,
 ) -> TrackingRun:
     """Open the run of a night: the one this flow run already has, else a new one.
 
@@ -36,6 +42,7 @@ def open_parent(
         flow_run_id: What finds the run again after a SIGKILL or a retry.
         name: Of the run, for people.
         params: The configuration; nested sections become dotted names.
+        pages: Address of a server that shows what `uri` holds, for links; None where `uri` is one.
 
     Raises:
         TransientError: If a server does not answer.
@@ -48,7 +55,8 @@ def open_parent(
     with transient(uri):
         client = MlflowClient(tracking_uri=uri)
         experiment_id = _experiment(client, uri, experiment)
-        return open_run(client, uri, experiment_id, flow_run_id, name=name, params=flat(params))
+        run = open_run(client, uri, experiment_id, flow_run_id, name=name, params=flat(params))
+    return replace(run, pages=pages.rstrip("/")) if pages else run
 
 
 @reaching

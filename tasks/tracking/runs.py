@@ -215,7 +215,17 @@ def open_run(
     if new:
         client.log_batch(run.info.run_id, params=new)
     run_id = run.info.run_id
-    return TrackingRun(client, public(uri), experiment_id, run_id, flow_run_id, stage, bool(found))
+    address = public(uri)
+    return TrackingRun(
+        client,
+        address,
+        pages=address if address.startswith("http") else "",
+        experiment_id=experiment_id,
+        run_id=run_id,
+        flow_run_id=flow_run_id,
+        stage=stage,
+        resumed=bool(found),
+    )
 
 
 def _flush(run: TrackingRun) -> None:

@@ -106,4 +106,9 @@ class Tracking(Section):
     uri: str | None = Field(
         None, description="http(s)://, sqlite:///; null: sqlite in the state folder"
     )
+    pages: str | None = Field(
+        None,
+        pattern=r"^https?://[^@]+$",
+        description="address of a server that shows what a database in uri holds, for links",
+    )
     experiment: str = Field("requant", min_length=1, description="MLflow experiment name")
