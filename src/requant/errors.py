@@ -43,6 +43,19 @@ class ArtifactError(TerminalError):
     """An artifact is missing, or its bytes do not match its manifest."""
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, or one it came from, says that a disk or a quota is full.
+
+    Libraries in Rust and C++ put the kernel's words into exceptions of their own.
+    """
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return True
+    if "No space left on device" in str(error):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and is_disk_full(cause)
+
+
 def is_transient(error: BaseException) -> bool:
     """Tell whether a retry of the same work may succeed.
 

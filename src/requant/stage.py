@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from requant.canonical import digest_of
 from requant.config.sections import Section
-from requant.errors import ContractError
+from requant.errors import ContractError, TerminalError, is_disk_full
 from requant.store import (
     ArtifactRef,
     StageRecord,
@@ -152,6 +152,7 @@ def perform(
     Raises:
         ArtifactError: If an input is missing or incomplete.
         ContractError: If content outside the store changed while the stage read it.
+        TerminalError: If the disk is full.
         Exception: What the stage raises; then nothing was published, and `work/` is kept.
     """
     with (
@@ -179,6 +180,14 @@ def perform(
             metrics = (execute or stage.execute)(section, context, **folders)
             _check_unchanged(stage, section, key)
             artifact = publish(store, stage.kind, draft)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            free = shutil.disk_usage(store.root).free >> 20
+            raise TerminalError(
+                f"{stage.name}: the disk of {store.root} is full ({free} MiB free): {error}; "
+                "nothing was published. Free space (`requant gc --keep N`) and run again"
+            ) from error
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         record = StageRecord(

@@ -59,6 +59,21 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ({"prepare_data__columns": {"prompt": "q"}}, "give either messages, or prompt and respo"),
         ({"train_adapter__alpha": float("nan")}, "train_adapter.alpha: got nan"),
         ({"evaluate__generated_tasks": False}, "leave nothing to evaluate"),
+        ({"prepare_base__source": {"kind": "folder"}}, "prepare_base.source.path: missing"),
+        (
+            {"deploy__action": {"kind": "post", "url": "http://x", "folder": "y"}},
+            r"deploy.action.folder: unknown field \(value 'y'\)",
+        ),
+        (
+            {"deploy__action": {"kind": "post", "url": "http://me:pw@x"}},
+            r"deploy.action.url: got 'http://\*\*\*@x'",
+        ),
+        ({"runtime__ranks": 2}, "ranks=2 with launcher='inline': only accelerate starts ranks"),
+        ({"runtime__stage_minutes": 5}, "only a stage in its own process can be stopped"),
+        (
+            {"runtime": {"launcher": "accelerate", "ranks": 3}},
+            "train_adapter.optimisation.batch_size: 8 cannot be shared by runtime.ranks=3",
+        ),
         ({"name": "a b"}, "name: got 'a b'"),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_full_disk_publishes_nothing(store: Store, monkeypatch: pytest.MonkeyP
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TerminalError, match=r"the disk of .* is full .* Free space"):
         run(store, Shout(word="hey"))
     monkeypatch.undo()
     assert not store.objects.exists() or not list(store.objects.glob("*/*"))

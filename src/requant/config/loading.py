@@ -1,6 +1,7 @@
 """From a YAML file and `--set` overrides to a `Config`, with errors a person can act on."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -107,7 +108,7 @@ def _assign(document: Any, keys: list[str], value: Any, override: str) -> dict[s
 
 
 def _explain(problem: Any, document: Mapping[str, Any]) -> str:
-    location = [part for part in problem["loc"] if part not in ("stdlib", "folder", "hub", "files")]
+    location = _without_tags(problem["loc"])
     field = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         valid = _field_names(location[:-1])
@@ -123,19 +124,46 @@ def _explain(problem: Any, document: Mapping[str, Any]) -> str:
         return message
     if isinstance(problem["input"], (dict, BaseModel)):
         return f"{field}: {message}"
-    return f"{field}: got {problem['input']!r}. {message}"
+    # An address may hold a password.
+    given = re.sub(r"//[^/@]*@", "//***@", repr(problem["input"]))
+    return f"{field}: got {given}. {message}"
+
+
+def _without_tags(location: Iterable[Any]) -> list[Any]:
+    """Drop what is not in the file: the `kind` by which pydantic names the branch of a union."""
+    fields: list[Any] = []
+    models: list[type[BaseModel]] = [Config]
+    chosen = False
+    for part in location:
+        is_tag = not chosen and any(_kind(model) == part for model in models)
+        if is_tag:
+            models = [model for model in models if _kind(model) == part]
+            chosen = True
+            continue
+        fields.append(part)
+        models, chosen = _below(models, part), False
+    return fields
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation)[0] if field else None
 
 
 def _field_names(location: list[Any]) -> list[str]:
     models: list[type[BaseModel]] = [Config]
     for part in location:
-        models = [
-            inner
-            for model in models
-            if part in model.model_fields
-            for inner in _models_in(model.model_fields[part].annotation)
-        ]
+        models = _below(models, part)
     return sorted({name for model in models for name in model.model_fields})
+
+
+def _below(models: list[type[BaseModel]], part: Any) -> list[type[BaseModel]]:
+    return [
+        inner
+        for model in models
+        if part in model.model_fields
+        for inner in _models_in(model.model_fields[part].annotation)
+    ]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,0 +1,207 @@
+"""A machine as `make up` makes it, in a folder of its own: servers, worker, deployments."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from chain import MICRO
+
+ROOT = Path(__file__).parents[2]
+FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
+
+
+def merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace in a nested mapping what a nested mapping names."""
+    result = dict(document)
+    for name, value in changes.items():
+        old = result.get(name)
+        nested = isinstance(value, Mapping) and isinstance(old, Mapping)
+        result[name] = merged(old, value) if nested else value
+    return result
+
+
+def eventually(what: str, found: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Return the first true answer; fail with `what` after some time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := found():
+            return answer
+        time.sleep(0.3)
+    raise AssertionError(f"after {seconds:.0f} s still not: {what}")
+
+
+def processes(folder: Path, *words: str) -> list[int]:
+    """List processes that work in a folder and whose command holds all words."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            inside = (process / "cwd").resolve() == folder
+            state = (process / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if inside and state != "Z" and all(word in command for word in words):
+            found.append(int(process.name))
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A project folder, and what runs in it."""
+
+    folder: Path
+    prefect_port: int
+    mlflow_port: int
+
+    @property
+    def state(self) -> Path:
+        return self.folder / ".requant"
+
+    @property
+    def api(self) -> str:
+        return f"http://127.0.0.1:{self.prefect_port}/api"
+
+    def requant(self, *words: object, fails: int = 0) -> str:
+        """Run a command in the project; return all it printed."""
+        code = "from requant.cli import app; app()"
+        return self.command([sys.executable, "-c", code, *map(str, words)], fails)
+
+    def prefect(self, *words: object) -> str:
+        program = Path(sys.executable).parent / "prefect"
+        return self.command([str(program), "--no-prompt", *map(str, words)])
+
+    def command(self, command: list[str], fails: int = 0) -> str:
+        environment = {**os.environ, "PREFECT_API_URL": self.api, "TOKEN": "s3cret-of-the-test"}
+        environment["PREFECT_HOME"] = str(self.state / "prefect")
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == fails, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def up(self) -> str:
+        ports = ("--prefect-port", self.prefect_port, "--mlflow-port", self.mlflow_port)
+        return self.requant("up", *ports)
+
+    def down(self) -> str:
+        return self.requant("down")
+
+    def config(self, **changes: Any) -> dict[str, Any]:
+        return merged(yaml.safe_load((self.folder / "configs/tiny.yaml").read_text()), changes)
+
+    # ---------------------------------------------------------------- Prefect's API
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        response = httpx.post(f"{self.api}/{path}", json=dict(body), timeout=30)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    def get(self, path: str) -> Any:
+        response = httpx.get(f"{self.api}/{path}", timeout=30)
+        response.raise_for_status()
+        return response.json()
+
+    def deployments(self) -> dict[str, dict[str, Any]]:
+        return {item["name"]: item for item in self.post("deployments/filter", {})}
+
+    def runs(self, deployment: str) -> list[dict[str, Any]]:
+        chosen = {"deployments": {"name": {"any_": [deployment]}}}
+        return self.post("flow_runs/filter", {**chosen, "sort": "EXPECTED_START_TIME_ASC"})
+
+    def start(self, config: Mapping[str, Any] | None = None, hours_ago: float = 0.0) -> str:
+        """Ask for a night, of the deployment's own configuration or another; return its id."""
+        due = datetime.now(UTC) - timedelta(hours=hours_ago)
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
+        deployment = self.deployments()["nightly"]["id"]
+        parameters = {"config": dict(config)} if config else {}
+        body = {"parameters": parameters, "state": state}
+        return str(self.post(f"deployments/{deployment}/create_flow_run", body)["id"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        return dict(self.get(f"flow_runs/{run_id}"))
+
+    def wait(self, run_id: str, *types: str, seconds: float = 240.0) -> dict[str, Any]:
+        """Wait until a flow run has one of the state types; fail on another final one."""
+
+        def reached() -> dict[str, Any] | None:
+            run = self.run(run_id)
+            if run["state_type"] in types:
+                return run
+            assert run["state_type"] not in FINAL, (run["state"], self.log(run_id))
+            return None
+
+        return dict(eventually(f"{run_id} is {types}", reached, seconds))
+
+    def log(self, run_id: str) -> str:
+        query = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
+        records = self.post("logs/filter", {**query, "sort": "TIMESTAMP_ASC"})
+        return "\n".join(record["message"] for record in records)
+
+    def wait_for_log(self, run_id: str, text: str, seconds: float = 120.0) -> None:
+        def said() -> bool:
+            run = self.run(run_id)
+            assert run["state_type"] not in FINAL, (run["state"], self.log(run_id))
+            return text in self.log(run_id)
+
+        eventually(f"the log of {run_id} holds {text!r}", said, seconds)
+
+    def retry(self, run_id: str) -> None:
+        self.prefect("flow-run", "retry", run_id)
+
+    # ---------------------------------------------------------------- processes
+
+    def worker(self) -> int:
+        return int((self.state / "services" / "worker").read_text().split()[0])
+
+    def flow_process(self) -> int:
+        """Return the process of the one flow run in progress."""
+        (found,) = processes(self.folder, "prefect.flow_engine")
+        return found
+
+    def stage_processes(self) -> list[int]:
+        return processes(self.folder, "requant.stage_process")
+
+    def checkpoints(self) -> list[int]:
+        """List the steps of whole checkpoints of trainings in progress."""
+        found = (self.state / "work").glob("*/checkpoint-*/complete")
+        return sorted(int(path.parent.name.rpartition("-")[2]) for path in found)
+
+
+def kill(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def make_machine(folder: Path) -> Machine:
+    """Copy the project, with a night that takes seconds as its configuration."""
+    for name in ("flows", "tasks"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "prefect.yaml").symlink_to(ROOT / "prefect.yaml")
+    (folder / "configs").mkdir()
+    document = merged(
+        yaml.safe_load(MICRO),
+        {
+            "name": "tiny",
+            "state": ".requant",
+            "promote": {"auto": True},
+            "deploy": {"action": {"kind": "copy", "folder": "served"}},
+        },
+    )
+    (folder / "configs/tiny.yaml").write_text(yaml.safe_dump(document))
+    return Machine(folder.resolve(), _free_port(), _free_port())

@@ -1,0 +1,86 @@
+"""A stage in its own process: the same outcome, and what kills it is an error like any other."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SilentReporter, make_context
+from verb_stage import STAGE, Verb
+
+from requant.errors import ParityError, RequantError, TerminalError, TransientError
+from requant.launcher import Launch, in_own_process
+from requant.stage import StageContext
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> StageContext:
+    return make_context(tmp_path, seed=7)
+
+
+def launched(context: StageContext, verb: str, minutes: float | None = None) -> dict[str, float]:
+    launch = Launch(log=context.work.parent / "logs" / "stage.1.log", minutes=minutes)
+    return in_own_process(STAGE, launch)(Verb(verb=verb), context)
+
+
+def test_its_words_reach_the_reporter_and_the_log(context: StageContext) -> None:
+    assert launched(context, "talk") == {"seed": 7.0}
+    assert (context.out / "verb.txt").read_text() == "talk"
+    assert isinstance(context.reporter, SilentReporter)
+    assert sorted(context.reporter.messages) == ["complained", "printed", "said"]
+    assert context.reporter.points == [(3, {"loss": 0.5})]
+    assert context.reporter.steps == [(1, 2, "steps")]
+    log = (context.work.parent / "logs" / "stage.1.log").read_text().splitlines()
+    assert sorted(log) == ["complained", "printed", "said"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "kind", "text"),
+    [
+        ("refuse", ParityError, "^over the limit$"),
+        ("reset", TransientError, "^ConnectionResetError: peer$"),
+        ("trip", TerminalError, "^ZeroDivisionError: by zero$"),
+        ("killed", TransientError, "killed by SIGKILL, most likely the machine ran out of memory"),
+        ("fault", TransientError, "killed by SIGSEGV, a fault of a native library or driver"),
+        ("exit", TerminalError, "(?s)ended with status 3 and without a result.*last words"),
+    ],
+)
+def test_how_it_ends_is_the_error(
+    context: StageContext, verb: str, kind: type[RequantError], text: str
+) -> None:
+    with pytest.raises(kind, match=text) as caught:
+        launched(context, verb)
+    assert type(caught.value) is kind
+
+
+def test_a_time_limit_ends_it_and_what_it_started(context: StageContext) -> None:
+    started = time.monotonic()
+    with pytest.raises(TerminalError, match=r"took longer than runtime.stage_minutes=0.05"):
+        launched(context, "hang", minutes=0.05)
+    assert time.monotonic() - started < 10
+    child = int((context.work / "child").read_text())
+    deadline = time.monotonic() + 5
+    while _alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _alive(child)
+
+
+def test_what_interrupts_the_caller_ends_it(context: StageContext) -> None:
+    import _thread
+
+    def interrupt() -> None:
+        while not (context.work / "child").exists():
+            time.sleep(0.05)
+        _thread.interrupt_main()
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        launched(context, "hang")
+    assert not _alive(int((context.work / "child").read_text()))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
