@@ -6,12 +6,16 @@ from typing import Any
 from requant.config.loading import load_config
 
 
-def read_config(path: str, overrides: list[str] | None = None) -> dict[str, Any]:
+def read_config(
+    path: str, overrides: list[str] | None = None, tracking_uri: str = "", tracking_pages: str = ""
+) -> dict[str, Any]:
     """Read and check a configuration; `prefect.yaml` hands it to the flow as its parameter.
 
     Args:
         path: YAML file.
         overrides: `section.field=value` items.
+        tracking_uri: In place of `tracking.uri`, where it is not empty.
+        tracking_pages: In place of `tracking.pages`, where it is not empty.
 
     Returns:
         The key `config`, and `state` for flows that need no more of it.
@@ -19,5 +23,7 @@ def read_config(path: str, overrides: list[str] | None = None) -> dict[str, Any]
     Raises:
         ConfigError: Where the configuration cannot work; nothing is deployed then.
     """
-    config = load_config(Path(path), overrides or [])
+    of_the_machine = {"tracking.uri": tracking_uri, "tracking.pages": tracking_pages}
+    given = [f"{field}={value}" for field, value in of_the_machine.items() if value]
+    config = load_config(Path(path), [*(overrides or []), *given])
     return {"config": config.model_dump(mode="json"), "state": str(config.state)}

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -59,9 +59,9 @@ def start_machine(
     ]
     for service in services:
         yield _said(service, start(store, service))
+    settings["REQUANT_TRACKING_PAGES"] = f"http://127.0.0.1:{mlflow_port}"
     with temporary_settings({PREFECT_API_URL: api}):
-        prepare_server(accelerators)
-    _deploy(root, settings)
+        set_up_server(root, accelerators, settings)
     yield "deployed: prefect.yaml"
     worker = Service(
         WORKER,
@@ -73,6 +73,32 @@ def start_machine(
     yield f"Prefect:  http://127.0.0.1:{prefect_port}"
     yield f"MLflow:   http://127.0.0.1:{mlflow_port}"
     yield f"for your shell:  export PREFECT_API_URL={api}"
+
+
+def set_up_server(root: Path, accelerators: int, environment: Mapping[str, str]) -> None:
+    """Give a server its work pool, limits, automation and the deployments of `prefect.yaml`.
+
+    Args:
+        root: Of the project, with `prefect.yaml`.
+        accelerators: Stages that may fill a GPU at once.
+        environment: Added to this process's for `prefect deploy`.
+
+    Raises:
+        TerminalError: If the deployment fails, with its output.
+    """
+    prepare_server(accelerators)
+    command = [command_path("prefect"), "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(
+        command,
+        cwd=root,
+        # The build step reads the configuration with the project's own code.
+        env={**os.environ, **environment, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise TerminalError(f"{' '.join(command)}: failed:\n{done.stdout}{done.stderr}")
 
 
 def stop_machine(state: Path) -> list[str]:
@@ -98,17 +124,6 @@ def prefect_environment(state: Path, api: str) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }
-
-
-def _deploy(root: Path, settings: dict[str, str]) -> None:
-    command = [command_path("prefect"), "--no-prompt", "deploy", "--all"]
-    # The build step reads the configuration with the project's own code.
-    environment = {**os.environ, **settings, "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise TerminalError(f"{' '.join(command)}: failed:\n{done.stdout}{done.stderr}")
 
 
 def _said(service: Service, started: bool) -> str:

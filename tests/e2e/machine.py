@@ -89,6 +89,8 @@ class Machine:
     def command(self, command: list[str], fails: int = 0) -> str:
         environment = {**os.environ, "PREFECT_API_URL": self.api, "TOKEN": "s3cret-of-the-test"}
         environment["PREFECT_HOME"] = str(self.state / "prefect")
+        # A worker looks for work every ten seconds; a test that waits for it gains by one.
+        environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
@@ -171,15 +173,18 @@ class Machine:
 
     def flow_process(self) -> int:
         """Return the process of the one flow run in progress."""
-        (found,) = processes(self.folder, "prefect.flow_engine")
+        (found,) = processes(self.folder, "prefect.engine")
         return found
 
     def stage_processes(self) -> list[int]:
         return processes(self.folder, "requant.stage_process")
 
-    def checkpoints(self) -> list[int]:
-        """List the steps of whole checkpoints of trainings in progress."""
-        found = (self.state / "work").glob("*/checkpoint-*/complete")
+    def checkpoints(self, run_id: str) -> list[int]:
+        """List the steps of the whole checkpoints of a flow run's training."""
+        chosen = {"flow_runs": {"id": {"any_": [run_id]}}}
+        tasks = [task["name"] for task in self.post("task_runs/filter", chosen)]
+        (key,) = [name.removeprefix("train_adapter-") for name in tasks if "train_ad" in name]
+        found = (self.state / "work").glob(f"{key}*/checkpoint-*/complete")
         return sorted(int(path.parent.name.rpartition("-")[2]) for path in found)
 
 

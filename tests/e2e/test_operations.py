@@ -63,13 +63,8 @@ def long_night(machine: Machine, seed: int, launcher: str = "inline", **more: An
     return run
 
 
-def wait_for_checkpoint(machine: Machine, beyond: int = 0) -> int:
-    return max(
-        eventually(
-            "a checkpoint",
-            lambda: [step for step in machine.checkpoints() if step > beyond],
-        )
-    )
+def wait_for_checkpoint(machine: Machine, run: str) -> int:
+    return max(eventually("a checkpoint", lambda: machine.checkpoints(run)))
 
 
 def resumed_at(machine: Machine, run: str) -> int:
@@ -187,7 +182,7 @@ def test_a_person_sees_the_night(machine: Machine, first_night: dict[str, Any]) 
     artifacts = {item["key"]: item for item in machine.post("artifacts/filter", chosen)}
     page = artifacts["night-tiny"]["data"]
     assert "| promote | done |" in page
-    assert "[the night in MLflow](http://127.0.0.1:5000/#/experiments/" in page
+    assert f"[the night in MLflow](http://127.0.0.1:{machine.mlflow_port}/#/experiments/" in page
     scores = json.loads(artifacts["scores-tiny"]["data"])
     assert {"task", "metric", "base", "merged", "continued", "requantized"} == scores[0].keys()
     tasks = machine.post("task_runs/filter", chosen)
@@ -219,7 +214,7 @@ def test_an_overdue_night_is_skipped_with_the_reason(machine: Machine) -> None:
 
 def test_a_killed_stage_is_tried_again_from_its_checkpoint(machine: Machine) -> None:
     run = long_night(machine, 2, launcher="process")
-    last = wait_for_checkpoint(machine)
+    last = wait_for_checkpoint(machine, run)
     kill(*machine.stage_processes())
     assert machine.wait(run, "COMPLETED")["run_count"] == 1
     assert "most likely the machine ran out of memory" in machine.log(run)
@@ -230,7 +225,7 @@ def test_a_killed_stage_is_tried_again_from_its_checkpoint(machine: Machine) -> 
 
 def test_a_killed_flow_is_crashed_and_its_retry_goes_on(machine: Machine) -> None:
     run = long_night(machine, 3)
-    last = wait_for_checkpoint(machine)
+    last = wait_for_checkpoint(machine, run)
     kill(machine.flow_process())
     machine.wait(run, "CRASHED", seconds=60)
     machine.retry(run)
@@ -248,7 +243,7 @@ def test_a_server_that_restarts_is_waited_for(machine: Machine) -> None:
 
 def test_a_dead_machine_is_noticed_and_the_night_goes_on(machine: Machine) -> None:
     run = long_night(machine, 5)
-    last = wait_for_checkpoint(machine)
+    last = wait_for_checkpoint(machine, run)
     kill(machine.worker(), machine.flow_process())
     crashed = machine.wait(run, "CRASHED", seconds=200)
     assert "no heartbeat for 90 s" in crashed["state"]["message"]

@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Operations": (
         operations.up,
         operations.down,
+        operations.setup,
         operations.promote,
         operations.rollback,
         operations.notify,

@@ -75,6 +75,18 @@ def up(
             typer.echo(line)
 
 
+def setup(
+    accelerators: Annotated[int, typer.Option(min=1, help="stages that may fill a GPU")] = 1,
+) -> None:
+    """Deploy prefect.yaml on the server of PREFECT_API_URL, with its pool, limits, automation."""
+    with errors():
+        root = prepare_environment()
+        from tasks.machine import set_up_server
+
+        set_up_server(root, accelerators, {})
+    typer.echo("deployed: prefect.yaml")
+
+
 def down(state: StateFolder = DEFAULT_STATE) -> None:
     """Stop what `up` started; everything it knows survives."""
     with errors():

@@ -1,0 +1,101 @@
+"""Promotion is safe to repeat, deploys once per digest, and the way back is not collected."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chain import micro_config
+from nights import make_night
+
+from requant.config import Config
+from requant.errors import ArtifactError, ConfigError
+from requant.store import StageRecord, Store
+from requant.store.gc import pinned_digests
+from tasks import tracking
+from tasks.promote import promote, register, registry_of, roll_back
+from tasks.tracking import registry as versions
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return micro_config(tmp_path)
+
+
+def night(config: Config, content: str) -> tuple[tracking.TrackingRun, dict[str, StageRecord]]:
+    """A night of artifacts that MLflow knows."""
+    store = Store(config.state)
+    records = make_night(store, content)
+    uri = tracking.prepare_database(None, config.state)
+    parent = tracking.open_parent(uri, "requant", flow_run_id=content, name=content, params={})
+    run = tracking.open_stage(parent, "requantize_gptq")
+    inputs = {"model": records["continue_train"], "data": records["prepare_data"]}
+    tracking.close_stage(run, records["requantize_gptq"], inputs, store=store, cached=False)
+    return parent, records
+
+
+@pytest.fixture
+def registered(config: Config) -> Iterator[list[versions.ModelVersion]]:
+    found = []
+    for content in ("first", "second"):
+        parent, records = night(config, content)
+        arguments = (config, parent, records["requantize_gptq"], records["evaluate"])
+        found.append(register(*arguments))
+        assert register(*arguments) == found[-1]
+    yield found
+
+
+def test_registering_makes_one_version_a_digest(registered: list[versions.ModelVersion]) -> None:
+    assert [item.version for item in registered] == [1, 2]
+    assert len({item.digest for item in registered}) == 2
+    assert registered[0].scores == {
+        "describe_choice/acc": 0.41,
+        "docstrings/word_perplexity": 61.2,
+    }
+
+
+def test_a_promotion_that_stopped_half_way_is_repeated(
+    config: Config, registered: list[versions.ModelVersion]
+) -> None:
+    registry = registry_of(config)
+    # As if the process had died after the alias and before the event.
+    versions.move_champion(registry, registered[0])
+    assert promote(config, versions.version_of(registry, 1)).to_deploy
+    versions.mark(registry, registered[0], "deployed")
+    assert not promote(config, versions.version_of(registry, 1)).to_deploy
+
+
+def test_the_way_back_is_kept_and_taken(
+    config: Config, registered: list[versions.ModelVersion]
+) -> None:
+    registry = registry_of(config)
+    first, second = registered
+    with pytest.raises(ConfigError, match="micro: has no champion; there is nothing to roll back"):
+        roll_back(config)
+    for version in (first, second):
+        assert promote(config, version).outcome == "champion"
+    assert pinned_digests(Store(config.state)) == {first.digest, second.digest}
+    assert roll_back(config).version == 1
+    serving = versions.champion(registry)
+    assert serving is not None
+    assert serving.version == 1
+    again = promote(config, versions.version_of(registry, 2), paired=[])
+    assert again.outcome == "refused"
+    assert "was rolled back at" in again.reason
+    assert promote(config, versions.version_of(registry, 2)).outcome == "champion"
+
+
+def test_a_harmed_model_does_not_serve(
+    config: Config, registered: list[versions.ModelVersion]
+) -> None:
+    folder = Store(config.state).object_path(registered[1].digest)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ArtifactError, match=r"model.safetensors: was altered"):
+        promote(config, registered[1])
+    assert versions.champion(registry_of(config)) is None
+
+
+def test_a_version_nobody_knows_is_refused(config: Config, registered: Any) -> None:
+    with pytest.raises(ConfigError, match="micro: has no version 7; versions: 1, 2"):
+        versions.version_of(registry_of(config), 7)

@@ -1,0 +1,96 @@
+"""A release reaches its place whole, or the old one goes on serving."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from requant.config.operations import CommandAction, CopyAction, PostAction
+from requant.deploy import Release, act
+from requant.errors import ContractError, TransientError
+from requant.store import Store, publish
+
+HOSTILE = "tiny; touch $(hacked) `hacked` && hacked"
+
+
+def release(store: Store, content: str) -> tuple[Release, Path]:
+    draft = store.tmp / content
+    draft.mkdir(parents=True)
+    (draft / "model.safetensors").write_text(content)
+    ref = publish(store, "model", draft)
+    return Release("tiny", 1, ref.digest, ref.uri, {"acc": 0.5}), store.object_path(ref.digest)
+
+
+def no_secret(reference: str) -> str:
+    raise AssertionError(f"nobody needs {reference}")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "state")
+
+
+def test_current_moves_in_one_step_and_back(store: Store, tmp_path: Path) -> None:
+    action = CopyAction(kind="copy", folder=tmp_path / "served")
+    current = tmp_path / "served" / "current" / "model.safetensors"
+    releases = [release(store, word) for word in ("first", "second")]
+    for item, folder in [*releases, releases[0], releases[0]]:
+        assert "current points at it" in act(action, item, folder, no_secret)
+        assert current.read_text() == (folder / "model.safetensors").read_text()
+    names = {path.name for path in (tmp_path / "served").iterdir()}
+    assert names == {"current", *(item.digest for item, _ in releases)}
+
+
+def test_a_harmed_copy_is_made_again(store: Store, tmp_path: Path) -> None:
+    action = CopyAction(kind="copy", folder=tmp_path / "served")
+    item, folder = release(store, "first")
+    act(action, item, folder, no_secret)
+    copy = tmp_path / "served" / item.digest / "model.safetensors"
+    copy.write_text("harmed")
+    act(action, item, folder, no_secret)
+    assert copy.read_text() == "first"
+
+
+def test_no_shell_reads_a_name(store: Store, tmp_path: Path) -> None:
+    item, folder = release(store, "first")
+    hostile = Release(HOSTILE, 1, item.digest, item.uri, {})
+    code = "import os; print(os.environ['REQUANT_MODEL'], os.environ['REQUANT_FOLDER'])"
+    action = CommandAction(kind="command", argv=(sys.executable, "-c", code, "$HOME"))
+    assert f"{HOSTILE} {folder}" in act(action, hostile, folder, no_secret)
+    assert not list(tmp_path.glob("**/*hacked*"))
+
+
+def test_a_secret_in_the_output_is_not_repeated(store: Store) -> None:
+    item, folder = release(store, "first")
+    code = "import os, sys; print('token', os.environ['TOKEN']); sys.exit({status})"
+    for status in (0, 3):
+        argv = (sys.executable, "-c", code.format(status=status))
+        action = CommandAction(kind="command", argv=argv, secrets={"TOKEN": "env:T"})
+        if status:
+            with pytest.raises(TransientError, match=r"status 3:\ntoken \*\*\*"):
+                act(action, item, folder, lambda reference: "s3cret")
+        else:
+            assert "token ***" in act(action, item, folder, lambda reference: "s3cret")
+
+
+@pytest.mark.parametrize(
+    ("argv", "seconds", "kind", "text"),
+    [
+        (("/no/such/program",), 5.0, ContractError, "'/no/such/program' is no program"),
+        (("sleep", "30"), 0.2, TransientError, "'sleep' took longer than 0.2 s"),
+    ],
+)
+def test_a_program_that_cannot_work_is_named(
+    store: Store, argv: tuple[str, ...], seconds: float, kind: type[Exception], text: str
+) -> None:
+    item, folder = release(store, "first")
+    action = CommandAction(kind="command", argv=argv, seconds=seconds)
+    with pytest.raises(kind, match=text):
+        act(action, item, folder, no_secret)
+
+
+def test_a_server_that_is_away_is_worth_a_retry(store: Store) -> None:
+    item, folder = release(store, "first")
+    action = PostAction(kind="post", url="http://127.0.0.1:9/", seconds=2)
+    with pytest.raises(TransientError, match=r"deploy.action.url: http://127.0.0.1:9/ does not"):
+        act(action, item, folder, no_secret)

@@ -1,0 +1,42 @@
+"""A service is started once, found again, and stopped with all it started."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from requant.errors import TransientError
+from requant.services import Service, running, start, stop
+from requant.store import Store
+
+
+def test_it_runs_once_and_ends_when_told(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    sleeper = Service("sleeper", ("sleep", "60"), {}, None)
+    assert start(store, sleeper)
+    pid = running(store, "sleeper")
+    assert pid is not None
+    assert not start(store, sleeper)
+    assert running(store, "sleeper") == pid
+    assert stop(store, "sleeper")
+    assert running(store, "sleeper") is None
+    assert not stop(store, "sleeper")
+
+
+def test_the_number_of_another_process_is_not_taken_for_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.service_path("old")
+    path.parent.mkdir(parents=True)
+    path.write_text("1 12345")
+    assert running(store, "old") is None
+    assert not stop(store, "old")
+
+
+def test_one_that_does_not_answer_is_named_with_its_log(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    code = "print('cannot bind'); raise SystemExit(1)"
+    broken = Service("broken", (sys.executable, "-c", code), {}, "http://127.0.0.1:9/health")
+    with pytest.raises(TransientError, match=r"broken: does not answer at .*:9/health; see .*log"):
+        start(store, broken)
+    assert "cannot bind" in store.log_path("broken.log").read_text()
+    assert running(store, "broken") is None
