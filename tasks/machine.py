@@ -53,7 +53,8 @@ def start_machine(
                 *(command_path("mlflow"), "server", *here, str(mlflow_port)),
                 *("--workers", "1", "--backend-store-uri", database),
             ),
-            {"MLFLOW_DISABLE_TELEMETRY": "true"},
+            # Six processes that wait for jobs nobody here starts.
+            {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             f"http://127.0.0.1:{mlflow_port}/health",
         ),
     ]

@@ -89,8 +89,6 @@ class Machine:
     def command(self, command: list[str], fails: int = 0) -> str:
         environment = {**os.environ, "PREFECT_API_URL": self.api, "TOKEN": "s3cret-of-the-test"}
         environment["PREFECT_HOME"] = str(self.state / "prefect")
-        # A worker looks for work every ten seconds; a test that waits for it gains by one.
-        environment["PREFECT_WORKER_QUERY_SECONDS"] = "1"
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )
@@ -110,14 +108,23 @@ class Machine:
     # ---------------------------------------------------------------- Prefect's API
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        response = httpx.post(f"{self.api}/{path}", json=dict(body), timeout=30)
-        response.raise_for_status()
-        return response.json() if response.content else None
+        return self._ask("POST", path, dict(body))
 
     def get(self, path: str) -> Any:
-        response = httpx.get(f"{self.api}/{path}", timeout=30)
+        return self._ask("GET", path)
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        def answer() -> httpx.Response | None:
+            # SQLite behind the server may be busy; Prefect's own client asks again too.
+            try:
+                found = httpx.request(method, f"{self.api}/{path}", json=body, timeout=30)
+            except httpx.ReadTimeout:
+                return None
+            return None if found.status_code == 503 else found
+
+        response: httpx.Response = eventually(f"{path} is answered", answer, 150)
         response.raise_for_status()
-        return response.json()
+        return response.json() if response.content else None
 
     def deployments(self) -> dict[str, dict[str, Any]]:
         return {item["name"]: item for item in self.post("deployments/filter", {})}

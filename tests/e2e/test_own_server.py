@@ -61,3 +61,29 @@ def test_a_run_that_is_ended_leaves_no_server(tmp_path: Path, number: signal.Sig
         assert status == 130
         assert "Crashed" in log.read_text()
         assert "Traceback" not in log.read_text()
+
+
+def test_a_run_alone_deploys_what_it_promotes(tmp_path: Path) -> None:
+    document = yaml.safe_load(MICRO) | {"state": str(tmp_path / "state")}
+    document["promote"] = {"auto": True}
+    document["deploy"] = {"action": {"kind": "copy", "folder": str(tmp_path / "served")}}
+    (tmp_path / "micro.yaml").write_text(yaml.safe_dump(document))
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    environment.pop("PREFECT_API_URL", None)
+
+    def requant(command: str) -> str:
+        code = [sys.executable, "-c", "from requant.cli import app; app()"]
+        done = subprocess.run(
+            [*code, command, str(tmp_path / "micro.yaml")],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    assert "version 1: champion" in requant("run")
+    assert (tmp_path / "served" / "current" / "model.safetensors").exists()
+    assert "it is deployed already" in requant("promote")

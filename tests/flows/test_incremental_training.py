@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from requant.cli import app
 from requant.config import STAGE_NAMES
-from requant.store import Store, all_records
+from requant.store import Store, all_records, locked
 
 
 def requant(*words: object, fails: int = 0) -> str:
@@ -92,6 +92,13 @@ def test_a_stage_over_its_limit_fails_the_night_and_says_what_to_do(folder: Path
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
     failed = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")
     assert {run.info.run_name.split()[0] for run in failed} == {"merge_fp16", "micro"}
+
+
+def test_two_nights_of_one_line_never_run_at_once(folder: Path) -> None:
+    with locked(Store(folder / "state").lock_path("night-micro")):
+        output = requant("run", folder / "micro.yaml", fails=1)
+    assert "another night of micro is in progress" in output
+    assert "this one is skipped" in output
 
 
 def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:

@@ -68,6 +68,10 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             {"deploy__action": {"kind": "post", "url": "http://me:pw@x"}},
             r"deploy.action.url: got 'http://\*\*\*@x'",
         ),
+        (
+            {"tracking": {"uri": "https://me:pw@mlflow"}},
+            r"tracking.uri: got 'https://\*\*\*@mlflow'. holds a user or a password",
+        ),
         ({"runtime__ranks": 2}, "ranks=2 with launcher='inline': only accelerate starts ranks"),
         ({"runtime__stage_minutes": 5}, "only a stage in its own process can be stopped"),
         (

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from requant.config.sections import Positive, Relative, Section
 
@@ -112,3 +112,13 @@ class Tracking(Section):
         description="address of a server that shows what a database in uri holds, for links",
     )
     experiment: str = Field("requant", min_length=1, description="MLflow experiment name")
+
+    @field_validator("uri")
+    @classmethod
+    def _holds_no_password(cls, value: str | None) -> str | None:
+        if value is not None and "@" in value:
+            raise ValueError(
+                "holds a user or a password, and Prefect keeps every parameter of a run; set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the worker runs"
+            )
+        return value
