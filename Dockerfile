@@ -15,9 +15,10 @@ COPY constraints.txt ./
 RUN python -m venv /opt/requant
 ENV PATH=/opt/requant/bin:$PATH
 RUN case "$TORCH" in \
-        cpu) pip install --no-cache-dir -c constraints.txt \
+        # What it needs comes from PyPI in the next step: the constraints pin it.
+        cpu) pip install --no-cache-dir --no-deps -c constraints.txt \
                  --index-url https://download.pytorch.org/whl/cpu torch ;; \
-        cuda) pip install --no-cache-dir -c constraints.txt torch ;; \
+        cuda) pip install --no-cache-dir --no-deps -c constraints.txt torch ;; \
         *) echo "TORCH=$TORCH: expected cpu or cuda" >&2; exit 1 ;; \
     esac
 COPY pyproject.toml README.md LICENSE ./
@@ -33,7 +34,9 @@ COPY configs configs
 COPY flows flows
 COPY tasks tasks
 # The artifacts, on a volume that outlives the container.
-RUN mkdir .requant && chown requant:requant .requant
+# Prefect's server keeps its leases in the home folder.
+RUN mkdir .requant /home/requant/.prefect \
+    && chown requant:requant .requant /home/requant/.prefect
 # The linter takes the word in TOKENIZERS for a secret.
 # hadolint ignore=DL3064
 ENV PATH=/opt/requant/bin:$PATH \

@@ -52,18 +52,18 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
         Exception: As `requant.deploy.check_release` and `act`; the former model goes on serving.
     """
     registry = registry_of(config)
-    serving = versions.champion(registry)
-    if serving is None or (version is not None and version != serving.version):
-        now = f"version {serving.version}" if serving else "none"
-        return f"{config.name}: version {version or 'of nobody'} is not the champion ({now} is)"
-    if digest is not None and digest != serving.digest:
-        raise ContractError(
-            f"{config.name}: version {serving.version} has digest {serving.digest[:12]}, the event "
-            f"names {digest[:12]}; promote it again"
-        )
     store = Store(config.state.resolve())
     action = digest_of(config.deploy.model_dump(mode="json"))
     with locked(store.lock_path(f"deploy-{config.name}")):
+        serving = versions.champion(registry)
+        if serving is None or (version is not None and version != serving.version):
+            now = f"version {serving.version}" if serving else "none"
+            return f"{config.name}: version {version} is not the champion ({now} is)"
+        if digest is not None and digest != serving.digest:
+            raise ContractError(
+                f"{config.name}: version {serving.version} has digest {serving.digest[:12]}, the "
+                f"event names {digest[:12]}; promote it again"
+            )
         last = read_deployment(store, config.name)
         if last and (last.digest, last.action) == (serving.digest, action):
             versions.mark(registry, serving, "deployed")
@@ -81,6 +81,8 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
             config.name, serving.version, serving.digest, ref.uri, dict(serving.scores)
         )
         folder = store.object_path(serving.digest)
+        # What stops between here and the new record has changed nobody knows what.
+        store.deployment_path(config.name).unlink(missing_ok=True)
         done = _step(act, "act")(section.action, release, folder, resolve_secret)
         record = Deployment(
             model=config.name,

@@ -18,7 +18,7 @@ PREFECT, MLFLOW, WORKER = "prefect-server", "mlflow-server", "worker"
 
 
 def start_machine(
-    root: Path, state: Path, prefect_port: int, mlflow_port: int, accelerators: int
+    root: Path, state: Path, prefect_port: int, mlflow_port: int, accelerators: int, processors: int
 ) -> Iterator[str]:
     """Start what does not run yet, and deploy `prefect.yaml`; yields what a person should know.
 
@@ -30,6 +30,7 @@ def start_machine(
         prefect_port: Of the Prefect server.
         mlflow_port: Of the MLflow server.
         accelerators: Stages that may fill a GPU at once.
+        processors: Stages that may fill the cores at once.
 
     Raises:
         TransientError: If a server does not come up.
@@ -62,7 +63,7 @@ def start_machine(
         yield _said(service, start(store, service))
     settings["REQUANT_TRACKING_PAGES"] = f"http://127.0.0.1:{mlflow_port}"
     with temporary_settings({PREFECT_API_URL: api}):
-        set_up_server(root, accelerators, settings)
+        set_up_server(root, accelerators, processors, settings)
     yield "deployed: prefect.yaml"
     worker = Service(
         WORKER,
@@ -76,18 +77,21 @@ def start_machine(
     yield f"for your shell:  export PREFECT_API_URL={api}"
 
 
-def set_up_server(root: Path, accelerators: int, environment: Mapping[str, str]) -> None:
+def set_up_server(
+    root: Path, accelerators: int, processors: int, environment: Mapping[str, str]
+) -> None:
     """Give a server its work pool, limits, automation and the deployments of `prefect.yaml`.
 
     Args:
         root: Of the project, with `prefect.yaml`.
         accelerators: Stages that may fill a GPU at once.
+        processors: Stages that may fill the cores at once.
         environment: Added to this process's for `prefect deploy`.
 
     Raises:
         TerminalError: If the deployment fails, with its output.
     """
-    prepare_server(accelerators)
+    prepare_server(accelerators, processors)
     command = [command_path("prefect"), "--no-prompt", "deploy", "--all"]
     done = subprocess.run(
         command,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from requant.config import Config, StageName
@@ -78,9 +79,11 @@ class OpenNight:
         )
         records = [row.record for row in self._rows if row.record]
         metrics = records[-1].metrics if records and records[-1].stage == "evaluate" else {}
-        retrying(night.config)(
-            tracking.close_parent, night.parent, status, lineage, report, metrics
+        # Who cancels a night does not wait for a server that is away.
+        attempt = (
+            (lambda call, *words: call(*words)) if status == "KILLED" else retrying(night.config)
         )
+        attempt(tracking.close_parent, night.parent, status, lineage, report, metrics)
         publish_artifacts(night, summary, records)
 
     def _track_cached(self, record: StageRecord, inputs: Mapping[str, StageResult]) -> None:
@@ -125,7 +128,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             params=config.model_dump(mode="json", exclude={"tracking"}),
             pages=config.tracking.pages,
         )
-        opened = OpenNight(Night(config, store, frozenset(force), parent, time.time()))
+        opened = OpenNight(Night(config, store, frozenset(force), parent, _first_start()))
         # Between stages too nobody may collect what the next one reads.
         with locked(store.use_lock, shared=True):
             try:
@@ -170,6 +173,13 @@ def _refuse_late(config: Config) -> None:
             f"this night was due at {due:%Y-%m-%d %H:%M} UTC, {late:.0f} minutes ago: later than "
             f"runtime.max_late_minutes={limit:g}; it is skipped, the next one takes its place"
         )
+
+
+def _first_start() -> float:
+    """Return when the flow run started first, in seconds since the epoch: a retry keeps it."""
+    context = FlowRunContext.get()
+    start = context.flow_run.start_time if context and context.flow_run else None
+    return start.timestamp() if start else time.time()
 
 
 def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promotion:

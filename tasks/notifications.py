@@ -10,18 +10,19 @@ from prefect.exceptions import ObjectNotFound
 
 from requant.errors import ConfigError
 from tasks.promote import PROMOTED, REFUSED
-from tasks.server_setup import apply_automation
+from tasks.server_setup import OF_REQUANT, apply_automation
 
 ENDED_BADLY = frozenset({"prefect.flow-run.Failed", "prefect.flow-run.Crashed"})
 BODY = """{{ event.event }}: {{ event.resource["prefect.resource.name"] }}
 {% for name, value in event.payload.items() if name != "intended" %}{{ name }}: {{ value }}
 {% endfor %}"""
+ANY = ResourceSpecification({})
 RULES = (
-    ("failures", "requant: a run failed", ENDED_BADLY, "prefect.flow-run.*"),
-    ("refusals", "requant: a model was refused", frozenset({REFUSED}), "model.*"),
-    ("promotions", "requant: a model was promoted", frozenset({PROMOTED}), "model.*"),
+    ("failures", "requant: a run failed", ENDED_BADLY, "prefect.flow-run.*", OF_REQUANT),
+    ("refusals", "requant: a model was refused", frozenset({REFUSED}), "model.*", ANY),
+    ("promotions", "requant: a model was promoted", frozenset({PROMOTED}), "model.*", ANY),
 )
-"""What is told, its subject, the events, and the resources they are about."""
+"""What is told, its subject, the events, the resources they are about, and whose they are."""
 
 
 def notify_through(block: str) -> list[str]:
@@ -39,10 +40,11 @@ def notify_through(block: str) -> list[str]:
     """
     document = _block_id(block)
     names = []
-    for what, subject, events, resource in RULES:
+    for what, subject, events, resource, owner in RULES:
         trigger = EventTrigger(
             expect=set(events),
             match=ResourceSpecification({"prefect.resource.id": resource}),
+            match_related=owner,
             posture=Posture.Reactive,
             threshold=1,
         )

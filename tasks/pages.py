@@ -71,7 +71,10 @@ def write_pages(
     report = night_report(title, rows, scores, paired)
     path = night.store.report_path(night.parent.flow_run_id)
     summary = NightSummary(
-        rows=(*(_summary_row(row) for row in rows), _promotion_row(promotion)),
+        rows=(
+            *(_summary_row(row) for row in rows),
+            _promotion_row(promotion, promotes(night.config)),
+        ),
         report=path,
         mlflow_uri=night.parent.uri,
         mlflow_page=tracking.run_page(night.parent),
@@ -81,6 +84,11 @@ def write_pages(
     write_durably(path.with_name("lineage.html"), lineage.encode())
     write_durably(path.with_name(SUMMARY_NAME), summary.model_dump_json(indent=2).encode())
     return summary, lineage, report
+
+
+def promotes(config: Config) -> bool:
+    """Tell whether a night that ends well registers a model."""
+    return config.promote.enabled and config.requantize_gptq.enabled and config.evaluate.enabled
 
 
 def read_summary(config: Config, run_id: object) -> NightSummary | None:
@@ -156,9 +164,10 @@ def _summary_row(row: StageRow) -> SummaryRow:
     )
 
 
-def _promotion_row(promotion: Promotion | None) -> SummaryRow:
+def _promotion_row(promotion: Promotion | None, enabled: bool) -> SummaryRow:
     if promotion is None:
-        return SummaryRow(stage="promote", state="off", seconds=None, digest=None, headline="")
+        state: StageState = "not reached" if enabled else "off"
+        return SummaryRow(stage="promote", state=state, seconds=None, digest=None, headline="")
     return SummaryRow(
         stage="promote",
         state="failed" if promotion.outcome == "refused" else "done",

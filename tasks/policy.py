@@ -26,7 +26,9 @@ from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
 from tasks.reporting import TaskReporter
 
 ACCELERATOR = "accelerator"
-"""Tag of the tasks that fill a GPU: `prefect concurrency-limit create accelerator 1`."""
+"""Tag of the tasks that fill a GPU, by which Prefect limits how many run at once."""
+PROCESSOR = "processor"
+"""Tag of the tasks that fill the cores."""
 JITTER = 0.5
 """Share by which a retry's delay is lengthened at random: many runs must not return at once."""
 MAX_DELAY_SECONDS = 600.0
@@ -54,7 +56,7 @@ class StageTask:
     tags: tuple[str, ...]
 
 
-def stage_task(stage: Stage, tags: Iterable[str] = ()) -> StageTask:
+def stage_task(stage: Stage, tags: Iterable[str] = (PROCESSOR,)) -> StageTask:
     """Make a stage's Prefect task; `tags` are what Prefect limits concurrency by."""
 
     def body(

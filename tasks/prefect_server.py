@@ -54,21 +54,13 @@ def prefect_server(config: Config) -> Iterator[Server]:
         return
     log = Store(config.state.resolve()).log_path("prefect-server.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
-    command = [
-        command_path("prefect"),
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
-    # It lives for one run: nothing is scheduled on it.
-    command += ["--no-scheduler", "--no-late-runs"]
-    url = f"http://127.0.0.1:{port}/api"
     with ExitStack() as starting:
         starting.enter_context(locked(_database_lock(settings)))
+        port = _free_port()
+        url = f"http://127.0.0.1:{port}/api"
+        command = [command_path("prefect"), "server", "start", "--host", "127.0.0.1"]
+        # It lives for one run: nothing is scheduled on it.
+        command += ["--port", str(port), "--no-scheduler", "--no-late-runs"]
         with log.open("wb") as output:
             process = spawn(command, output=output)
 

@@ -68,15 +68,18 @@ def promote(
         ArtifactError: If a byte of the model is wrong.
     """
     registry = registry_of(config)
+    # An attempt before this one may have marked it.
+    version = versions.version_of(registry, version.version)
+    serving = versions.champion(registry)
     if paired is not None:
         try:
             check_gate(config.promote, paired, version.marks.get("rolled_back"))
+            _refuse_older(version, serving)
         except GateError as error:
             _emit(REFUSED, config, version, reason=str(error))
             return Promotion(version, "refused", str(error), to_deploy=False)
     store = Store(config.state.resolve())
     verify(store, store.ref("model", version.digest))
-    serving = versions.champion(registry)
     moves = serving is None or serving.version != version.version
     if serving is not None and moves:
         # The way back must not be collected as garbage.
@@ -97,6 +100,8 @@ def promote(
 def roll_back(config: Config) -> ModelVersion:
     """Let the version serve that did before the champion, and emit `model.promoted` for it.
 
+    Repeated before that version is deployed it announces it again, and goes back no further.
+
     Raises:
         ConfigError: If there is no champion or nothing before it.
         ArtifactError: If a byte of the earlier model is wrong.
@@ -105,6 +110,9 @@ def roll_back(config: Config) -> ModelVersion:
     serving = versions.champion(registry)
     if serving is None:
         raise ConfigError(f"{config.name}: has no champion; there is nothing to roll back")
+    if "deployed" not in serving.marks and _took_over(registry, serving):
+        announce(config, serving)
+        return serving
     if serving.replaced is None:
         raise ConfigError(
             f"{config.name}: version {serving.version} is the first champion; promote another "
@@ -113,11 +121,29 @@ def roll_back(config: Config) -> ModelVersion:
     earlier = versions.version_of(registry, serving.replaced)
     store = Store(config.state.resolve())
     verify(store, store.ref("model", earlier.digest))
+    pin(store, f"{config.name}-champion", earlier.digest)
     versions.mark(registry, serving, "rolled_back")
     versions.unmark(registry, earlier, "deployed")
     versions.move_champion(registry, earlier, back=True)
     announce(config, earlier)
     return earlier
+
+
+def _refuse_older(version: ModelVersion, serving: ModelVersion | None) -> None:
+    """Keep the retry of an old night from undoing a newer one."""
+    if serving is not None and version.version < serving.version:
+        raise GateError(
+            f"promote: version {version.version} is older than the champion, version "
+            f"{serving.version}; requant promote CONFIG --version {version.version} lets it serve"
+        )
+
+
+def _took_over(registry: Registry, serving: ModelVersion) -> bool:
+    """Tell whether the champion serves because a later version was rolled back."""
+    return any(
+        item.replaced == serving.version and "rolled_back" in item.marks
+        for item in versions.all_versions(registry)
+    )
 
 
 def announce(config: Config, version: ModelVersion) -> None:

@@ -12,7 +12,7 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from tasks.policy import ACCELERATOR
+from tasks.policy import ACCELERATOR, PROCESSOR
 
 POOL = "requant"
 HEARTBEAT_SECONDS = 30
@@ -20,16 +20,25 @@ HEARTBEAT_SECONDS = 30
 SILENT_HEARTBEATS = 3
 """After so many without a sign the process is gone, not busy."""
 
+OF_REQUANT = ResourceSpecification(
+    {
+        "prefect.resource.role": "flow",
+        "prefect.resource.name": ["incremental-training", "deploy-model", "maintenance"],
+    }
+)
+"""Other teams may use the server too."""
+
 FINAL_EVENTS = frozenset(
     f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")
 )
 
 
-def prepare_server(accelerators: int) -> None:
-    """Make the work pool, the limit on stages that fill a GPU, and the automation for dead runs.
+def prepare_server(accelerators: int, processors: int) -> None:
+    """Make the work pool, the limits on stages at once, and the automation for dead runs.
 
     Args:
         accelerators: Stages with the tag `accelerator` that may run at once.
+        processors: Stages with the tag `processor` that may run at once.
     """
     template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
@@ -38,6 +47,7 @@ def prepare_server(accelerators: int) -> None:
                 WorkPoolCreate(name=POOL, type="process", base_job_template=template)
             )
         client.create_concurrency_limit(ACCELERATOR, accelerators)
+        client.create_concurrency_limit(PROCESSOR, processors)
     apply_automation(
         AutomationCore(
             name="requant - mark dead runs",
@@ -60,6 +70,7 @@ def _silence() -> EventTrigger:
         after={heartbeat},
         expect={heartbeat, *FINAL_EVENTS},
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+        match_related=OF_REQUANT,
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,

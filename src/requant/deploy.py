@@ -156,7 +156,7 @@ def command_release(action: CommandAction, release: Release, folder: Path, secre
         raise TransientError(
             f"deploy.action.argv: {action.argv[0]!r} took longer than {action.seconds:g} s"
         ) from error
-    said = redacted((done.stdout + done.stderr)[-TAIL_CHARACTERS:], secrets.values())
+    said = redacted(done.stdout + done.stderr, secrets.values())[-TAIL_CHARACTERS:]
     if done.returncode:
         raise TransientError(
             f"deploy.action.argv: {action.argv[0]!r} ended with status {done.returncode}:\n{said}"
@@ -176,19 +176,23 @@ def post_release(action: PostAction, release: Release, secret: Secret) -> str:
     """
     import httpx
 
-    headers = {"Authorization": f"Bearer {secret(action.token)}"} if action.token else {}
+    # A header takes no line break, and an error would show what it did not take.
+    headers = {"Authorization": f"Bearer {secret(action.token).strip()}"} if action.token else {}
     try:
         response = httpx.post(
             action.url, json=asdict(release), headers=headers, timeout=action.seconds
         )
     except httpx.TransportError as error:
-        raise TransientError(f"deploy.action.url: {action.url} does not answer: {error}") from error
+        # Its text may hold the header.
+        name = type(error).__name__
+        raise TransientError(f"deploy.action.url: {action.url} does not answer ({name})") from None
     response.raise_for_status()
     return f"{action.url} answered {response.status_code}"
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
     """Replace secrets in a text."""
-    for value in secrets:
+    # One may be the beginning of another.
+    for value in sorted(secrets, key=len, reverse=True):
         text = text.replace(value, "***")
     return text

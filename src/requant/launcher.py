@@ -25,6 +25,8 @@ from requant.stage import Metrics, Stage, StageContext
 TAIL_LINES = 20
 CHUNK_BYTES = 1 << 16
 POLL_SECONDS = 0.2
+PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
+"""What gloo and NCCL say in the ranks that live on when one is killed."""
 
 
 class StageRequest(BaseModel):
@@ -137,8 +139,8 @@ class _Conversation:
             raise self._error
         if self._metrics is not None and status == 0:
             return self._metrics
-        if status < 0 or status > 128:
-            number = signal.Signals(-status if status < 0 else status - 128)
+        number = _signal_of(status)
+        if number is not None:
             cause = (
                 "most likely the machine ran out of memory"
                 if number == signal.SIGKILL
@@ -172,7 +174,15 @@ class _Conversation:
             case "done":
                 self._metrics = event["metrics"]
             case "failed" if self._error is None:
-                self._error = _error_of(event)
+                self._error = _error_of(event, in_ranks=self._launch.ranks is not None)
+
+
+def _signal_of(status: int) -> signal.Signals | None:
+    """Return the signal behind an exit status, as the kernel or a shell's convention gives it."""
+    try:
+        return signal.Signals(-status if status < 0 else status - 128)
+    except ValueError:
+        return None
 
 
 def load_request(path: Path) -> tuple[Stage, Section, StageRequest]:
@@ -184,8 +194,12 @@ def load_request(path: Path) -> tuple[Stage, Section, StageRequest]:
     return stage, section_type.model_validate(request.section), request
 
 
-def _error_of(event: dict[str, Any]) -> RequantError:
+def _error_of(event: dict[str, Any], in_ranks: bool) -> RequantError:
     """Make the error again that the process raised."""
+    if in_ranks and any(word in event["text"] for word in PEER_LOST):
+        return TransientError(
+            f"a rank lost another one, which was killed, most likely for memory: {event['text']}"
+        )
     known = getattr(requant.errors, event["error"], None)
     if isinstance(known, type) and issubclass(known, RequantError):
         return known(event["text"])

@@ -103,6 +103,12 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
+def _device_index(device: str) -> str | int:
+    import torch
+
+    return torch.cuda.current_device() if device == "cuda" else device
+
+
 def load_model(folder: Path, device: str, *, trainable: bool = False) -> PreTrainedModel:
     """Load the causal language model of a folder, from its files only, in `compute_dtype(device)`.
 
@@ -136,7 +142,8 @@ def load_model(folder: Path, device: str, *, trainable: bool = False) -> PreTrai
             # What is trained on a GPU is written again: its bits must not pass through another
             # 16-bit format.
             dtype="auto" if device == "cuda" and trainable else compute_dtype(device),
-            device_map="auto" if spread else {"": device},
+            # Of several ranks each has a GPU of its own.
+            device_map="auto" if spread else {"": _device_index(device)},
             local_files_only=True,
             trust_remote_code=False,
             **options,

@@ -38,8 +38,12 @@ def check_gate(
             )
         row = rows[task]
         low, high = row["low"], row["high"]
-        worse = low is not None and (high < 0 if row["higher_is_better"] else low > 0)
-        if worse:
+        if low is None:
+            raise GateError(
+                f"promote: {task} was compared on {row['n']} documents, too few for an interval; "
+                "give it more, or take it out of promote.guard"
+            )
+        if high < 0 if row["higher_is_better"] else low > 0:
             raise GateError(
                 f"promote: {task} is worse than the base's: {row['metric']} changed by "
                 f"{row['mean']:.4g}, 95% interval {low:.4g} to {high:.4g} over {row['n']} "

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.errors import TransientError
+from requant.errors import ConfigError, TransientError
 from requant.store import Store
 from requant.store.objects import write_durably
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 20.0
+SETTLE_SECONDS = 3.0
+"""One that serves no page and has not ended by then is taken to run."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,16 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
         Whether it was started now.
 
     Raises:
+        ConfigError: If something else answers at its address.
         TransientError: If it ends or does not answer in time, with its log.
     """
     if running(store, service.name) is not None:
         return False
+    if service.health is not None and _answers(service.health):
+        raise ConfigError(
+            f"{service.name}: something else answers at {service.health}; stop it, or give another "
+            "port"
+        )
     log = store.log_path(f"{service.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
@@ -53,11 +61,15 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
         )
     mark = f"{process.pid} {_born(process.pid)}"
     write_durably(store.service_path(service.name), mark.encode())
-    deadline = time.monotonic() + seconds
-    while service.health is not None and not _answers(service.health):
-        if process.poll() is not None or time.monotonic() > deadline:
+    deadline = time.monotonic() + (seconds if service.health else SETTLE_SECONDS)
+    while not (service.health and _answers(service.health)):
+        late = time.monotonic() > deadline
+        if process.poll() is not None or (late and service.health):
             stop(store, service.name)
-            raise TransientError(f"{service.name}: does not answer at {service.health}; see {log}")
+            what = f"does not answer at {service.health}" if service.health else "ended at once"
+            raise TransientError(f"{service.name}: {what}; see {log}")
+        if late:
+            break
         time.sleep(POLL_SECONDS)
     return True
 

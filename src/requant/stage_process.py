@@ -44,7 +44,7 @@ class PipeReporter:
         self._send(
             "failed",
             error=type(error).__name__,
-            text=str(error)[:MAX_TEXT],
+            text=str(error)[:MAX_TEXT].encode("ascii", "replace").decode(),
             transient=is_transient(error),
         )
 
@@ -62,6 +62,10 @@ def main(asked: Path, events: Path) -> int:
         reporter = PipeReporter(pipe, speaks=rank == 0)
         try:
             stage, section, request = load_request(asked)
+            if request.device == "cuda" and "LOCAL_RANK" in os.environ:
+                import torch
+
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             out = request.out if rank == 0 else request.work / f"out-of-rank-{rank}"
             out.mkdir(exist_ok=True)
             context = StageContext(out, request.work, request.seed, request.device, reporter)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -81,7 +81,9 @@ def ensure_version(
     """
     found = [item for item in all_versions(registry) if item.digest == model.digest]
     if found:
-        version = found[-1]
+        version = replace(found[-1], scores=dict(scores))
+        with transient(registry.uri):
+            _tag(registry, version, "scores", json.dumps(dict(scores)))
     else:
         logged = find_models(night, [model.digest]).get(model.digest)
         if logged is None:
@@ -194,6 +196,11 @@ def _tag(registry: Registry, version: ModelVersion, name: str, value: str) -> No
 
 def _version(found: "MlflowVersion") -> ModelVersion:
     tags: dict[str, Any] = found.tags
+    if "digest" not in tags:
+        raise ConfigError(
+            f"{found.name}: version {found.version} was not registered by requant, it has no "
+            "digest; point its alias at another version in MLflow"
+        )
     replaced = tags.get("replaced")
     return ModelVersion(
         model=found.name,

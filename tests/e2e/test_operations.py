@@ -170,6 +170,7 @@ def test_promotion_deploys_and_rollback_deploys_what_was_before(
     assert "tiny: version 1" in said
     assert "deploy-model starts on the server" in said
     eventually("the first is deployed again", lambda: served.resolve().name == first["digest"])
+    eventually("that is known", lambda: "deployed" in client.get_model_version("tiny", "1").tags)
     assert client.get_model_version_by_alias("tiny", "champion").version == "1"
     assert "nothing to roll back" not in said
     refused = machine.requant("rollback", "configs/tiny.yaml", fails=2)

@@ -10,8 +10,8 @@ from nights import make_night
 
 from requant.config import Config
 from requant.errors import ArtifactError, ConfigError
-from requant.store import StageRecord, Store
-from requant.store.gc import pinned_digests
+from requant.store import StageRecord, Store, all_records, verify
+from requant.store.gc import collect, pinned_digests
 from tasks import tracking
 from tasks.promote import promote, register, registry_of, roll_back
 from tasks.tracking import registry as versions
@@ -76,13 +76,42 @@ def test_the_way_back_is_kept_and_taken(
         assert promote(config, version).outcome == "champion"
     assert pinned_digests(Store(config.state)) == {first.digest, second.digest}
     assert roll_back(config).version == 1
+    # The deployment has not said that it is done: repeating goes back no further.
+    assert roll_back(config).version == 1
     serving = versions.champion(registry)
     assert serving is not None
     assert serving.version == 1
+    versions.mark(registry, serving, "deployed")
+    with pytest.raises(ConfigError, match="version 1 is the first champion"):
+        roll_back(config)
     again = promote(config, versions.version_of(registry, 2), paired=[])
     assert again.outcome == "refused"
     assert "was rolled back at" in again.reason
     assert promote(config, versions.version_of(registry, 2)).outcome == "champion"
+
+
+def test_the_retry_of_an_old_night_does_not_undo_a_newer_one(
+    config: Config, registered: list[versions.ModelVersion]
+) -> None:
+    first, second = registered
+    assert promote(config, second, paired=[]).outcome == "champion"
+    late = promote(config, first, paired=[])
+    assert late.outcome == "refused"
+    assert "version 1 is older than the champion, version 2" in late.reason
+    assert promote(config, first).outcome == "champion"
+
+
+def test_what_serves_is_not_collected(
+    config: Config, registered: list[versions.ModelVersion]
+) -> None:
+    store = Store(config.state)
+    promote(config, registered[0])
+    # As if `--force` had put other bytes under the key.
+    for record in all_records(store):
+        if record.digest == registered[0].digest:
+            store.record_path(record.key).unlink()
+    collect(store, keep=1)
+    verify(store, store.ref("model", registered[0].digest))
 
 
 def test_a_harmed_model_does_not_serve(

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import verb_stage
 from conftest import SilentReporter, make_context
 
 from requant.config.sections import ContinueTrain, Optimisation, QuantizeBase, TrainAdapter
+from requant.errors import TransientError
 from requant.launcher import Launch, in_own_process
 from requant.stage import Stage
 from requant.stages import continue_train, quantize_base, train_adapter
@@ -24,6 +26,13 @@ def losses(stage: Stage, section: object, ranks: int | None, folder: Path, **inp
     assert list(context.out.glob("*.safetensors"))
     assert isinstance(context.reporter, SilentReporter)
     return [values["loss"] for _, values in context.reporter.points if "loss" in values]
+
+
+def test_a_killed_rank_is_worth_a_retry(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    launch = Launch(log=tmp_path / "stage.log", ranks=2)
+    with pytest.raises(TransientError, match=r"a rank lost another one|was killed by SIG"):
+        in_own_process(verb_stage.STAGE, launch)(verb_stage.Verb(verb="lose a rank"), context)
 
 
 @pytest.mark.parametrize("kind", ["adapter on nf4", "full"])

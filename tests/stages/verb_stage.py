@@ -38,6 +38,13 @@ def execute(section: Verb, context: StageContext) -> Metrics:
         case "exit":
             print("last words", flush=True)
             os._exit(3)
+        case "lose a rank":
+            from accelerate import PartialState
+
+            state = PartialState(cpu=True)
+            if state.process_index == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            state.wait_for_everyone()
         case "hang":
             child = subprocess.Popen(["sleep", "60"])
             (context.work / "child").write_text(str(child.pid))

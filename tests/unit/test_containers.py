@@ -8,6 +8,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
+GPU: dict[str, Any] = yaml.safe_load((ROOT / "compose.gpu.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
@@ -21,6 +22,10 @@ def test_what_a_service_needs_is_there(name: str) -> None:
         assert volume.partition(":")[0] in COMPOSE["volumes"]
     for port in service.get("ports", []):
         assert port.startswith("127.0.0.1:")
+
+
+def test_the_gpu_goes_to_a_service_there_is() -> None:
+    assert GPU["services"].keys() == {"worker"} <= SERVICES.keys()
 
 
 def test_nothing_secret_is_in_it_and_none_has_a_default() -> None:

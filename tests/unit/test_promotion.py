@@ -31,7 +31,6 @@ def row(task: str, low: float | None, high: float | None, *, higher: bool = True
         (0.1, 0.3, True, False),
         (0.1, 0.3, False, True),
         (-0.3, -0.1, False, False),
-        (None, None, True, False),
     ],
 )
 def test_only_what_is_surely_worse_is_refused(
@@ -59,3 +58,8 @@ def test_a_task_nobody_compared_is_refused_by_name() -> None:
 def test_what_a_person_took_back_stays_back() -> None:
     with pytest.raises(GateError, match="was rolled back at 2026-11-21T10:00:00; it serves again"):
         check_gate(Promote(), [], "2026-11-21T10:00:00")
+
+
+def test_too_few_documents_do_not_open_the_gate() -> None:
+    with pytest.raises(GateError, match="old was compared on 64 documents, too few"):
+        check_gate(Promote(guard=("old",)), [row("old", None, None)], None)

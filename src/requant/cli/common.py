@@ -91,6 +91,8 @@ def prepare_environment() -> Path:
     defaults = {
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
+        # Wherever a run is started: the automation for dead runs waits for three of them.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "TOKENIZERS_PARALLELISM": "false",
         # OpenMP threads that spin long while they wait fight every other process for the cores:
         # with one busy neighbour a training step took three times as long as with this short spin.

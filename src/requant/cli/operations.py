@@ -17,6 +17,8 @@ from requant.cli.common import (
 if TYPE_CHECKING:
     from requant.config import Config
 
+Accelerators = Annotated[int, typer.Option(min=1, help="stages that may fill a GPU at once")]
+Processors = Annotated[int, typer.Option(min=1, help="stages that may fill the cores at once")]
 VersionOption = Annotated[
     int | None, typer.Option("--version", help="of the registered model; default: the challenger")
 ]
@@ -64,26 +66,29 @@ def up(
     state: StateFolder = DEFAULT_STATE,
     prefect_port: Annotated[int, typer.Option(help="of the Prefect server and its pages")] = 4200,
     mlflow_port: Annotated[int, typer.Option(help="of the MLflow server and its pages")] = 5000,
-    accelerators: Annotated[int, typer.Option(min=1, help="stages that may fill a GPU")] = 1,
+    accelerators: Accelerators = 1,
+    processors: Processors = 1,
 ) -> None:
     """Start Prefect, MLflow and a worker on this machine, and deploy prefect.yaml."""
     with errors():
         root = prepare_environment()
         from tasks.machine import start_machine
 
-        for line in start_machine(root, state.resolve(), prefect_port, mlflow_port, accelerators):
+        ports = (prefect_port, mlflow_port)
+        for line in start_machine(root, state.resolve(), *ports, accelerators, processors):
             typer.echo(line)
 
 
 def setup(
-    accelerators: Annotated[int, typer.Option(min=1, help="stages that may fill a GPU")] = 1,
+    accelerators: Accelerators = 1,
+    processors: Processors = 1,
 ) -> None:
     """Deploy prefect.yaml on the server of PREFECT_API_URL, with its pool, limits, automation."""
     with errors():
         root = prepare_environment()
         from tasks.machine import set_up_server
 
-        set_up_server(root, accelerators, {})
+        set_up_server(root, accelerators, processors, {})
     typer.echo("deployed: prefect.yaml")
 
 
@@ -112,7 +117,7 @@ def notify(
 def deploy(config: "Config", version: int, here: bool) -> None:
     """Deploy a version that serves now: here, or leave it to who listens for its event."""
     if not here:
-        typer.echo("the event model.promoted is out: deploy-model starts on the server")
+        typer.echo("model.promoted is sent: deploy-model starts on the server; else repeat this")
         return
     from flows.deploy_model import deploy_model
 

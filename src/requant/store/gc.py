@@ -32,14 +32,16 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
             all that they were made from; None keeps every record.
     """
     records = all_records(store)
-    pinned = [record for record in records if record.digest in pinned_digests(store)]
+    pins = pinned_digests(store)
+    pinned = [record for record in records if record.digest in pins]
     kept = (
         records
         if keep is None
         else _with_ancestors(records, [*_used_last(store, records, keep), *pinned])
     )
     kept_keys = {record.key for record in kept}
-    digests = {record.digest for record in kept}
+    # A forced stage may have taken the record of a pinned artifact for new bytes.
+    digests = {record.digest for record in kept} | pins
     done = {record.key for record in records}
     folders = [path for path in store.objects.glob("*/*") if path.name not in digests]
     folders += store.tmp.glob("*")
