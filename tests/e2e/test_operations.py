@@ -17,8 +17,8 @@ from requant.services import stop
 from requant.store import Store, all_records
 from tests.e2e.machine import Machine, eventually, kill, make_machine
 
-STEPS = 240
-CHECKPOINT = 20
+STEPS = 160
+CHECKPOINT = 10
 LONG = {
     "train_adapter": {
         "optimisation": {
@@ -176,11 +176,6 @@ def test_promotion_deploys_and_rollback_deploys_what_was_before(
     refused = machine.requant("rollback", "configs/tiny.yaml", fails=2)
     assert "version 1 is the first champion" in refused
 
-    # The next night comes to the same model: what a person took back stays back.
-    run = machine.start(machine.config(requantize_gptq={"damp_percent": 0.1}))
-    machine.wait(run, "COMPLETED")
-    eventually("the gate says why", lambda: "was rolled back at" in machine.log(run), 15)
-    assert client.get_model_version_by_alias("tiny", "champion").version == "1"
     said = machine.requant("promote", "configs/tiny.yaml", "--version", 2)
     assert "tiny: version 2" in said
     eventually("the second is deployed", lambda: served.resolve().name == second["digest"])
