@@ -217,10 +217,13 @@ def test_an_overdue_night_is_skipped_with_the_reason(machine: Machine) -> None:
 # -------------------------------------------------------------------- what is killed goes on
 
 
-def test_a_killed_stage_is_tried_again_from_its_checkpoint(machine: Machine) -> None:
+def test_a_killed_stage_goes_on_and_a_server_that_restarts_is_waited_for(machine: Machine) -> None:
     run = long_night(machine, 2, launcher="process")
     last = wait_for_checkpoint(machine, run)
     kill(*machine.stage_processes())
+    machine.wait_for_log(run, "resuming from checkpoint-")
+    assert stop(Store(machine.state), "prefect-server")
+    assert "prefect-server: started" in machine.up()
     assert machine.wait(run, "COMPLETED")["run_count"] == 1
     assert "most likely the machine ran out of memory" in machine.log(run)
     assert resumed_at(machine, run) >= last
@@ -239,13 +242,6 @@ def test_a_killed_flow_is_crashed_and_its_retry_goes_on(machine: Machine) -> Non
     machine.wait(run, "COMPLETED")
     # At most one checkpoint interval is done again.
     assert resumed_at(machine, run) >= last
-
-
-def test_a_server_that_restarts_is_waited_for(machine: Machine) -> None:
-    run = long_night(machine, 4)
-    assert stop(Store(machine.state), "prefect-server")
-    assert "prefect-server: started" in machine.up()
-    machine.wait(run, "COMPLETED")
 
 
 def test_a_dead_machine_is_noticed_and_the_night_goes_on(machine: Machine) -> None:
@@ -290,14 +286,16 @@ Webhook(name="team", url={url!r}, json_data={{"text": text}}).save("team")
 """
 
 
-def test_a_failure_is_told_through_a_block(machine: Machine, receiver: Any) -> None:
+def test_a_failure_is_told_through_a_block(
+    machine: Machine, first_night: dict[str, Any], receiver: Any
+) -> None:
     url, heard = receiver
     machine.command([sys.executable, "-c", BLOCK.format(url=url)])
     refused = machine.requant("notify", "custom-webhook/nobody", fails=2)
     assert "block 'custom-webhook/nobody': is not on the server" in refused
     assert "tell of failures" in machine.requant("notify", "custom-webhook/team")
     time.sleep(3)
-    run = machine.start(machine.config(**{**LONG, "merge_fp16": {"trained_max_kl": 1e-9}}))
+    run = machine.start(machine.config(merge_fp16={"trained_max_kl": 1e-9}))
     machine.wait(run, "FAILED")
     texts = eventually("somebody is told", lambda: [body["text"] for _, body in heard])
     assert any("requant: a run failed" in text and "tiny 20" in text for text in texts)
