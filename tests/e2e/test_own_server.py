@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -42,6 +43,8 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_server(tmp_path: Path) 
             env=environment,
             stdout=output,
             stderr=output,
+            # A shell starts what runs in its background with the signal ignored.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
     deadline = time.monotonic() + 120
     while b"- training" not in log.read_bytes() and time.monotonic() < deadline:
