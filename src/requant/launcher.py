@@ -151,6 +151,12 @@ class _Conversation:
                 f"its last checkpoint. Its output: {self._launch.log}"
             )
         tail = "\n".join(self._lines[-TAIL_LINES:])
+        if self._launch.ranks is not None and "(SIGKILL)" in tail:
+            # torch's launcher names the rank that went first and ends the others itself.
+            raise TransientError(
+                f"{self._stage}: a rank was killed by SIGKILL, most likely the machine ran out of "
+                f"memory; it goes on from its last checkpoint. Its output: {self._launch.log}"
+            )
         raise TerminalError(
             f"{self._stage}: its process ended with status {status} and without a result; the end "
             f"of {self._launch.log}:\n{tail}"

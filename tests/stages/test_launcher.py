@@ -1,5 +1,6 @@
 """A stage in its own process: the same outcome, and what kills it is an error like any other."""
 
+import signal
 import threading
 import time
 from pathlib import Path
@@ -73,9 +74,14 @@ def test_what_interrupts_the_caller_ends_it(context: StageContext) -> None:
             time.sleep(0.05)
         _thread.interrupt_main()
 
+    # A shell starts what runs in its background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        launched(context, "hang")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launched(context, "hang")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not _alive(int((context.work / "child").read_text()))
 
 

@@ -41,9 +41,13 @@ def nf4(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["lora", "dora"])
 def trained(request, nf4: Path, tiny_data: Path, tmp_path_factory) -> tuple[Path, dict]:
-    context = make_context(tmp_path_factory.mktemp("adapter"))
+    folder = tmp_path_factory.mktemp("adapter")
+    # The rows of one batch: every step sees the same text, so what it learns shows in the loss.
+    lines = (tiny_data / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[: STEPS.batch_size]))
+    context = make_context(folder)
     section = TrainAdapter(method=request.param, rank=4, alpha=8, optimisation=STEPS)
-    metrics = train_adapter.execute(section, context, base=nf4, data=tiny_data)
+    metrics = train_adapter.execute(section, context, base=nf4, data=folder)
     return context.out, metrics
 
 
