@@ -46,21 +46,24 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_server(tmp_path: Path) 
             # A shell starts what runs in its background with the signal ignored.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
-    deadline = time.monotonic() + 120
-    while b"- training" not in log.read_bytes() and time.monotonic() < deadline:
-        assert run.poll() is None, log.read_text()
-        time.sleep(0.1)
-    assert len(servers(home)) == 1
-    run.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    status = run.wait(60)
-    # A server that went first would keep the run waiting for minutes.
-    assert time.monotonic() - started < 30
-    time.sleep(0.5)
-    assert servers(home) == []
-    assert status == 130
-    assert "Crashed" in log.read_text()
-    assert "Traceback" not in log.read_text()
+    try:
+        deadline = time.monotonic() + 120
+        while b"- training" not in log.read_bytes() and time.monotonic() < deadline:
+            assert run.poll() is None, log.read_text()
+            time.sleep(0.1)
+        assert len(servers(home)) == 1
+        run.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        status = run.wait(60)
+        # A server that went first would keep the run waiting for minutes.
+        assert time.monotonic() - started < 30
+        time.sleep(0.5)
+        assert servers(home) == []
+        assert status == 130
+        assert "Crashed" in log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        run.kill()
 
 
 def test_a_run_alone_deploys_what_it_promotes(tmp_path: Path) -> None:
