@@ -6,7 +6,8 @@ from prefect import flow, get_run_logger
 
 from requant.errors import ArtifactError
 from requant.store import Store
-from tasks.maintenance import collect_garbage, verify_artifacts
+from requant.store.gc import collect
+from requant.store.health import examine
 
 
 @flow(name="maintenance")
@@ -18,7 +19,7 @@ def maintenance(state: Path = Path(".requant"), keep: int | None = None) -> None
         keep: Records used last that are kept per stage; all where it is not given.
     """
     store = Store(state.resolve())
-    problems = verify_artifacts(store)
-    get_run_logger().info(collect_garbage(store, keep))
+    problems = examine(store, deep=True).problems
+    get_run_logger().info(f"deleted {collect(store, keep).in_words}")
     if problems:
         raise ArtifactError("\n".join([*problems, "the next night makes a harmed artifact again"]))

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from prefect.settings import PREFECT_API_URL, Settings, get_current_settings, te
 from requant.config import Config
 from requant.errors import TerminalError, TransientError
 from requant.processes import end, spawn
+from requant.services import answers
 from requant.store import Store, locked
 
 START_SECONDS = 120.0
@@ -113,12 +113,9 @@ def _free_port() -> int:
 def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=1.0).close()
-        except OSError:
-            time.sleep(POLL_SECONDS)
-        else:
+        if answers(f"{url}/health"):
             return
+        time.sleep(POLL_SECONDS)
     raise TransientError(
         f"Prefect's server did not answer at {url} within {START_SECONDS:.0f} s; see {log}"
     )

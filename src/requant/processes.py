@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import IO
 
 PR_SET_PDEATHSIG = 1
@@ -22,7 +21,6 @@ def spawn(
     *,
     output: IO[bytes] | int,
     env: Mapping[str, str] | None = None,
-    cwd: Path | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Start a command in a session of its own that the kernel ends with this process.
 
@@ -33,7 +31,6 @@ def spawn(
         command: Program and arguments; no shell reads them.
         output: File or descriptor that gets stdout and stderr.
         env: Its whole environment; None for this process's.
-        cwd: Its working folder; None for this process's.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "requant.processes", str(os.getpid()), *command],
@@ -41,7 +38,6 @@ def spawn(
         stdout=output,
         stderr=subprocess.STDOUT,
         env=env,
-        cwd=cwd,
         start_new_session=True,
     )
 

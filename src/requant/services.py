@@ -43,7 +43,7 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
     """
     if running(store, service.name) is not None:
         return False
-    if service.health is not None and _answers(service.health):
+    if service.health is not None and answers(service.health):
         raise ConfigError(
             f"{service.name}: something else answers at {service.health}; stop it, or give another "
             "port"
@@ -62,7 +62,7 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
     mark = f"{process.pid} {_born(process.pid)}"
     write_durably(store.service_path(service.name), mark.encode())
     deadline = time.monotonic() + (seconds if service.health else SETTLE_SECONDS)
-    while not (service.health and _answers(service.health)):
+    while not (service.health and answers(service.health)):
         late = time.monotonic() > deadline
         if process.poll() is not None or (late and service.health):
             stop(store, service.name)
@@ -116,7 +116,8 @@ def _born(pid: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Tell whether a server answers well at an address now."""
     try:
         urllib.request.urlopen(url, timeout=1.0).close()
     except OSError:

@@ -8,16 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from alive import gone
 
 from requant.processes import die_with, end, spawn
-
-
-def alive(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended and waits to be reaped does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def wait_for(path: Path) -> int:
@@ -28,13 +21,6 @@ def wait_for(path: Path) -> int:
             return int(path.read_text())
         time.sleep(0.02)
     raise AssertionError(f"{path} was never written")
-
-
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 5
-    while alive(pid) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not alive(pid)
 
 
 STUBBORN = "trap '' TERM; sleep 60 & echo $! > {0}.new && mv {0}.new {0}; wait; sleep 60"

@@ -28,27 +28,20 @@ def verify(
     """Check every recorded artifact against its manifest."""
     from rich.progress import track
 
-    from requant.errors import ArtifactError
-    from requant.store import all_records, artifact_of, check_sizes, unreadable_records
-    from requant.store import verify as verify_bytes
+    from requant.store.health import examine
 
     with errors():
-        store = open_store(state)
-        refs = {record.digest: artifact_of(store, record) for record in all_records(store)}
-        check = verify_bytes if deep else check_sizes
-        problems = [f"{path}: is not a record; delete it" for path in unreadable_records(store)]
-        harmed = 0
-        for ref in track(refs.values(), "verifying", disable=not sys.stderr.isatty()):
-            try:
-                check(store, ref)
-            except ArtifactError as error:
-                problems.append(str(error))
-                harmed += 1
-    for problem in problems:
+        health = examine(
+            open_store(state),
+            deep=deep,
+            watch=lambda refs: track(refs, "verifying", disable=not sys.stderr.isatty()),
+        )
+    for problem in health.problems:
         typer.secho(problem, fg="red", err=True)
+    right = health.artifacts - health.harmed
     checked = "every byte" if deep else "names and sizes"
-    typer.echo(f"{len(refs) - harmed} of {len(refs)} artifacts are right ({checked})")
-    if problems:
+    typer.echo(f"{right} of {health.artifacts} artifacts are right ({checked})")
+    if health.problems:
         typer.echo("the next run makes a harmed artifact again")
         raise typer.Exit(1)
 
@@ -67,5 +60,4 @@ def gc(
         store = open_store(state)
         garbage = find_garbage(store, keep) if dry_run else collect(store, keep)
     done = "would delete" if dry_run else "deleted"
-    size = f"{garbage.bytes / 2**20:.1f} MiB"
-    typer.echo(f"{done} {len(garbage.folders)} folders ({size}), {len(garbage.records)} records")
+    typer.echo(f"{done} {garbage.in_words}")

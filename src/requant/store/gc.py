@@ -22,6 +22,12 @@ class Garbage:
     bytes: int
     """Of the folders."""
 
+    @property
+    def in_words(self) -> str:
+        """How much it is, for people."""
+        size = f"{self.bytes / 2**20:.1f} MiB"
+        return f"{len(self.folders)} folders ({size}), {len(self.records)} records"
+
 
 def find_garbage(store: Store, keep: int | None = None) -> Garbage:
     """List what can go.
