@@ -12,7 +12,9 @@ demo: .venv/ready
 	PREFECT_HOME=$(CURDIR)/$(STATE)/prefect $(BIN)/requant run configs/tiny.yaml
 
 test: .venv/ready-dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/e2e
+	# They wait for polls and heartbeats more than they compute.
+	$(BIN)/python -m pytest tests/e2e -n 2 --dist loadfile
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

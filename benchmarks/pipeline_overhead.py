@@ -27,7 +27,7 @@ def call(task, **inputs):
     task.stage.execute(getattr(config, task.stage.name), context, **given)
     return out
 
-chain(config, call)
+chain(config, call, lambda adapter: {})
 """
 
 

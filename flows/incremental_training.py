@@ -1,5 +1,6 @@
 """The night: base and data, six stages, promotion, one flow."""
 
+from collections.abc import Mapping
 from typing import Protocol, TypeVar
 
 from prefect import flow
@@ -28,7 +29,14 @@ class Call(Protocol[Result]):
         """Hand the inputs (those that are not None) to the stage by role."""
 
 
-def chain(config: Config, call: Call[Result]) -> None:
+class Past(Protocol[Result]):
+    """Finds the adapters of past nights that are merged with tonight's, by role."""
+
+    def __call__(self, adapter: Result | None) -> Mapping[str, Result]:
+        """Empty where the configuration asks for none."""
+
+
+def chain(config: Config, call: Call[Result], past: Past[Result]) -> None:
     """Say which stage takes whose output; a stage that is off hands on what it was given."""
     # Data first: a bad row must be refused before a base is fetched or trained.
     data = call(prepare_data)
@@ -38,13 +46,24 @@ def chain(config: Config, call: Call[Result]) -> None:
 
     quantized = call(quantize_base, base=original, data=calibration) or original
     adapter = call(train_adapter, base=quantized, data=data)
-    merged = call(merge_fp16, original=original, trained_on=quantized, adapter=adapter, data=data)
+    merged = call(
+        merge_fp16,
+        original=original,
+        trained_on=quantized,
+        adapter=adapter,
+        data=data,
+        **past(adapter),
+    )
     continued = call(continue_train, model=merged or original, data=data)
     requantized = call(requantize_gptq, model=continued or merged or original, data=data)
+    # An adapter that is not merged is evaluated, and served, on what it was trained on.
+    unmerged = None if merged else adapter
     call(
         evaluate,
         data=data,
         base=original,
+        adapted=quantized if unmerged else None,
+        adapter=unmerged,
         merged=merged,
         continued=continued,
         requantized=requantized,
@@ -63,7 +82,7 @@ def incremental_training(
     """
     try:
         with night_of(config, force or []) as night:
-            chain(config, night.call)
+            chain(config, night.call, night.past)
             night.promote()
     except NightSkipped as skipped:
         return Cancelled(message=str(skipped))

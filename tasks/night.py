@@ -13,10 +13,11 @@ from prefect.runtime import flow_run
 
 from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
+from requant.history import past_adapters
 from requant.models import resolve_device
 from requant.report import StageRow
 from requant.stage import stage_key
-from requant.store import StageRecord, Store, locked, touch_record
+from requant.store import StageRecord, Store, artifact_of, locked, touch_record
 from requant.store.locks import acquire
 from tasks import tracking
 from tasks.caching import StageResult
@@ -61,6 +62,19 @@ class OpenNight:
             raise
         self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
         return result
+
+    def past(self, adapter: StageResult | None) -> dict[str, StageResult]:
+        """Find the adapters of past nights that the configuration merges with tonight's."""
+        nights = self._night.config.merge_fp16.past_nights
+        if adapter is None or not nights:
+            return {}
+        store = self._night.store
+        return {
+            role: StageResult(
+                stage=record.stage, key=record.key, artifact=artifact_of(store, record)
+            )
+            for role, record in past_adapters(store, record_of(store, adapter), nights).items()
+        }
 
     def promote(self) -> None:
         """Register the requantized model once it is evaluated, and promote it where that is on."""

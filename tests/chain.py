@@ -8,6 +8,7 @@ import yaml
 
 from flows.incremental_training import chain
 from requant.config import Config
+from requant.history import past_adapters
 from requant.stage import perform, stage_key
 from requant.store import StageRecord, Store, artifact_of
 from tasks.policy import StageTask
@@ -86,8 +87,13 @@ def run_chain(config: Config, force: Iterable[str] = ()) -> dict[str, StageRecor
             device="cpu",
             reporter=Silent(),
             force=stage.name in force,
+            labels={"pipeline": config.name},
         )
         return records[stage.name]
 
-    chain(config, call)
+    def past(adapter: StageRecord | None) -> dict[str, StageRecord]:
+        nights = config.merge_fp16.past_nights
+        return past_adapters(store, adapter, nights) if adapter and nights else {}
+
+    chain(config, call, past)
     return records

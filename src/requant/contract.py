@@ -55,10 +55,10 @@ def check_model_folder(folder: Path) -> None:
         named = json.loads(index.read_bytes())["weight_map"].keys()
         if lacking := sorted(named - tensors.keys()):
             raise ArtifactError(
-                f"{index}: names {_some(lacking)}, which no *.safetensors beside it holds; "
+                f"{index}: names {some(lacking)}, which no *.safetensors beside it holds; "
                 "copy the missing shards"
             )
-    tokens = max(_token_ids(folder).values(), default=-1) + 1
+    tokens = max(token_ids(folder).values(), default=-1) + 1
     if tokens > config["vocab_size"]:
         raise ContractError(
             f"{folder}: the tokenizer's token ids reach {tokens - 1} and config.json vocab_size="
@@ -125,13 +125,14 @@ def _tensor_differences(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) 
     if len(differences) > NAMED:
         differences[NAMED:] = [f"and {len(differences) - NAMED} more shapes"]
     if lacking := sorted(ours.keys() - theirs.keys()):
-        differences.append(f"missing in the quantized model: {_some(lacking)}")
+        differences.append(f"missing in the quantized model: {some(lacking)}")
     if added := sorted(theirs.keys() - ours.keys()):
-        differences.append(f"not in the original: {_some(added)}")
+        differences.append(f"not in the original: {some(added)}")
     return differences
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """Name the first few and count the rest."""
     listed = list(names)
     rest = len(listed) - NAMED
     return ", ".join(listed[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
@@ -196,7 +197,13 @@ def chat_template(folder: Path) -> str | None:
     return template
 
 
-def _token_ids(folder: Path) -> dict[str, int]:
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder holds a tokenizer's vocabulary."""
+    return any((folder / name).exists() for name in ("tokenizer.json", *VOCABULARY_FILES[::2]))
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """Return token to id, added tokens included; empty for a sentencepiece file alone."""
     content = _tokenizer_content(folder)
     vocabulary = content.get("model", {}).get("vocab", {})
     # Unigram models list [piece, score] pairs, the position being the id.

@@ -1,8 +1,8 @@
 """How far one model is from another, measured on the assistant's tokens of held-out text."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from requant.conversation import IGNORED, Row, encode_rows
@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 
 Batch = tuple["torch.Tensor", "torch.Tensor"]
 """input_ids and labels, both int64 [1, tokens]."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens and its standard error."""
+
+    mean: float
+    error: float
+    """Of the mean; sequences are what varies independently, their tokens are not. NaN for one."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,13 @@ class Fidelity:
     """Cross entropy of the text, nats per token."""
     loss_candidate: float
     tokens: int
+    paired: Mapping[str, Estimate] = field(default_factory=dict)
+    """kl, agreement and loss_change (candidate minus reference, on the same tokens)."""
+
+    @property
+    def loss_change(self) -> float:
+        """How much worse the candidate predicts the text, nats per token."""
+        return self.loss_candidate - self.loss_reference
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
         """Flat figures for a stage's record."""
@@ -56,6 +72,21 @@ def held_out_batches(tokenizer: Any, rows: Iterable[Row], max_length: int) -> li
         (torch.tensor([sample["input_ids"]]), torch.tensor([sample["labels"]]))
         for sample in encoded
     ]
+
+
+def text_batches(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[Batch]:
+    """Encode plain texts one sequence a batch; every token but the first carries loss.
+
+    Raises:
+        ContractError: If no text has two tokens.
+    """
+    import torch
+
+    encoded = [tokenizer(text)["input_ids"][:max_length] for text in texts]
+    batches = [torch.tensor([ids]) for ids in encoded if len(ids) > 1]
+    if not batches:
+        raise ContractError("text: no document has two tokens; there is nothing to measure on")
+    return [(ids, ids) for ids in batches]
 
 
 def token_log_probs(model: Any, batches: Iterable[Batch]) -> Iterator["torch.Tensor"]:
@@ -93,8 +124,7 @@ def compare_log_probs(
     Raises:
         ContractError: If the two vocabularies differ in size.
     """
-    kl = agreement = loss_reference = loss_candidate = 0.0
-    tokens = 0
+    sums = []
     for ours, theirs, (_, labels) in zip(reference, candidate, batches, strict=True):
         if ours.shape != theirs.shape:
             raise ContractError(
@@ -102,18 +132,48 @@ def compare_log_probs(
                 "compare models of one tokenizer"
             )
         targets = labels[0, 1:][labels[0, 1:] != IGNORED].unsqueeze(-1)
-        kl += float((ours.exp() * (ours - theirs)).sum())
-        agreement += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
-        loss_reference -= float(ours.gather(-1, targets).sum())
-        loss_candidate -= float(theirs.gather(-1, targets).sum())
-        tokens += len(targets)
+        sums.append(
+            (
+                float((ours.exp() * (ours - theirs)).sum()),
+                float((ours.argmax(-1) == theirs.argmax(-1)).sum()),
+                -float(ours.gather(-1, targets).sum()),
+                -float(theirs.gather(-1, targets).sum()),
+                float(len(targets)),
+            )
+        )
+    kl, agreement, loss_reference, loss_candidate, counts = zip(*sums, strict=True)
+    change = [theirs - ours for ours, theirs in zip(loss_reference, loss_candidate, strict=True)]
+    tokens = sum(counts)
     return Fidelity(
-        kl=kl / tokens,
-        agreement=agreement / tokens,
-        loss_reference=loss_reference / tokens,
-        loss_candidate=loss_candidate / tokens,
-        tokens=tokens,
+        kl=sum(kl) / tokens,
+        agreement=sum(agreement) / tokens,
+        loss_reference=sum(loss_reference) / tokens,
+        loss_candidate=sum(loss_candidate) / tokens,
+        tokens=int(tokens),
+        paired={
+            "kl": ratio_estimate(kl, counts),
+            "agreement": ratio_estimate(agreement, counts),
+            "loss_change": ratio_estimate(change, counts),
+        },
     )
+
+
+def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
+    """Estimate a mean per token from sequences of different lengths.
+
+    r = sum(y) / sum(n); its standard error is sqrt(k / (k - 1) sum((y - r n)^2)) / sum(n) over k
+    sequences (Cochran 1977, Sampling Techniques, eq. 6.9, the linearised ratio).
+
+    Args:
+        sums: y, summed over the tokens of each sequence.
+        counts: n, tokens of each sequence.
+    """
+    tokens, sequences = sum(counts), len(counts)
+    mean = sum(sums) / tokens
+    if sequences < 2:
+        return Estimate(mean, math.nan)
+    squares = sum((y - mean * n) ** 2 for y, n in zip(sums, counts, strict=True))
+    return Estimate(mean, math.sqrt(sequences / (sequences - 1) * squares) / tokens)
 
 
 def exceeds(value: float, limit: float) -> bool:

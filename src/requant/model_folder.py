@@ -2,8 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from requant.store.manifest import MANIFEST_NAME
 
@@ -11,6 +12,25 @@ if TYPE_CHECKING:
     import torch
 
 INDEX_NAME = "model.safetensors.index.json"
+MERGE_NAME = "merge.json"
+"""What merging did to each tensor."""
+PROVENANCE_NAME = "provenance.json"
+CALIBRATION_NAME = "calibration.json"
+NOTES = frozenset({MANIFEST_NAME, MERGE_NAME, PROVENANCE_NAME, CALIBRATION_NAME})
+"""What is true of one artifact and not of what is made from it."""
+
+TOKENIZER_FILES = frozenset(
+    {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer.model",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "chat_template.jinja",
+    }
+)
 
 
 def copy_companions(source: Path, out: Path, *, with_index: bool) -> None:
@@ -21,7 +41,7 @@ def copy_companions(source: Path, out: Path, *, with_index: bool) -> None:
         out: Existing folder; files of the same name are replaced.
         with_index: Whether the shard index still describes the weights in `out`.
     """
-    skipped = {MANIFEST_NAME} if with_index else {MANIFEST_NAME, INDEX_NAME}
+    skipped = NOTES if with_index else NOTES | {INDEX_NAME}
     for path in sorted(source.iterdir()):
         if path.is_file() and path.suffix != ".safetensors" and path.name not in skipped:
             shutil.copyfile(path, out / path.name)
@@ -40,8 +60,24 @@ def stored_dtype(folder: Path) -> "torch.dtype":
 
 def set_dtype(folder: Path, dtype: str) -> None:
     """Write the dtype of the weights, e.g. bfloat16, into config.json."""
+    set_fields(folder, {"dtype": dtype})
+
+
+def set_fields(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Change fields of config.json; where there are none its bytes stay."""
+    if not fields:
+        return
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    # transformers 5 writes `dtype` and reads `torch_dtype` too; keep the spelling that is there.
-    name = "torch_dtype" if "torch_dtype" in config else "dtype"
-    path.write_text(json.dumps({**config, name: dtype}, indent=2) + "\n")
+    for name, value in fields.items():
+        # transformers 5 writes `dtype` and reads `torch_dtype` too; keep what is there.
+        spelled = "torch_dtype" if name == "dtype" and "torch_dtype" in config else name
+        config[spelled] = value
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Copy a tokenizer and its chat template over the one in `out`."""
+    for path in sorted(source.iterdir()):
+        if path.name in TOKENIZER_FILES:
+            shutil.copyfile(path, out / path.name)

@@ -109,20 +109,24 @@ def _device_index(device: str) -> str | int:
     return torch.cuda.current_device() if device == "cuda" else device
 
 
-def load_model(folder: Path, device: str, *, trainable: bool = False) -> PreTrainedModel:
-    """Load the causal language model of a folder, from its files only, in `compute_dtype(device)`.
+def load_model(
+    folder: Path, device: str, *, trainable: bool = False, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Load the causal language model of a folder, from its files only.
 
     Args:
         folder: config.json and *.safetensors; bitsandbytes and GPTQ checkpoints are recognised.
         device: cpu or cuda.
         trainable: False gives evaluation mode and no gradients; True gives training mode and
             leaves `requires_grad` as the library sets it.
+        dtype: To compute in; None for `compute_dtype(device)`.
 
     Raises:
         ArtifactError: If config.json is missing or names a quantization requant cannot load.
     """
     config = read_model_config(folder)
     quantization = quantization_of(config)
+    computed = dtype or compute_dtype(device)
     if quantization == "gptq":
         import_gptqmodel()
     with quiet_libraries():
@@ -141,7 +145,7 @@ def load_model(folder: Path, device: str, *, trainable: bool = False) -> PreTrai
             folder,
             # What is trained on a GPU is written again: its bits must not pass through another
             # 16-bit format.
-            dtype="auto" if device == "cuda" and trainable else compute_dtype(device),
+            dtype="auto" if device == "cuda" and trainable else computed,
             # Of several ranks each has a GPU of its own.
             device_map="auto" if spread else {"": _device_index(device)},
             local_files_only=True,
@@ -149,12 +153,20 @@ def load_model(folder: Path, device: str, *, trainable: bool = False) -> PreTrai
             **options,
         )
     if quantization in {"nf4", "int8"}:
-        _set_bitsandbytes_dtype(model, compute_dtype(device))
+        _set_bitsandbytes_dtype(model, computed)
     if quantization == "gptq" and device == "cpu":
         _undo_gptq_compilation(model)
     if trainable:
         return model.train()
     return model.eval().requires_grad_(False)
+
+
+def with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
+    """Put a peft adapter beside a model's weights, for inference."""
+    import_gptqmodel()
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).eval()
 
 
 def _set_bitsandbytes_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
@@ -166,6 +178,9 @@ def _set_bitsandbytes_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for module in model.modules():
         if isinstance(module, Linear4bit):
             module.compute_dtype = dtype
+            # Its first forward on a CPU with AVX512-BF16 would lay the weight out anew and multiply
+            # in bfloat16; peft's DoRA then takes row norms of the new layout as if it were the old.
+            module.support_avx512bf16_for_cpu = False
     for parameter in model.parameters():
         if parameter.is_floating_point() and not isinstance(parameter, (Int8Params, Params4bit)):
             parameter.data = parameter.data.to(dtype)

@@ -2,17 +2,26 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from requant.conversation import read_rows
+from requant.conversation import IGNORED, read_rows
+from requant.errors import ContractError
+from requant.evaluation_tasks import OLD_PERPLEXITY
 from requant.fidelity import (
     Batch,
     Fidelity,
     compare_log_probs,
     held_out_batches,
+    text_batches,
     token_log_probs,
 )
-from requant.models import clear_memory, import_gptqmodel, load_model, load_tokenizer
+from requant.models import (
+    clear_memory,
+    compute_dtype,
+    load_model,
+    load_tokenizer,
+    with_adapter,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +60,13 @@ def batches_for(model: Path, heldout: Path, rows: int) -> list[Batch]:
 
 
 def folder_log_probs(
-    folder: Path, batches: list[Batch], device: str, *, adapter: Path | None = None
+    folder: Path,
+    batches: list[Batch],
+    device: str,
+    *,
+    adapter: Path | None = None,
+    exact: bool = False,
+    vocabulary: int | None = None,
 ) -> Iterator["torch.Tensor"]:
     """Load a model, with an adapter beside its weights where one is given, and run it.
 
@@ -59,25 +74,57 @@ def folder_log_probs(
     one just fits, two do not. Keep one list at a time; with a vocabulary of 152,000 each token
     takes 0.6 MB.
 
+    Args:
+        folder: Model folder.
+        batches: What it reads.
+        device: cpu or cuda.
+        adapter: peft folder.
+        exact: Compute in float32 on every device, so that two models that should be equal are.
+        vocabulary: Rows the embedding is brought to, where the adapter needs another number.
+
     Yields:
         As `token_log_probs`.
     """
-    model = load_model(folder, device)
+    import torch
+
+    dtype = torch.float32 if exact else compute_dtype(device)
+    model = load_model(folder, device, dtype=dtype)
+    if vocabulary is not None:
+        model.resize_token_embeddings(vocabulary, mean_resizing=False)
     if adapter is not None:
         if set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}:
             # DoRA reads weights of its base past the hooks that would fetch them.
-            model = load_model(folder, "cpu")
-        model = _with_adapter(model, adapter)
+            model = load_model(folder, "cpu", dtype=dtype)
+        model = with_adapter(model, adapter)
     yield from token_log_probs(model, batches)
     del model
     clear_memory()
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
-    import_gptqmodel()
-    from peft import PeftModel
+def old_batches(model: Path, data: Path, documents: int) -> list[Batch]:
+    """Encode the first documents of the old text a dataset artifact carries.
 
-    return PeftModel.from_pretrained(model, adapter).eval()
+    Raises:
+        ContractError: If it carries none.
+    """
+    path = data / "evaluation" / f"{OLD_PERPLEXITY}.jsonl"
+    if not path.exists():
+        raise ContractError(
+            f"{path}: is missing; to compare models on old text give prepare_data.source.old_text"
+        )
+    texts = [row["text"] for row in read_rows(path, documents)]
+    return text_batches(load_tokenizer(model), texts, FIDELITY_TOKENS)
+
+
+def folder_loss(folder: Path, batches: list[Batch], device: str) -> float:
+    """Return a model's cross entropy of the batches, nats per token."""
+    total = tokens = 0.0
+    log_probs = folder_log_probs(folder, batches, device, exact=True)
+    for found, (_, labels) in zip(log_probs, batches, strict=True):
+        targets = labels[0, 1:][labels[0, 1:] != IGNORED].unsqueeze(-1)
+        total -= float(found.gather(-1, targets).sum())
+        tokens += len(targets)
+    return total / tokens
 
 
 def size_ratio(folder: Path, original: Path) -> float:

@@ -41,37 +41,61 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
             f"{folder}: holds no *.safetensors; save the weights with save_pretrained "
             "(requant reads no pickles)"
         )
-    return {name: header for file in files for name, header in _headers_of(file)}
+    return {
+        name: header for file in files for name, header in read_shard_header(file).tensors.items()
+    }
 
 
-def _headers_of(path: Path) -> list[tuple[str, TensorHeader]]:
+@dataclass(frozen=True)
+class ShardHeader:
+    """The header of one safetensors file."""
+
+    raw: bytes
+    """As it lies in the file, its length before it."""
+    entries: Mapping[str, Any]
+    """Parsed; `__metadata__` among the tensors."""
+    tensors: Mapping[str, TensorHeader]
+    """In the order of their data."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the writer noted, e.g. {"format": "pt"}."""
+        found: Mapping[str, str] = self.entries.get("__metadata__", {})
+        return found
+
+
+def read_shard_header(path: Path) -> ShardHeader:
+    """Read the header of one safetensors file; see `read_headers`.
+
+    Raises:
+        ArtifactError: If the file is cut short.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        prefix = file.read(8)
+        length = int.from_bytes(prefix, "little")
         text = file.read(length) if 8 + length <= size else b""
     try:
         entries = json.loads(text)
     except ValueError as error:
         raise ArtifactError(f"{path}: is cut short or no safetensors file; copy it anew") from error
     start = 8 + length
-    headers = [
-        (
-            name,
-            TensorHeader(
-                file=path,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                start=start + entry["data_offsets"][0],
-                end=start + entry["data_offsets"][1],
-            ),
+    tensors = {
+        name: TensorHeader(
+            file=path,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            start=start + entry["data_offsets"][0],
+            end=start + entry["data_offsets"][1],
         )
         for name, entry in entries.items()
         if name != "__metadata__"
-    ]
-    needed = max((header.end for _, header in headers), default=start)
+    }
+    needed = max((header.end for header in tensors.values()), default=start)
     if size < needed:
         raise ArtifactError(f"{path}: is cut short: {size} bytes of {needed}; copy it anew")
-    return headers
+    in_order = dict(sorted(tensors.items(), key=lambda item: item[1].start))
+    return ShardHeader(prefix + text, entries, in_order)
 
 
 def logical_shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape]:

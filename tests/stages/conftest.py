@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from requant.config.sections import PrepareBase, PrepareData
+from requant.config.sections import (
+    Optimisation,
+    PrepareBase,
+    PrepareData,
+    QuantizeBase,
+    TrainAdapter,
+)
 from requant.stage import StageContext
 
 MICRO_BASE = {
@@ -24,6 +30,9 @@ MICRO_BASE = {
     }
 }
 MICRO_DATA = {"source": {"kind": "stdlib"}, "max_rows": 64, "max_evaluation_rows": 12}
+STEPS = Optimisation(
+    max_steps=6, batch_size=4, learning_rate=5e-3, max_length=96, checkpoint_steps=2
+)
 
 
 @dataclass(frozen=True)
@@ -70,3 +79,28 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     context = make_context(tmp_path_factory.mktemp("tiny_data"))
     prepare_data.execute(PrepareData.model_validate(MICRO_DATA), context)
     return context.out
+
+
+@pytest.fixture(scope="session")
+def nf4(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of `tiny_base` quantized to NF4."""
+    from requant.stages import quantize_base
+
+    context = make_context(tmp_path_factory.mktemp("nf4"))
+    quantize_base.execute(QuantizeBase(method="nf4"), context, base=tiny_base)
+    return context.out
+
+
+@pytest.fixture(scope="session", params=["lora", "dora"])
+def trained(request, nf4: Path, tiny_data: Path, tmp_path_factory) -> tuple[Path, dict]:
+    """Folder of an adapter trained on `nf4`, and the figures of its training."""
+    from requant.stages import train_adapter
+
+    folder = tmp_path_factory.mktemp("adapter")
+    # The rows of one batch: every step sees the same text, so what it learns shows in the loss.
+    lines = (tiny_data / "train.jsonl").read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(lines[: STEPS.batch_size]))
+    context = make_context(folder)
+    section = TrainAdapter(method=request.param, rank=4, alpha=8, optimisation=STEPS)
+    metrics = train_adapter.execute(section, context, base=nf4, data=folder)
+    return context.out, metrics

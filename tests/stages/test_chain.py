@@ -174,6 +174,55 @@ def test_stages_that_are_off_are_skipped_and_the_chain_stays_valid(
     assert {name.partition("/")[0] for name in scores} == {"base", "requantized"}
 
 
+@pytest.mark.parametrize("method", ["prefix_tuning", "prompt_tuning", "p_tuning"])
+def test_an_adapter_that_cannot_be_merged_is_evaluated_on_its_base(
+    method: str, night: Config, files: Path
+) -> None:
+    off = {"enabled": False}
+    before = len(starts(night))
+    config = config_of(
+        night.state,
+        files,
+        train_adapter=night.train_adapter.model_dump() | {"method": method},
+        merge_fp16=off,
+        continue_train=night.continue_train.model_dump() | off,
+        requantize_gptq=off,
+    )
+    assert run_in_child(config) == 0
+    assert executed(night, since=before) == ["train_adapter", "evaluate"]
+    scores = all_records(Store(night.state))[-1].metrics
+    assert {name.partition("/")[0] for name in scores} == {"base", "adapted"}
+    name = "heldout_perplexity/byte_perplexity"
+    assert scores[f"adapted/{name}"] != scores[f"base/{name}"]
+
+
+def test_past_nights_adapters_are_merged_with_tonights(night: Config, files: Path) -> None:
+    """Last night's adapter is the one there is; repeated, tonight takes the same ones."""
+    store = Store(night.state)
+    adapters = [record for record in all_records(store) if record.stage == "train_adapter"]
+    last = max(
+        (record for record in adapters if "lora" in str(record.key_fields["config"]["method"])),
+        key=lambda record: record.started,
+    )
+    off = {"enabled": False}
+    config = config_of(
+        night.state,
+        files,
+        train_adapter=night.train_adapter.model_dump() | {"alpha": 5.0},
+        merge_fp16=night.merge_fp16.model_dump() | {"past_nights": 1, "weights": (1.0, 0.5)},
+        continue_train=night.continue_train.model_dump() | off,
+        requantize_gptq=off,
+        evaluate=off,
+    )
+    before = len(starts(night))
+    assert run_in_child(config) == 0
+    assert executed(night, since=before) == ["train_adapter", "merge_fp16"]
+    merge = all_records(store)[-1]
+    assert merge.key_fields["inputs"]["past_1"] == last.digest
+    assert run_in_child(config) == 0
+    assert all_records(store)[-1] == merge
+
+
 def test_sigkill_in_the_middle_of_any_stage_leaves_no_half_and_the_next_run_finishes(
     files: Path, tmp_path: Path
 ) -> None:

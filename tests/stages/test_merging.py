@@ -1,110 +1,413 @@
-"""The merge is the formula in fp32, rounded once; what does not fit is refused."""
+"""Every mergeable adapter merges to a float32 reference rounded once; files keep their form."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+from adapters import adapted, gpt2, qwen, save_adapter, save_model
+from chain import child_process
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from requant.errors import ContractError, ParityError
-from requant.merging import (
-    LowRankUpdate,
-    check_updates_fit,
-    merge_folder,
-    merge_update,
-    read_updates,
-)
+from requant.merging import Mix, plan_merge, scaled, write_plan
+from requant.merging.adapter import PREFIX, is_target
+from requant.merging.stream import write_merged
+from requant.merging.updates import LowRank, Update, merge_low_rank
+from requant.weights import read_shard_header
 
-NAME = "model.layers.0.self_attn.q_proj.weight"
+TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
-def factors(magnitude: bool = False, scale: float = 2.0) -> tuple[torch.Tensor, LowRankUpdate]:
-    generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(12, 8, generator=generator)
-    a, b = torch.randn(4, 8, generator=generator), torch.randn(12, 4, generator=generator)
-    length = torch.rand(12, generator=generator) + 0.5 if magnitude else None
-    return weight, LowRankUpdate(a, b, scale, length)
+def lora(**fields) -> LoraConfig:
+    return LoraConfig(**{"r": 4, "lora_alpha": 6, "target_modules": TARGETS, **fields})
 
 
-def test_lora_is_w_plus_s_b_a() -> None:
-    weight, update = factors()
-    expected = weight.double() + 2.0 * update.b.double() @ update.a.double()
-    torch.testing.assert_close(merge_update(weight, update).double(), expected, rtol=0, atol=1e-5)
+CASES = {
+    "lora": lora(),
+    "rslora": lora(use_rslora=True),
+    "dora": lora(use_dora=True),
+    "patterns": lora(
+        rank_pattern={"q_proj": 2, r"layers\.1\.mlp\.down_proj": 3},
+        alpha_pattern={"layers.0.self_attn.v_proj": 9},
+    ),
+    "modules_to_save": lora(modules_to_save=["embed_tokens", "lm_head", "input_layernorm"]),
+    "embedding": lora(target_modules=["q_proj", "embed_tokens"]),
+    "dora_embedding": lora(target_modules=["q_proj", "embed_tokens"], use_dora=True),
+    "output_layer": lora(target_modules=["q_proj", "lm_head"]),
+    "all_biases": lora(bias="all"),
+    "lora_bias": lora(target_modules=["q_proj", "v_proj"], lora_bias=True),
+    "regex": lora(target_modules=r".*layers\.0.*(q_proj|up_proj)"),
+    "some_layers": lora(layers_to_transform=[1]),
+    "excluded": lora(exclude_modules=["layers.0.self_attn.q_proj"]),
+    "conv1d": lora(target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True),
+    "dora_conv1d": lora(target_modules=["c_attn"], fan_in_fan_out=True, use_dora=True),
+    "adalora": peft.AdaLoraConfig(init_r=4, target_r=4, total_step=9, target_modules=TARGETS),
+    "ia3": peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"]),
+    "vera": peft.VeraConfig(r=4, target_modules=TARGETS),
+    "road": peft.RoadConfig(group_size=32, target_modules=TARGETS),
+    "oft": peft.OFTConfig(r=0, oft_block_size=8, target_modules=TARGETS),
+    "boft": peft.BOFTConfig(boft_block_size=8, target_modules=TARGETS),
+    "miss": peft.MissConfig(r=4, target_modules=TARGETS),
+    "randlora": peft.RandLoraConfig(r=4, target_modules=TARGETS),
+    "fourierft": peft.FourierFTConfig(n_frequency=50, target_modules=TARGETS),
+    "ln_tuning": peft.LNTuningConfig(target_modules=["input_layernorm"]),
+    "loha": peft.LoHaConfig(r=4, target_modules=TARGETS),
+    "lokr": peft.LoKrConfig(r=4, target_modules=TARGETS),
+    "hra": peft.HRAConfig(r=4, target_modules=TARGETS),
+    "saved_beside_ia3": peft.IA3Config(
+        target_modules=TARGETS, feedforward_modules=["down_proj"], modules_to_save=["lm_head"]
+    ),
+}
 
 
-def test_dora_rows_have_the_trained_length() -> None:
-    weight, update = factors(magnitude=True)
-    torch.testing.assert_close(merge_update(weight, update).norm(dim=1), update.magnitude)
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen3 with biases, in shards; an output layer of its own."""
+    folder = tmp_path_factory.mktemp("qwen")
+    return save_model(qwen(attention_bias=True), folder, max_shard_size="60KB")
 
 
-def test_it_is_rounded_once(tmp_path: Path) -> None:
-    weight, update = factors(scale=0.01)
-    weight = weight.bfloat16()
-    base, out = tmp_path / "base", tmp_path / "out"
+@pytest.fixture(scope="module")
+def transposed_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(gpt2(), tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def tied_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(qwen(tie_word_embeddings=True), tmp_path_factory.mktemp("tied"))
+
+
+def merge(base: Path, out: Path, *adapters: Path, scale: float = 1.0, **how) -> Path:
+    out.mkdir(exist_ok=True)
+    write_plan(scaled(plan_merge(base, adapters, **how), scale), out)
+    return out
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def assert_rounded_once(merged: torch.Tensor, exact: torch.Tensor) -> None:
+    """Half a unit in the last place of the dtype, and float32's own noise."""
+    eps = torch.finfo(merged.dtype).eps
+    exact = exact.double()
+    bound = exact.abs() * eps / 2 * (1 + 1e-3) + exact.abs().max() * 1e-6
+    assert ((merged.double() - exact).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_pefts_own_merge_rounded_once(
+    case: str, base: Path, transposed_base: Path, tmp_path: Path
+) -> None:
+    base = transposed_base if "conv1d" in case else base
+    reference = save_adapter(base, CASES[case], tmp_path / "adapter")
+    merged = tensors(merge(base, tmp_path / "out", tmp_path / "adapter"))
+    before = tensors(base)
+    assert merged.keys() == before.keys()
+    moved = 0
+    for name, tensor in merged.items():
+        assert tensor.dtype == before[name].dtype
+        assert_rounded_once(tensor, reference[name])
+        if torch.equal(reference[name].bfloat16(), before[name]):
+            assert torch.equal(tensor, before[name])
+        moved += not torch.equal(tensor, before[name])
+    assert moved >= 1
+    for file in base.glob("*.safetensors"):
+        assert read_shard_header(file).raw == read_shard_header(tmp_path / "out" / file.name).raw
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_shape_rank_dtype_and_split(tmp_path_factory: pytest.TempPathFactory, data) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    draw, count = data.draw, data.draw(st.integers(1, 5), "tensors")
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99), "seed"))
+    floating = [torch.bfloat16, torch.float16, torch.float32]
+    weights, updates, exact = {}, {}, {}
+    for index in range(count):
+        name = f"m{index}.weight"
+        rows, columns = draw(st.integers(1, 700)), draw(st.integers(1, 700))
+        weights[name] = torch.randn(rows, columns, generator=generator)
+        if draw(st.booleans(), "updated"):
+            weights[name] = weights[name].to(draw(st.sampled_from(floating)))
+            rank, outputs = draw(st.integers(1, 9)), draw(st.sampled_from(["rows", "columns"]))
+            left = torch.randn(rows, rank, generator=generator) * 0.02
+            right = torch.randn(rank, columns, generator=generator)
+            length = rows if outputs == "rows" else columns
+            magnitude = torch.rand(length, generator=generator) + 0.5
+            low = LowRank(left, right, 0.5, magnitude if draw(st.booleans()) else None, outputs)
+            updates[name] = Update(
+                (rows, columns),
+                lambda low=low: lambda weight, part: merge_low_rank(weight, low, part),
+                by_rows=low.magnitude is None or outputs == "rows",
+            )
+            whole = weights[name].double() + 0.5 * left.double() @ right.double()
+            if low.magnitude is not None:
+                axis = 1 if outputs == "rows" else 0
+                unit = whole / whole.norm(dim=axis, keepdim=True)
+                whole = unit * magnitude.double().unsqueeze(axis)
+            exact[name] = whole
+        else:
+            weights[name] = weights[name].to(draw(st.sampled_from([*floating, torch.int8])))
+    cut = draw(st.integers(0, count))
+    parts = [dict(list(weights.items())[:cut]), dict(list(weights.items())[cut:])]
+    base, out = folder / "base", folder / "out"
     base.mkdir()
     out.mkdir()
-    other = torch.randn(5).bfloat16()
-    save_file(
-        {NAME: weight, "model.norm.weight": other}, base / "model.safetensors", {"format": "pt"}
-    )
-    metrics = merge_folder(base, {NAME: update}, torch.bfloat16, out)
-    merged = load_file(out / "model.safetensors")
-    exact = weight.double() + update.scale * update.b.double() @ update.a.double()
-    assert torch.equal(merged[NAME], exact.float().bfloat16())
-    assert torch.equal(merged["model.norm.weight"], other)
-    assert metrics["merged_tensors"] == 1
-    assert 0 < metrics["rounding_ratio"] < 1
-    assert 0 < metrics["changed_share"] <= 1
+    for index, part in enumerate(parts):
+        save_file(
+            part, base / f"{index}.safetensors", metadata={"format": "pt", "part": f"{index}"}
+        )
+    changes = write_merged(base, updates, out)
+    merged = tensors(out)
+    assert changes.keys() == updates.keys()
+    for name, tensor in weights.items():
+        assert merged[name].dtype == tensor.dtype
+        if name in exact:
+            assert_rounded_once(merged[name], exact[name])
+        else:
+            assert torch.equal(merged[name], tensor)
+    for file in base.iterdir():
+        assert read_shard_header(file).raw == read_shard_header(out / file.name).raw
 
 
-def test_an_adapter_of_another_shape_or_architecture_is_refused(tmp_path: Path) -> None:
-    weight, update = factors()
-    save_file({NAME: weight[:6].contiguous()}, tmp_path / "model.safetensors")
-    with pytest.raises(
-        ContractError, match=r"q_proj.weight is \[6, 8\] in the original.*\[12, 8\]"
-    ):
-        check_updates_fit(tmp_path, {NAME: update})
-    with pytest.raises(
-        ContractError, match=r"1 of 1 modules are not in the original, e.g. stranger"
-    ):
-        check_updates_fit(tmp_path, {"stranger": update})
+def test_the_figures_are_those_of_the_formula(tmp_path: Path) -> None:
+    weight = torch.randn(600, 500, generator=torch.Generator().manual_seed(0)).bfloat16()
+    save_file({"a.weight": weight, "b.weight": weight.clone()}, tmp_path / "model.safetensors")
+    delta = torch.full((600, 500), 0.013)
+    out = tmp_path / "out"
+    out.mkdir()
+    update = Update((600, 500), lambda: lambda block, rows: block + delta[rows])
+    change = write_merged(tmp_path, {"a.weight": update}, out)["a.weight"]
+    exact = weight.float() + delta
+    error = (exact.bfloat16().float() - exact).norm()
+    assert change.update**0.5 == pytest.approx(delta.norm().item(), rel=1e-3)
+    assert change.rounding_ratio == pytest.approx((error / delta.norm()).item(), rel=1e-3)
+    assert change.changed_share == pytest.approx((exact.bfloat16() != weight).float().mean().item())
 
 
-def test_a_merged_nan_is_refused(tmp_path: Path) -> None:
-    weight, update = factors()
-    update.b[3, 1] = float("nan")
-    save_file({NAME: weight}, tmp_path / "model.safetensors")
-    with pytest.raises(ParityError, match=f"{NAME} is not finite"):
-        merge_folder(tmp_path, {NAME: update}, torch.bfloat16, tmp_path)
+# -------------------------------------------------------------------- what must fit
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
-        ({"use_rslora": True}, "use_rslora=True changes what merging means"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern="),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora' changes the base weights"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out are not supported"),
+        ({"peft_type": "PREFIX_TUNING"}, "adds tokens or attention, not weights: it cannot be"),
+        ({"init_lora_weights": "olora"}, "'olora' moved the base weights.*path_initial_model"),
+        ({"init_lora_weights": "pissa_niter_4"}, "moved the base weights"),
+        ({"target_parameters": ["w"]}, "target_parameters=.* is not a change of single weights"),
+        ({"r": 8}, r"proj.lora_A.weight has rank 4, adapter_config.json says 8"),
+        ({"rank_pattern": {"q_proj": 3}}, "has rank 4, adapter_config.json says 3"),
+        ({"target_modules": [*TARGETS, "up_proj"]}, r"holds nothing for .*mlp.up_proj"),
+        ({"modules_to_save": ["lm_head"]}, "holds nothing for modules_to_save='lm_head'"),
+        ({"use_dora": True}, "lacks lora_magnitude_vector"),
     ],
 )
-def test_adapters_this_formula_does_not_fit_are_refused(tmp_path: Path, change, text) -> None:
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **change}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    _, update = factors()
-    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
-    tensors = {f"{prefix}.lora_A.weight": update.a, f"{prefix}.lora_B.weight": update.b}
-    save_file(tensors, tmp_path / "adapter_model.safetensors")
+def test_an_adapter_that_is_not_what_it_says_is_refused(
+    change: dict, text: str, base: Path, tmp_path: Path
+) -> None:
+    save_adapter(base, lora(), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ContractError, match=text):
-        read_updates(tmp_path)
+        plan_merge(base, [tmp_path / "adapter"])
 
 
-def test_half_an_adapter_is_refused(tmp_path: Path) -> None:
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    _, update = factors()
-    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
-    save_file({f"{prefix}.lora_A.weight": update.a}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(ContractError, match="lacks lora_A, lora_B"):
-        read_updates(tmp_path)
+def changed(adapter: Path, change) -> None:
+    path = adapter / "adapter_model.safetensors"
+    state = load_file(path)
+    change(state)
+    save_file(state, path)
+
+
+def key(module: str, leaf: str) -> str:
+    return f"{PREFIX}model.layers.0.{module}.{leaf}"
+
+
+def test_half_an_adapter_and_a_stranger_are_refused(base: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    save_adapter(base, lora(), adapter)
+    changed(adapter, lambda state: state.pop(key("self_attn.q_proj", "lora_B.weight")))
+    with pytest.raises(ContractError, match=r"layers.0.self_attn.q_proj lacks lora_B.weight"):
+        plan_merge(base, [adapter])
+    changed(adapter, lambda state: state.pop(key("self_attn.q_proj", "lora_A.weight")))
+    with pytest.raises(ContractError, match=r"holds nothing for model.layers.0.self_attn.q_proj"):
+        plan_merge(base, [adapter])
+    save_adapter(base, peft.IA3Config(target_modules=TARGETS, feedforward_modules=[]), adapter)
+    changed(adapter, lambda state: state.popitem())
+    with pytest.raises(ContractError, match=r"adapter_model.safetensors: lacks .*ia3_l"):
+        plan_merge(base, [adapter])
+
+
+def test_an_adapter_of_another_architecture_is_refused(base: Path, tmp_path: Path) -> None:
+    wide = save_model(qwen(intermediate_size=128), tmp_path / "wide")
+    save_adapter(wide, lora(), tmp_path / "a")
+    with pytest.raises(
+        ContractError, match=r"down_proj.weight \(\[64, 96\] in the original, \[64, 128"
+    ):
+        plan_merge(base, [tmp_path / "a"])
+    deep = save_model(qwen(num_hidden_layers=3), tmp_path / "deep")
+    save_adapter(deep, lora(), tmp_path / "b")
+    with pytest.raises(
+        ContractError, match=r"3 of its 9 tensors are not in the original: .*layers.2"
+    ):
+        plan_merge(base, [tmp_path / "b"])
+
+
+def test_nan_and_an_update_that_vanishes_are_refused(base: Path, tmp_path: Path) -> None:
+    adapter, name = tmp_path / "adapter", key("self_attn.q_proj", "lora_B.weight")
+    save_adapter(base, lora(), adapter)
+
+    def spoil(state) -> None:
+        state[name][3, 1] = float("nan")
+
+    changed(adapter, spoil)
+    with pytest.raises(ParityError, match=r"layers.0.self_attn.q_proj.weight is not finite"):
+        merge(base, tmp_path / "out", adapter)
+    changed(adapter, lambda state: [t.zero_() for n, t in state.items() if "lora_B" in n])
+    with pytest.raises(ParityError, match="the update is zero everywhere"):
+        merge(base, tmp_path / "out", adapter)
+    changed(adapter, lambda state: [t.fill_(1e-12) for n, t in state.items() if "lora_B" in n])
+    with pytest.raises(ParityError, match="rounding took all of the update"):
+        merge(base, tmp_path / "out", adapter)
+
+
+def test_targets_are_read_as_peft_reads_them(base: Path) -> None:
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    model = AutoModelForCausalLM.from_pretrained(base)
+    names = [name for name, _ in model.named_modules() if name]
+    for case in ("lora", "regex", "some_layers", "excluded", "modules_to_save"):
+        config = CASES[case]
+        ours = [name for name in names if is_target(config.to_dict(), name)]
+        assert ours == [
+            name
+            for name in names
+            if check_target_module_exists(config, name) is True
+            or hasattr(check_target_module_exists(config, name), "group")
+        ]
+
+
+# -------------------------------------------------------------------- the vocabulary
+
+
+def logits(folder: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model(input_ids=torch.arange(20).unsqueeze(0)).logits
+
+
+def test_one_of_two_tied_tensors_is_refused_or_untied(tied_base: Path, tmp_path: Path) -> None:
+    config = lora(modules_to_save=["embed_tokens"])
+    model, run = adapted(tied_base, config)
+    expected = run(torch.arange(20).unsqueeze(0))
+    model.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(
+        ContractError, match=r"trained model.embed_tokens.weight, but .*lm_head.weight.* are tied"
+    ):
+        plan_merge(tied_base, [tmp_path / "adapter"])
+    out = merge(tied_base, tmp_path / "out", tmp_path / "adapter", untie=True)
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
+    assert torch.equal(
+        tensors(out)["lm_head.weight"], tensors(tied_base)["model.embed_tokens.weight"]
+    )
+    assert (logits(out) - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_tied_tensors_that_changed_alike_stay_tied(tied_base: Path, tmp_path: Path) -> None:
+    config = lora(modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True)
+    save_adapter(tied_base, config, tmp_path / "adapter")
+    out = merge(tied_base, tmp_path / "out", tmp_path / "adapter")
+    assert tensors(out).keys() == tensors(tied_base).keys()
+    assert (out / "config.json").read_bytes() == (tied_base / "config.json").read_bytes()
+
+
+# -------------------------------------------------------------------- several adapters
+
+
+def test_several_adapters_add_up(base: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    ends = [save_adapter(base, lora(), folder, seed=s) for s, folder in enumerate(folders)]
+    before = tensors(base)
+    merged = tensors(merge(base, tmp_path / "out", *folders, mix=Mix("cat", (0.7, 0.4))))
+    for name, tensor in merged.items():
+        start = before[name].double()
+        deltas = [end[name].double() - start for end in ends]
+        assert_rounded_once(tensor, start + 0.7 * deltas[0] + 0.4 * deltas[1])
+
+
+def test_cat_is_pefts_cat(base: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for seed, folder in enumerate(folders):
+        save_adapter(base, lora(), folder, seed=seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(model, folders[0], adapter_name="a")
+    model.load_adapter(folders[1], adapter_name="b")
+    model.add_weighted_adapter(["a", "b"], [0.7, 0.4], "both", combination_type="cat")
+    model.set_adapter("both")
+    reference = model.merge_and_unload().state_dict()
+    merged = tensors(merge(base, tmp_path / "out", *folders, mix=Mix("cat", (0.7, 0.4))))
+    for name, tensor in merged.items():
+        assert_rounded_once(tensor, reference[name])
+
+
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "magnitude_prune"])
+def test_pruning_keeps_its_share_and_repeats_itself(
+    method: str, base: Path, tmp_path: Path
+) -> None:
+    save_adapter(base, lora(), tmp_path / "a")
+    save_adapter(base, lora(), tmp_path / "b", seed=2)
+    mix = Mix(method, (1.0, 1.0), density=0.25, seed=7)
+    folders = (tmp_path / "a", tmp_path / "b")
+    first = tensors(merge(base, tmp_path / "one", *folders, mix=mix))
+    again = tensors(merge(base, tmp_path / "two", *folders, mix=mix))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    name, before = "model.layers.0.mlp.down_proj.weight", tensors(base)
+    kept = (first[name] != before[name]).float().mean().item()
+    # Of two updates a quarter each: 7 of 16 where they overlap by chance.
+    assert 0.25 < kept < 0.5
+
+
+def test_a_share_of_the_update_lies_between(base: Path, tmp_path: Path) -> None:
+    end = save_adapter(base, lora(use_dora=True), tmp_path / "adapter")
+    before = tensors(base)
+    half = tensors(merge(base, tmp_path / "half", tmp_path / "adapter", scale=0.5))
+    for name, tensor in half.items():
+        assert_rounded_once(tensor, (before[name].double() + end[name].double()) / 2)
+
+
+# -------------------------------------------------------------------- interrupted
+
+
+def merge_until(shards: int, base: Path, adapter: Path, out: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == shards:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    out.mkdir()
+    write_plan(plan_merge(base, [adapter]), out, on_shard=stop)
+
+
+def test_a_merge_killed_at_any_shard_leaves_nothing_that_loads(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, lora(), tmp_path / "adapter")
+    shards = len(list(base.glob("*.safetensors")))
+    assert shards == 3
+    for shard in range(1, shards + 1):
+        out = tmp_path / f"out{shard}"
+        code = child_process(merge_until, shard, base, tmp_path / "adapter", out)
+        assert code == -signal.SIGKILL
+        assert not (out / "config.json").exists()
+        with pytest.raises(ValueError, match=r"config.json"):
+            AutoModelForCausalLM.from_pretrained(out)

@@ -44,7 +44,35 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ({"quantize_base__method": "nf5"}, "got 'nf5'. Input should be 'nf4', 'int8' or 'gptq'"),
         ({"quantize_base__method": "int8"}, "'dora' cannot train on quantize_base.method='int8'"),
         ({"quantize_base__method": "gptq"}, "'dora' cannot train on quantize_base.method='gptq'"),
-        ({"merge_fp16__enabled": False}, "the chain would lose the adapter; set merge_fp16.ena"),
+        ({"merge_fp16__enabled": False}, "continue_train would lose the adapter; set merge_fp16."),
+        (
+            {"train_adapter__method": "prefix_tuning"},
+            r"'prefix_tuning' adds tokens, not weights: .* serve it as an adapter \(merge",
+        ),
+        (
+            {"merge_fp16__base": "measured", "quantize_base__enabled": False},
+            "merge_fp16.base: 'measured' with quantize_base.enabled=false: nothing was quantized",
+        ),
+        (
+            {
+                "merge_fp16__base": "dequantized",
+                "train_adapter__method": "lora",
+                "quantize_base": {"method": "gptq", "group_size": 64},
+                "requantize_gptq": {"group_size": 64},
+            },
+            "rounded to the same grid again, which takes back most of what was trained",
+        ),
+        (
+            {
+                "merge_fp16__scales": [1.0, 0.5],
+                "prepare_data__source": {"kind": "hub", "repo": "a/b"},
+            },
+            r"scales=\[1.0, 0.5\] are chosen by the loss on new and old text, and there is no old",
+        ),
+        (
+            {"merge_fp16__weights": [0.5, 0.5]},
+            r"weights=\[0.5, 0.5\]: give past_nights \+ 1 = 1 of them",
+        ),
         ({"train_adapter__enabled": False}, "would merge nothing; set merge_fp16.enabled=false"),
         (
             {"train_adapter__enabled": False, "merge_fp16__enabled": False},

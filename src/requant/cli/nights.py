@@ -118,5 +118,5 @@ def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":
     from requant.store import Store
 
     plan = Plan(Store(config.state.resolve()), config, force)
-    chain(config, plan.call)
+    chain(config, plan.call, plan.past)
     return plan.stages

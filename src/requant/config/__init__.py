@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from requant.config.fit import check_stages_fit
 from requant.config.operations import Deploy, Promote, Runtime, Tracking
 from requant.config.sections import (
     ContinueTrain,
@@ -61,38 +62,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> "Config":
-        quantized = self.quantize_base.method if self.quantize_base.enabled else None
-        method = self.train_adapter.method
-        trains = self.train_adapter.enabled
-        if trains and method == "dora" and quantized in {"gptq", "int8"}:
-            raise ValueError(
-                f"train_adapter.method: 'dora' cannot train on quantize_base.method={quantized!r} "
-                "(peft refuses it); valid with dora: quantize_base.method=nf4 or "
-                "quantize_base.enabled=false"
-            )
-        if trains and "all-linear" in self.train_adapter.target_modules and quantized == "gptq":
-            raise ValueError(
-                "train_adapter.target_modules: 'all-linear' finds no layer on a GPTQ base; "
-                "name the layers, e.g. [q_proj, v_proj]"
-            )
-        if self.merge_fp16.enabled != trains:
-            harm = "lose the adapter" if trains else "merge nothing"
-            raise ValueError(
-                f"merge_fp16.enabled: {self.merge_fp16.enabled} with train_adapter.enabled="
-                f"{trains}: the chain would {harm}; set merge_fp16.enabled={str(trains).lower()}"
-            )
-        for section in ("train_adapter", "continue_train"):
-            batch = getattr(self, section).optimisation.batch_size
-            if self.runs(section) and batch % self.runtime.ranks:
-                raise ValueError(
-                    f"{section}.optimisation.batch_size: {batch} cannot be shared by "
-                    f"runtime.ranks={self.runtime.ranks}; give a multiple of it"
-                )
-        if self.quantize_base.enabled and not trains:
-            raise ValueError(
-                "quantize_base.enabled: true with train_adapter.enabled=false quantizes a base "
-                "that nothing uses; set quantize_base.enabled=false"
-            )
+        check_stages_fit(self)
         return self
 
 

@@ -229,12 +229,22 @@ class QuantizeBase(Section):
     calibration_rows: Positive = Field(128, description="conversations, gptq only")
 
 
+UNMERGEABLE_METHODS = ("prefix_tuning", "prompt_tuning", "p_tuning")
+"""They train tokens in front of the text, so there is no weight to put them into."""
+
+
 class TrainAdapter(Section):
     """LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on the quantized base."""
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
-    method: Literal["lora", "dora"] = Field("lora", description="on nf4 a DoRA adapter is a QDoRA")
-    rank: int = Field(16, ge=1, le=1024, description="r, rows of A and columns of B")
+    method: Literal["lora", "rslora", "dora", "prefix_tuning", "prompt_tuning", "p_tuning"] = Field(
+        "lora",
+        description="on nf4 a DoRA adapter is a QDoRA; rslora scales by alpha / sqrt(rank); the "
+        "last three cannot be merged",
+    )
+    rank: int = Field(
+        16, ge=1, le=1024, description="r, rows of A and columns of B; prompt tokens for the others"
+    )
     alpha: Relative = Field(32.0, description="update is scaled by alpha / rank")
     dropout: Fraction = Field(0.0, description="on the adapter's input")
     target_modules: tuple[str, ...] = Field(
@@ -248,17 +258,77 @@ class TrainAdapter(Section):
 class MergeFp16(Section):
     """The adapter into the retained original: accumulated in fp32, rounded once."""
 
-    enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
-    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="of the merged weights")
+    enabled: bool = Field(
+        True,
+        description="false evaluates the adapter on the base it was trained on",
+        json_schema_extra=NOT_IN_KEY,
+    )
+    dtype: Literal["original", "bfloat16", "float16"] = Field(
+        "original", description="of the merged weights; original keeps each tensor's own"
+    )
+    base: Literal["original", "dequantized", "measured"] = Field(
+        "original",
+        description="what is merged into; dequantized: what quantization left of the original; "
+        "measured: the better of both",
+    )
+    untie: bool = Field(
+        False, description="may give a tied output layer weights of its own where only one trained"
+    )
+    past_nights: int = Field(
+        0, ge=0, le=31, description="adapters of past nights merged with tonight's"
+    )
+    combine: Literal["cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = (
+        Field("cat", description="how several adapters become one; cat and linear: weighted sum")
+    )
+    weights: tuple[float, ...] = Field(
+        (), description="of tonight's adapter, last night's, ...; empty: equal shares of one"
+    )
+    density: float = Field(
+        0.5, gt=0.0, lt=1.0, description="share of an update that ties, dare and prune keep"
+    )
+    scales: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = Field(
+        (1.0,), min_length=1, description="shares of the update that are tried, best kept"
+    )
+    old_weight: float = Field(
+        1.0,
+        ge=0.0,
+        description="of the old text's loss beside the new one's where models are tried",
+    )
     parity_rows: Positive = Field(
         16, description="held-out conversations the parity is measured on"
     )
     parity_max_kl: Relative = Field(
-        0.01, description="nats per token, merged against original+adapter"
+        1e-6, description="nats per token, merged against original+adapter: arithmetic alone"
+    )
+    parity_max_share: Relative = Field(
+        5e-4, description="allowed beyond that, as a share of the update's own KL: rounding"
     )
     trained_max_kl: Relative = Field(
         0.2, description="nats per token, merged against quantized base+adapter"
     )
+    trained_min_agreement: Fraction = Field(
+        0.5, description="share of tokens with the same most likely token, likewise"
+    )
+    trained_max_loss: Relative = Field(
+        0.1, description="nats per token that merging may add to the loss, likewise"
+    )
+    max_rounding_ratio: Relative = Field(
+        0.5, description="norm of the rounding error over norm of the update"
+    )
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> "MergeFp16":
+        if self.weights and len(self.weights) != self.past_nights + 1:
+            raise ValueError(
+                f"weights={list(self.weights)}: give past_nights + 1 = {self.past_nights + 1} of "
+                "them, tonight's first"
+            )
+        return self
+
+    @property
+    def tries(self) -> bool:
+        """Whether several merged models are built and the best one is kept."""
+        return self.base == "measured" or len(self.scales) > 1
 
 
 class ContinueTrain(Section):

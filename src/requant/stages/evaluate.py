@@ -13,12 +13,20 @@ from requant.evaluation import TaskScores, local_tasks, paired, score_model, tas
 from requant.rows import write_jsonl
 from requant.stage import Metrics, Stage, StageContext
 
-CHAIN = ("base", "merged", "continued", "requantized")
+CHAIN = ("base", "adapted", "merged", "continued", "requantized")
+"""adapted: the base an adapter was trained on, with the adapter beside its weights."""
 
 Scores = Mapping[str, Mapping[str, TaskScores]]
 
 
-def execute(section: Evaluate, context: StageContext, *, data: Path, **models: Path) -> Metrics:
+def execute(
+    section: Evaluate,
+    context: StageContext,
+    *,
+    data: Path,
+    adapter: Path | None = None,
+    **models: Path,
+) -> Metrics:
     """Write scores.json, paired.json and samples/<model>.<task>.jsonl into `context.out`.
 
     The generated tasks go through the model's chat template where it has one, as training did.
@@ -27,6 +35,7 @@ def execute(section: Evaluate, context: StageContext, *, data: Path, **models: P
         section: Which tasks, how many documents.
         context: Where to.
         data: Artifact of prepare_data.
+        adapter: peft folder, for the role `adapted` alone.
         **models: Folders by role: any of `CHAIN`.
 
     Returns:
@@ -49,7 +58,8 @@ def execute(section: Evaluate, context: StageContext, *, data: Path, **models: P
     chain = [name for name in CHAIN if name in models]
     scores = {}
     for done, name in enumerate(chain, 1):
-        scores[name] = _score(section, context, name, models[name], generated, manager)
+        beside = adapter if name == "adapted" else None
+        scores[name] = _score(section, context, name, models[name], beside, generated, manager)
         context.reporter.message(f"{name}: {_headline(scores[name])}")
         context.reporter.progress(done, len(chain), "models")
     _write(context.out, scores)
@@ -92,13 +102,16 @@ def _score(
     context: StageContext,
     name: str,
     folder: Path,
+    adapter: Path | None,
     generated: list[str],
     manager: Any,
 ) -> dict[str, TaskScores]:
-    from requant.models import clear_memory, load_model, load_tokenizer
+    from requant.models import clear_memory, load_model, load_tokenizer, with_adapter
 
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, context.device)
+    if adapter is not None:
+        model = with_adapter(model, adapter)
     # Generated tasks have no few-shot examples to give: few_shot is for the tasks by name.
     runs = (
         (generated, 0, tokenizer.chat_template is not None),
@@ -156,7 +169,7 @@ def _headline(tasks: Mapping[str, TaskScores]) -> str:
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     kind="evaluation",
     libraries=(
         "lm_eval",
@@ -168,6 +181,7 @@ STAGE = Stage(
         "bitsandbytes",
         "gptqmodel",
         "optimum",
+        "peft",
     ),
     execute=execute,
 )

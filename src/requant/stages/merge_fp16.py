@@ -1,13 +1,46 @@
 """merge_fp16: the adapter into the retained 16-bit original."""
 
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
+from requant.canonical import canonical_json
 from requant.config.sections import MergeFp16
-from requant.errors import ParityError
-from requant.fidelity import compare_log_probs, exceeds
-from requant.model_folder import copy_companions, set_dtype
-from requant.parity import batches_for, folder_log_probs
+from requant.errors import ContractError, ParityError
+from requant.merging import (
+    MergePlan,
+    Mix,
+    onto_dequantized,
+    per_tensor,
+    plan_merge,
+    scaled,
+    totals,
+    write_plan,
+)
+from requant.merging.parity import check_parity, measure_parity
+from requant.merging.vocabulary import Vocabulary
+from requant.model_folder import MERGE_NAME
+from requant.parity import batches_for, folder_loss, old_batches
+from requant.provenance import check_provenance, read_provenance, weights_digest
 from requant.stage import Metrics, Stage, StageContext
+
+Base = Literal["original", "dequantized"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One merged model that can be built."""
+
+    base: Base
+    scale: float
+    adapters: Literal["tonight", "all"]
+
+    def __str__(self) -> str:
+        return f"{self.base}-{self.scale:g}"
 
 
 def execute(
@@ -18,103 +51,164 @@ def execute(
     trained_on: Path,
     adapter: Path,
     data: Path,
+    **past: Path,
 ) -> Metrics:
-    """Merge, then measure the merged model against the two models it stands for.
+    """Merge, measure the merge against the models it stands for, and keep the best where several.
+
+    What is proved is tonight's adapter merged whole: its parity is exact. A part of it, or several
+    adapters together, are another model on purpose, built by the same code and compared by loss.
 
     Args:
-        section: Dtype and limits.
+        section: What to merge into, what to try, and limits.
         context: Of the stage.
-        original: The retained 16-bit model that is merged into.
+        original: The retained 16-bit model.
         trained_on: The model the adapter was trained on; the original itself when unquantized.
-        adapter: peft folder.
-        data: Dataset artifact; `heldout.jsonl` is read.
+        adapter: Tonight's peft folder.
+        data: Dataset artifact; `heldout.jsonl` and the old text's task are read.
+        **past: Adapters of past nights: past_1 is last night's.
+
+    Returns:
+        merged_tensors, rounding_ratio, changed_share; the figures of `measure_parity`; and of each
+        model that was tried loss_new/<base>-<scale> and loss_old/..., chosen_scale and
+        chosen_dequantized.
 
     Raises:
-        ContractError: If the adapter does not fit the original.
+        ContractError: If an adapter does not fit the original, or was trained on another one.
         ParityError: If a weight is not finite, or a figure is over its limit.
     """
-    import torch
+    for folder in (adapter, *past.values()):
+        _check_belongs(folder, original, trained_on)
+    newest_first = [adapter, *(past[role] for role in sorted(past, key=_night))]
+    mix = Mix(section.combine, section.weights[: len(newest_first)], section.density, context.seed)
+    plans = {"tonight": plan_merge(original, [adapter], untie=section.untie)}
+    plans["all"] = (
+        plan_merge(original, newest_first, untie=section.untie, mix=mix)
+        if past
+        else plans["tonight"]
+    )
+    bases: tuple[Base, ...] = (
+        ("original", "dequantized") if section.base == "measured" else (section.base,)
+    )
+    whole = Variant(bases[0], 1.0, "tonight")
+    wanted = [
+        Variant(base, scale, "all" if past else "tonight")
+        for base, scale in product(bases, section.scales)
+    ]
 
-    from requant.merging import merge_folder, read_updates
+    def build(variant: Variant, out: Path) -> Metrics:
+        plan = scaled(plans[variant.adapters], variant.scale)
+        if variant.base == "dequantized":
+            plan = onto_dequantized(plan, trained_on)
+        return _build(plan, out, section, context)
 
+    alone = wanted == [whole]
+    proof = context.out if alone else _empty(context.work / "proof")
     context.reporter.message("merging")
-    dtype = getattr(torch, section.dtype)
-    metrics = merge_folder(original, read_updates(adapter), dtype, context.out)
-    copy_companions(original, context.out, with_index=True)
-    set_dtype(context.out, section.dtype)
+    metrics = build(whole, proof)
     context.reporter.message("measuring parity")
     metrics |= measure_parity(
-        merged=context.out,
-        original=original,
+        merged=proof,
+        original=_reference(whole.base, plans["tonight"], trained_on, context.work),
         trained_on=trained_on,
         adapter=adapter,
         data=data,
         rows=section.parity_rows,
         device=context.device,
+        vocabulary=plans["tonight"].vocabulary.config.get("vocab_size"),
     )
     check_parity(metrics, section)
-    return metrics
+    if alone:
+        return metrics
+    chosen, losses = _choose(wanted, build, section, context, data)
+    return {**metrics, **losses, **build(chosen, context.out)}
 
 
-def measure_parity(
-    *,
-    merged: Path,
-    original: Path,
-    trained_on: Path,
-    adapter: Path,
+def _check_belongs(adapter: Path, original: Path, trained_on: Path) -> None:
+    if not read_provenance(adapter):
+        raise ContractError(
+            f"{adapter}: does not record which model it was trained on; train it with "
+            "train_adapter, or merge it with `requant merge`"
+        )
+    check_provenance(
+        adapter, original=weights_digest(original), trained_on=weights_digest(trained_on)
+    )
+
+
+def _night(role: str) -> int:
+    return int(role.removeprefix("past_"))
+
+
+def _build(plan: MergePlan, out: Path, section: MergeFp16, context: StageContext) -> Metrics:
+    dtype = None if section.dtype == "original" else section.dtype
+    changes = write_plan(
+        plan,
+        out,
+        dtype=dtype,
+        on_shard=lambda done, total: context.reporter.progress(done, total, "shards"),
+    )
+    (out / MERGE_NAME).write_bytes(canonical_json(per_tensor(changes)))
+    return totals(changes)
+
+
+def _reference(base: Base, plan: MergePlan, trained_on: Path, work: Path) -> Path:
+    """The model without the adapter that the merge started from, as a folder that loads."""
+    if base == "original":
+        return plan.original
+    out = _empty(work / "reference")
+    bare = MergePlan(plan.original, {}, Vocabulary())
+    # In float32: rounded to 16 bit it would not be what was merged into.
+    write_plan(onto_dequantized(bare, trained_on), out, dtype="float32")
+    return out
+
+
+def _choose(
+    variants: Sequence[Variant],
+    build: Callable[[Variant, Path], Metrics],
+    section: MergeFp16,
+    context: StageContext,
     data: Path,
-    rows: int,
-    device: str,
-) -> Metrics:
-    """Measure three distances on held-out assistant tokens.
+) -> tuple[Variant, Metrics]:
+    """Build each model, measure it on held-out new and old text, and name the best one.
 
-    Returns:
-        parity_*: merged against original+adapter, unmerged (a wrong scale or a missed module shows
-        here); trained_*: merged against trained_on+adapter (what quantization costs the hand-over);
-        update_kl: original+adapter against original (what there was to merge, nats per token).
+    The best has the lowest loss_new + old_weight * loss_old, nats per token.
     """
-    batches = batches_for(original, data / "heldout.jsonl", rows)
-    reference = list(folder_log_probs(original, batches, device, adapter=adapter))
-    parity = compare_log_probs(reference, folder_log_probs(merged, batches, device), batches)
-    update = compare_log_probs(reference, folder_log_probs(original, batches, device), batches)
-    trained = parity
-    if trained_on != original:
-        reference = list(folder_log_probs(trained_on, batches, device, adapter=adapter))
-        trained = compare_log_probs(reference, folder_log_probs(merged, batches, device), batches)
-    return {
-        **parity.as_metrics("parity_"),
-        **trained.as_metrics("trained_"),
-        "update_kl": update.kl,
-        "parity_tokens": float(parity.tokens),
+    if len(variants) == 1:
+        return variants[0], {}
+    losses: Metrics = {}
+    scores = {}
+    for variant in variants:
+        folder = _empty(context.work / str(variant))
+        build(variant, folder)
+        new = folder_loss(
+            folder, batches_for(folder, data / "heldout.jsonl", section.parity_rows), context.device
+        )
+        old = folder_loss(folder, old_batches(folder, data, section.parity_rows), context.device)
+        shutil.rmtree(folder)
+        context.reporter.message(f"{variant}: loss {new:.4g} on new text, {old:.4g} on old")
+        losses |= {f"loss_new/{variant}": new, f"loss_old/{variant}": old}
+        scores[variant] = new + section.old_weight * old
+    if not all(map(math.isfinite, scores.values())):
+        raise ParityError(f"merge_fp16: a loss is not finite: {losses}; look at the training loss")
+    chosen = min(scores, key=lambda variant: scores[variant])
+    context.reporter.message(f"keeping {chosen}")
+    return chosen, {
+        **losses,
+        "chosen_scale": chosen.scale,
+        "chosen_dequantized": float(chosen.base == "dequantized"),
     }
 
 
-def check_parity(metrics: Metrics, section: MergeFp16) -> None:
-    """Refuse a merge that does not reproduce what was trained.
-
-    Raises:
-        ParityError: With the figure, its limit, the likely cause and the way out.
-    """
-    if exceeds(metrics["parity_kl"], section.parity_max_kl):
-        raise ParityError(
-            f"merge_fp16: merged differs from original+adapter by {metrics['parity_kl']:.3g} nats "
-            f"per token, limit merge_fp16.parity_max_kl={section.parity_max_kl:g} (the adapter "
-            f"itself moves the model by {metrics['update_kl']:.3g}); likely a missed module or a "
-            "wrong scale: check that adapter and original belong together"
-        )
-    if exceeds(metrics["trained_kl"], section.trained_max_kl):
-        raise ParityError(
-            f"merge_fp16: merged differs from the quantized base+adapter that was trained by "
-            f"{metrics['trained_kl']:.3g} nats per token, limit merge_fp16.trained_max_kl="
-            f"{section.trained_max_kl:g} (against original+adapter: {metrics['parity_kl']:.3g}); "
-            "the quantized base is far from the original: use a finer quantize_base.method"
-        )
+def _empty(folder: Path) -> Path:
+    """Make a folder anew: a killed attempt may have left half a model in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 STAGE = Stage(
     name="merge_fp16",
-    version=1,
+    version=2,
     kind="model",
-    libraries=("torch", "transformers", "tokenizers", "peft", "safetensors"),
+    libraries=("torch", "transformers", "tokenizers", "peft", "safetensors", "bitsandbytes"),
     execute=execute,
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 from requant.config.sections import QuantizeBase
 from requant.errors import ConfigError, ParityError
+from requant.provenance import weights_digest, write_provenance
 from requant.stage import Metrics, Stage, StageContext
 
 CALIBRATION_TOKENS = 512
@@ -45,6 +46,7 @@ def execute(
     else:
         _quantize_bitsandbytes(section.method, context, base)
     check_pairing(base, context.out)
+    write_provenance(context.out, original=weights_digest(base))
     context.reporter.message("measuring the quantized base")
     return {"size_ratio": size_ratio(context.out, base), **_measure(context, base, data)}
 
@@ -155,7 +157,7 @@ def _not_finite(what: str) -> str:
 
 STAGE = Stage(
     name="quantize_base",
-    version=1,
+    version=2,
     kind="model",
     libraries=(
         "torch",

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from requant.config.sections import RequantizeGptq
 from requant.errors import ParityError
+from requant.model_folder import CALIBRATION_NAME
 from requant.stage import Metrics, Stage, StageContext
-
-CALIBRATION_NAME = "calibration.json"
 
 
 def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data: Path) -> Metrics:

@@ -1,11 +1,12 @@
-"""train_adapter: LoRA or DoRA on the quantized base."""
+"""train_adapter: LoRA, DoRA or a prompt on the quantized base."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from requant.config.sections import TrainAdapter
+from requant.config.sections import UNMERGEABLE_METHODS, TrainAdapter
 from requant.errors import ContractError
+from requant.provenance import read_provenance, weights_digest, write_provenance
 from requant.stage import Metrics, Stage, StageContext
 
 
@@ -35,17 +36,29 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     # Seeds the random A: without it the same key would give other bytes.
     set_seed(context.seed)
     model = load_model(base, context.device, trainable=True)
-    _check_targets(model, section.target_modules)
-    model = get_peft_model(model, _lora_config(section))
+    if section.method not in UNMERGEABLE_METHODS:
+        _check_targets(model, section.target_modules)
+    model = get_peft_model(model, _peft_config(section))
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
     model.save_pretrained(context.out, save_embedding_layers=False)
     _normalise(context.out)
+    digest = weights_digest(base)
+    # An unquantized base is the original itself.
+    original = read_provenance(base).get("original", digest)
+    write_provenance(context.out, trained_on=digest, original=original)
     return metrics
 
 
-def _lora_config(section: TrainAdapter) -> Any:
-    from peft import LoraConfig
+def _peft_config(section: TrainAdapter) -> Any:
+    from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 
+    prompts = {
+        "prefix_tuning": PrefixTuningConfig,
+        "prompt_tuning": PromptTuningConfig,
+        "p_tuning": PromptEncoderConfig,
+    }
+    if section.method in prompts:
+        return prompts[section.method](num_virtual_tokens=section.rank, task_type="CAUSAL_LM")
     targets = section.target_modules
     return LoraConfig(
         r=section.rank,
@@ -53,6 +66,7 @@ def _lora_config(section: TrainAdapter) -> Any:
         lora_dropout=section.dropout,
         target_modules="all-linear" if targets == ("all-linear",) else list(targets),
         use_dora=section.method == "dora",
+        use_rslora=section.method == "rslora",
         task_type="CAUSAL_LM",
     )
 
@@ -62,7 +76,8 @@ def _normalise(adapter: Path) -> None:
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = None
-    config["target_modules"] = sorted(config["target_modules"])
+    if "target_modules" in config:
+        config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (adapter / "README.md").unlink(missing_ok=True)
 
@@ -86,7 +101,7 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
 
 STAGE = Stage(
     name="train_adapter",
-    version=1,
+    version=2,
     kind="adapter",
     libraries=(
         "torch",

@@ -1,62 +1,26 @@
-"""The adapter learns, the merge reproduces it, the continuation resumes where it was killed."""
+"""The adapter learns, the continuation resumes where it was killed."""
 
 import dataclasses
 import json
 import os
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 from chain import child_process
-from conftest import SilentReporter, make_context
-from safetensors.torch import load_file, save_file
+from conftest import STEPS, SilentReporter, make_context
+from safetensors.torch import load_file
 
 from requant.config.sections import (
     ContinueTrain,
-    MergeFp16,
-    Optimisation,
-    QuantizeBase,
     TrainAdapter,
 )
-from requant.errors import ContractError, ParityError, TerminalError
-from requant.models import load_model
-from requant.stages import continue_train, merge_fp16, quantize_base, train_adapter
+from requant.errors import ContractError, TerminalError
+from requant.provenance import read_provenance, weights_digest
+from requant.stages import continue_train, train_adapter
 from requant.store import describe
 from requant.training import check_gradients, last_checkpoint
-
-STEPS = Optimisation(
-    max_steps=6, batch_size=4, learning_rate=5e-3, max_length=96, checkpoint_steps=2
-)
-MERGE = MergeFp16(parity_rows=4, trained_max_kl=0.5)
-
-
-@pytest.fixture(scope="module")
-def nf4(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    context = make_context(tmp_path_factory.mktemp("nf4"))
-    quantize_base.execute(QuantizeBase(method="nf4"), context, base=tiny_base)
-    return context.out
-
-
-@pytest.fixture(scope="module", params=["lora", "dora"])
-def trained(request, nf4: Path, tiny_data: Path, tmp_path_factory) -> tuple[Path, dict]:
-    folder = tmp_path_factory.mktemp("adapter")
-    # The rows of one batch: every step sees the same text, so what it learns shows in the loss.
-    lines = (tiny_data / "train.jsonl").read_text().splitlines(keepends=True)
-    (folder / "train.jsonl").write_text("".join(lines[: STEPS.batch_size]))
-    context = make_context(folder)
-    section = TrainAdapter(method=request.param, rank=4, alpha=8, optimisation=STEPS)
-    metrics = train_adapter.execute(section, context, base=nf4, data=folder)
-    return context.out, metrics
-
-
-def merge(tmp_path: Path, adapter: Path, original: Path, nf4: Path, data: Path):
-    context = make_context(tmp_path / "merge")
-    metrics = merge_fp16.execute(
-        MERGE, context, original=original, trained_on=nf4, adapter=adapter, data=data
-    )
-    return context.out, metrics
 
 
 def test_the_adapter_learns_and_names_no_path(trained) -> None:
@@ -70,6 +34,11 @@ def test_the_adapter_learns_and_names_no_path(trained) -> None:
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
 
 
+def test_the_adapter_records_what_it_was_trained_on(trained, tiny_base: Path, nf4: Path) -> None:
+    recorded = read_provenance(trained[0])
+    assert recorded == {"original": weights_digest(tiny_base), "trained_on": weights_digest(nf4)}
+
+
 def test_the_same_seed_gives_the_same_bytes(nf4: Path, tiny_data: Path, tmp_path: Path) -> None:
     section = TrainAdapter(method="lora", rank=4, optimisation=STEPS)
     digests = set()
@@ -78,57 +47,6 @@ def test_the_same_seed_gives_the_same_bytes(nf4: Path, tiny_data: Path, tmp_path
         train_adapter.execute(section, context, base=nf4, data=tiny_data)
         digests.add(describe(context.out).digest)
     assert len(digests) == 1
-
-
-def test_merged_equals_original_plus_adapter(
-    trained, tmp_path: Path, tiny_base: Path, nf4: Path, tiny_data: Path
-) -> None:
-    folder, metrics = merge(tmp_path, trained[0], tiny_base, nf4, tiny_data)
-    assert metrics["parity_kl"] < 0.1 * metrics["update_kl"]
-    assert metrics["parity_agreement"] > 0.9
-    assert metrics["merged_tensors"] == 14
-    before = load_file(tiny_base / "model.safetensors")
-    after = load_file(folder / "model.safetensors")
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert len(changed) == 14
-    assert all("_proj" in name for name in changed)
-    load_model(folder, "cpu")
-
-
-def test_a_merge_that_did_nothing_fails_parity(
-    trained, tiny_base: Path, nf4: Path, tiny_data: Path
-) -> None:
-    good = {"parity_kl": 0.0, "trained_kl": 0.0, "update_kl": 1.0}
-    merge_fp16.check_parity(good, MERGE)
-    with pytest.raises(ParityError, match=r"merged differs from original\+adapter by nan"):
-        merge_fp16.check_parity({**good, "parity_kl": float("nan")}, MERGE)
-    # A no-op merge: the original itself, measured as if it were the merged model.
-    measured = merge_fp16.measure_parity(
-        merged=tiny_base,
-        original=tiny_base,
-        trained_on=nf4,
-        adapter=trained[0],
-        data=tiny_data,
-        rows=4,
-        device="cpu",
-    )
-    assert measured["parity_kl"] == pytest.approx(measured["update_kl"])
-    tight = MergeFp16(parity_max_kl=measured["update_kl"] / 2)
-    with pytest.raises(ParityError, match=r"limit merge_fp16.parity_max_kl=.*missed module"):
-        merge_fp16.check_parity(measured, tight)
-
-
-def test_a_diverged_adapter_is_refused(
-    trained, tmp_path: Path, tiny_base: Path, nf4: Path, tiny_data: Path
-) -> None:
-    broken = tmp_path / "broken"
-    shutil.copytree(trained[0], broken)
-    tensors = load_file(broken / "adapter_model.safetensors")
-    next(tensor for name, tensor in tensors.items() if "lora_B" in name)[0, 0] = float("nan")
-    save_file(tensors, broken / "adapter_model.safetensors")
-    with pytest.raises(ParityError, match="is not finite after merging"):
-        merge(tmp_path, broken, tiny_base, nf4, tiny_data)
 
 
 def test_an_unknown_target_module_is_refused_before_training(

@@ -1,0 +1,101 @@
+"""Settings of several stages that contradict each other: what would go wrong, and the way out."""
+
+from typing import TYPE_CHECKING
+
+from requant.config.sections import UNMERGEABLE_METHODS, FilesData, HubData
+
+if TYPE_CHECKING:
+    from requant.config import Config
+
+
+def check_stages_fit(config: "Config") -> None:
+    """Refuse settings that cannot work together.
+
+    Raises:
+        ValueError: Naming the fields, their values and valid ones.
+    """
+    if config.train_adapter.enabled:
+        _check_trainable(config)
+    _check_nothing_is_lost(config)
+    if config.merge_fp16.enabled:
+        _check_merge(config)
+    for section in ("train_adapter", "continue_train"):
+        batch = getattr(config, section).optimisation.batch_size
+        if config.runs(section) and batch % config.runtime.ranks:
+            raise ValueError(
+                f"{section}.optimisation.batch_size: {batch} cannot be shared by "
+                f"runtime.ranks={config.runtime.ranks}; give a multiple of it"
+            )
+
+
+def _check_trainable(config: "Config") -> None:
+    quantized = config.quantize_base.method if config.quantize_base.enabled else None
+    method = config.train_adapter.method
+    if method == "dora" and quantized in {"gptq", "int8"}:
+        raise ValueError(
+            f"train_adapter.method: 'dora' cannot train on quantize_base.method={quantized!r} "
+            "(peft refuses it); valid with dora: quantize_base.method=nf4 or "
+            "quantize_base.enabled=false"
+        )
+    if "all-linear" in config.train_adapter.target_modules and quantized == "gptq":
+        raise ValueError(
+            "train_adapter.target_modules: 'all-linear' finds no layer on a GPTQ base; "
+            "name the layers, e.g. [q_proj, v_proj]"
+        )
+
+
+def _check_nothing_is_lost(config: "Config") -> None:
+    """An adapter is merged, or evaluated as it is; a base is not quantized for nobody."""
+    trains, merges = config.train_adapter.enabled, config.merge_fp16.enabled
+    method = config.train_adapter.method
+    if trains and merges and method in UNMERGEABLE_METHODS:
+        raise ValueError(
+            f"train_adapter.method: {method!r} adds tokens, not weights: it cannot be merged. "
+            "Evaluate and serve it as an adapter (merge_fp16.enabled=false, "
+            "continue_train.enabled=false, requantize_gptq.enabled=false), or train lora or dora"
+        )
+    if merges and not trains:
+        raise ValueError(
+            "merge_fp16.enabled: true with train_adapter.enabled=false: the chain would merge "
+            "nothing; set merge_fp16.enabled=false"
+        )
+    if trains and not merges:
+        for later in ("continue_train", "requantize_gptq"):
+            if config.runs(later):
+                raise ValueError(
+                    f"merge_fp16.enabled: false with train_adapter.enabled=true: {later} would "
+                    f"lose the adapter; set merge_fp16.enabled=true, or {later}.enabled=false to "
+                    "evaluate and serve the adapter as it is"
+                )
+    if config.quantize_base.enabled and not trains:
+        raise ValueError(
+            "quantize_base.enabled: true with train_adapter.enabled=false quantizes a base "
+            "that nothing uses; set quantize_base.enabled=false"
+        )
+
+
+def _check_merge(config: "Config") -> None:
+    merge, quantize, again = config.merge_fp16, config.quantize_base, config.requantize_gptq
+    if merge.base != "original" and not quantize.enabled:
+        raise ValueError(
+            f"merge_fp16.base: {merge.base!r} with quantize_base.enabled=false: nothing was "
+            "quantized; set merge_fp16.base=original"
+        )
+    same_grid = quantize.method == "gptq" and again.enabled and again.bits == 4
+    if merge.base != "original" and same_grid and again.group_size == quantize.group_size:
+        raise ValueError(
+            f"merge_fp16.base: {merge.base!r} with quantize_base.method='gptq' and "
+            f"requantize_gptq.group_size={again.group_size}: weights that lie on a 4-bit grid are "
+            "rounded to the same grid again, which takes back most of what was trained; set "
+            "merge_fp16.base=original, or another group_size or quantize_base.method"
+        )
+    source = config.prepare_data.source
+    no_old = isinstance(source, HubData) or (
+        isinstance(source, FilesData) and source.old_text is None
+    )
+    if merge.tries and no_old:
+        raise ValueError(
+            f"merge_fp16: base={merge.base!r}, scales={list(merge.scales)} are chosen by the loss "
+            "on new and old text, and there is no old text; give prepare_data.source.old_text "
+            "(kind files), or one scale and base=original or dequantized"
+        )

@@ -1,0 +1,30 @@
+"""What earlier nights of a model line left that tonight can build on."""
+
+from requant.config.sections import UNMERGEABLE_METHODS
+from requant.store import StageRecord, Store, all_records
+
+
+def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
+    """Return the adapters of the nights before as merge_fp16's inputs: past_1 is last night's.
+
+    Of the same model line, trained on the same base and mergeable; equal adapters count once.
+
+    Args:
+        store: Of the model line.
+        tonight: Record of tonight's adapter. Only what was trained before it counts, so that a
+            night that is repeated later takes the same ones.
+        nights: At most as many.
+    """
+    base = tonight.key_fields["inputs"]["base"]
+    line = tonight.labels.get("pipeline")
+    found: dict[str, StageRecord] = {}
+    for record in sorted(all_records(store), key=lambda item: item.started, reverse=True):
+        alike = (
+            record.stage == tonight.stage
+            and record.labels.get("pipeline") == line
+            and record.key_fields["inputs"]["base"] == base
+            and record.key_fields["config"]["method"] not in UNMERGEABLE_METHODS
+        )
+        if alike and record.started < tonight.started and record.digest != tonight.digest:
+            found.setdefault(record.digest, record)
+    return {f"past_{age}": record for age, record in enumerate([*found.values()][:nights], 1)}

@@ -1,0 +1,228 @@
+"""Merge adapters into a model folder: plan with the headers alone, then write."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from requant.contract import some
+from requant.errors import ContractError, ParityError
+from requant.merging.adapter import Adapter, lora_updates, read_adapter
+from requant.merging.combine import Combination, combined_updates
+from requant.merging.dequantize import dequantized_updates
+from requant.merging.stream import Change, write_merged
+from requant.merging.updates import Update, chained, interpolated
+from requant.merging.vocabulary import Vocabulary, is_vocabulary, settle_vocabulary
+from requant.model_folder import INDEX_NAME, copy_companions, copy_tokenizer, set_fields
+from requant.models import read_model_config
+from requant.weights import TensorHeader, read_headers
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How several adapters become one update; see `requant.merging.combine`."""
+
+    method: Combination = "cat"
+    weights: Sequence[float] = ()
+    """Of each adapter; empty for equal shares of one."""
+    density: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """A merge that has passed every check that needs no tensor."""
+
+    original: Path
+    updates: Mapping[str, Update]
+    vocabulary: Vocabulary
+
+
+def plan_merge(
+    original: Path, adapters: Sequence[Path], *, untie: bool = False, mix: Mix | None = None
+) -> MergePlan:
+    """Check that adapters fit a model, and say what merging them will do.
+
+    Args:
+        original: Model folder in 16 or 32 bit.
+        adapters: peft folders, each trained on (a quantization of) the original.
+        untie: Whether a tied output layer may become one of its own.
+        mix: Of several adapters.
+
+    Raises:
+        ContractError: Naming the tensors: of a type that cannot be merged, missing in one of the
+            two, of another shape, or of another vocabulary.
+    """
+    headers = read_headers(original)
+    fitted = [_fit(original, folder, headers, untie) for folder in adapters]
+    if len(fitted) == 1:
+        updates, vocabulary = fitted[0]
+        return MergePlan(original, updates, vocabulary)
+    for folder, (_, vocabulary) in zip(adapters, fitted, strict=True):
+        if vocabulary != Vocabulary():
+            raise ContractError(
+                f"{folder}: changes the vocabulary or unties the output layer, which cannot be "
+                "combined with other adapters; merge it alone"
+            )
+    mix = mix or Mix()
+    weights = mix.weights or [1 / len(fitted)] * len(fitted)
+    if len(weights) != len(fitted):
+        raise ContractError(f"{len(weights)} weights for {len(fitted)} adapters; give one for each")
+    updates = combined_updates(
+        [updates for updates, _ in fitted], mix.method, weights, density=mix.density, seed=mix.seed
+    )
+    return MergePlan(original, updates, Vocabulary())
+
+
+def _fit(
+    original: Path, folder: Path, headers: Mapping[str, TensorHeader], untie: bool
+) -> tuple[dict[str, Update], Vocabulary]:
+    adapter = read_adapter(folder)
+    updates = _updates(adapter, original, headers)
+    if not updates:
+        raise ContractError(f"{folder}: holds no tensor that changes the model")
+    config = read_model_config(original)
+    updates, vocabulary = settle_vocabulary(
+        adapter, updates, original, headers, config, untie=untie
+    )
+    _check_shapes(adapter, updates, headers, vocabulary.added)
+    return updates, vocabulary
+
+
+def _updates(
+    adapter: Adapter, original: Path, headers: Mapping[str, TensorHeader]
+) -> dict[str, Update]:
+    if adapter.config["peft_type"] == "LORA":
+        return lora_updates(adapter, headers)
+    # Imports peft and transformers, which LoRA needs not.
+    from requant.merging.tuners import tuner_updates
+
+    return tuner_updates(adapter, original, headers)
+
+
+def _check_shapes(
+    adapter: Adapter,
+    updates: Mapping[str, Update],
+    headers: Mapping[str, TensorHeader],
+    added: Mapping[str, str],
+) -> None:
+    known = headers.keys() | added.keys()
+    if missing := sorted(updates.keys() - known):
+        raise ContractError(
+            f"{adapter.folder}: {len(missing)} of its {len(updates)} tensors are not in the "
+            f"original: {some(missing)}; it was trained on another architecture"
+        )
+    wrong = []
+    for name, update in updates.items():
+        shape = headers[added.get(name, name)].shape
+        free = 1 if is_vocabulary(name) else 0
+        if len(shape) != len(update.shape) or update.shape[free:] != shape[free:]:
+            wrong.append(f"{name} ({list(shape)} in the original, {list(update.shape)} here)")
+    if wrong:
+        raise ContractError(
+            f"{adapter.folder}: {len(wrong)} of its {len(updates)} tensors have another shape: "
+            f"{some(wrong)}; it was trained on another base"
+        )
+
+
+def scaled(plan: MergePlan, scale: float) -> MergePlan:
+    """Merge a share of the update alone: W + scale (W' - W)."""
+    updates = {name: interpolated(update, scale) for name, update in plan.updates.items()}
+    return replace(plan, updates=updates)
+
+
+def onto_dequantized(plan: MergePlan, quantized: Path) -> MergePlan:
+    """Merge into what quantization left of the original, which is what the adapter was trained on.
+
+    Exactly the modules that were quantized are round-tripped. A scaled plan stays scaled: its share
+    is added to the round-tripped weights.
+
+    Args:
+        plan: Onto the original.
+        quantized: Model folder the adapter was trained on.
+    """
+    left = dequantized_updates(quantized, read_headers(plan.original))
+    merged = {name: chained(left.get(name), update) for name, update in plan.updates.items()}
+    return replace(plan, updates={**left, **merged})
+
+
+def write_plan(
+    plan: MergePlan,
+    out: Path,
+    *,
+    dtype: str | None = None,
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Change]:
+    """Write the merged model; config.json comes last, so that half a model does not load.
+
+    Args:
+        plan: From `plan_merge`.
+        out: Existing folder.
+        dtype: torch name of the floating dtype to write; None keeps the original's.
+        on_shard: Told of (shards written, shards) after each one.
+
+    Returns:
+        Updated tensor to what changed in it.
+
+    Raises:
+        ParityError: If a merged weight is not finite, or the merged model is the original.
+    """
+    vocabulary = plan.vocabulary
+    changes = write_merged(
+        plan.original, plan.updates, out, dtype=dtype, added=vocabulary.added, on_shard=on_shard
+    )
+    if not any(change.changed for change in changes.values()):
+        moved = any(change.update for change in changes.values())
+        cause = "rounding took all of the update" if moved else "the update is zero everywhere"
+        raise ParityError(
+            f"merge_fp16: the merged weights are the original's: {cause}; train longer or with a "
+            "higher learning rate"
+        )
+    copy_companions(plan.original, out, with_index=True)
+    if vocabulary.tokenizer:
+        copy_tokenizer(vocabulary.tokenizer, out)
+    _mend_index(out)
+    set_fields(out, {**vocabulary.config, **({"dtype": dtype} if dtype else {})})
+    return changes
+
+
+def totals(changes: Mapping[str, Change]) -> dict[str, float]:
+    """Flat figures of a merge: counts, and ratios over all merged tensors together."""
+    whole = sum(changes.values(), start=Change())
+    return {
+        "merged_tensors": float(sum(change.update > 0 for change in changes.values())),
+        "rounding_ratio": whole.rounding_ratio,
+        "changed_share": whole.changed_share,
+    }
+
+
+def per_tensor(changes: Mapping[str, Change]) -> list[dict[str, Any]]:
+    """A row for each merged tensor, for the report."""
+    return [
+        {
+            "tensor": name,
+            "update_norm": change.update**0.5,
+            "rounding_ratio": change.rounding_ratio,
+            "changed_share": change.changed_share,
+        }
+        for name, change in sorted(changes.items())
+    ]
+
+
+def _mend_index(folder: Path) -> None:
+    """Bring the shard index in line with shards that gained a tensor or rows."""
+    path = folder / INDEX_NAME
+    if not path.exists():
+        return
+    index = json.loads(path.read_bytes())
+    headers = read_headers(folder)
+    files = dict(sorted((name, header.file.name) for name, header in headers.items()))
+    size = sum(header.end - header.start for header in headers.values())
+    mended = {
+        **index,
+        "metadata": {**index.get("metadata", {}), "total_size": size},
+        "weight_map": files,
+    }
+    if mended != index:
+        path.write_text(json.dumps(mended, indent=2) + "\n")

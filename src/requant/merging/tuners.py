@@ -1,0 +1,129 @@
+"""Adapters other than LoRA: peft's own merge, one module at a time, in float32.
+
+The model peft is given has no weights: every weight is one number repeated, which takes no memory,
+and gets the original's values only while its turn lasts.
+"""
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from requant.contract import some
+from requant.errors import ContractError
+from requant.merging.adapter import PREFIX, WEIGHTS_NAME, Adapter, locate
+from requant.merging.updates import Apply, Update
+from requant.weights import TensorHeader
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tuner_updates(
+    adapter: Adapter, original: Path, headers: Mapping[str, TensorHeader]
+) -> dict[str, Update]:
+    """Say what an adapter does to each tensor of the original.
+
+    Args:
+        adapter: Of a peft_type whose layers can be merged.
+        original: Model folder; its config.json is read.
+        headers: Tensor name to header.
+
+    Raises:
+        ContractError: If peft cannot merge this type, or the adapter's tensors are not those its
+            configuration asks for.
+    """
+    from requant.models import import_gptqmodel, quiet_libraries
+
+    import_gptqmodel()
+    with quiet_libraries():
+        model = _with_adapter(original, adapter)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    # Merging moves values through the one model there is.
+    lock = threading.Lock()
+    updates: dict[str, Update] = {}
+    for path, module in model.named_modules():
+        name = path.removeprefix(PREFIX)
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            trained = module.get_submodule(f"modules_to_save.{module.active_adapters[0]}")
+            for leaf, tensor in trained.named_parameters():
+                updates[locate(f"{name}.{leaf}", headers)] = _constant(tensor)
+        elif isinstance(module, BaseTunerLayer):
+            for leaf, _ in module.get_base_layer().named_parameters(recurse=False):
+                tensor_name = locate(f"{name}.{leaf}", headers)
+                if tensor_name in headers:
+                    shape = headers[tensor_name].shape
+                    updates[tensor_name] = _through(module, leaf, shape, lock)
+    return updates
+
+
+def _with_adapter(original: Path, adapter: Adapter) -> Any:
+    """Wrap a model without weights in the adapter, and check that its tensors are all there."""
+    import torch
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from peft import set_peft_model_state_dict as load_state
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(original, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(_weightless(parameter.shape)))
+    peft_config = PeftConfig.from_pretrained(str(adapter.folder))
+    wrapped = get_peft_model(model, peft_config)
+    state = load_file(adapter.folder / WEIGHTS_NAME)
+    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
+    for names, what in (
+        (expected - state.keys(), "lacks"),
+        (state.keys() - expected, "holds, beyond what its configuration asks for,"),
+    ):
+        if names:
+            raise ContractError(
+                f"{adapter.folder / WEIGHTS_NAME}: {what} {some(sorted(names))}; the file and its "
+                "configuration do not belong together, or it was trained on another architecture"
+            )
+    try:
+        load_state(wrapped, state)
+    except RuntimeError as error:
+        raise ContractError(f"{adapter.folder}: was trained on another base: {error}") from error
+    return wrapped.eval().requires_grad_(False)
+
+
+def _weightless(shape: "torch.Size") -> "torch.Tensor":
+    import torch
+
+    return torch.zeros(1).expand(shape)
+
+
+def _constant(tensor: "torch.Tensor") -> Update:
+    whole = tensor.detach().float()
+    return Update(tuple(whole.shape), lambda: lambda weight, rows: whole[rows])
+
+
+def _through(module: Any, leaf: str, shape: tuple[int, ...], lock: threading.Lock) -> Update:
+    """Merge one weight or bias by the tuner layer it belongs to."""
+
+    def apply(weight: "torch.Tensor", rows: slice) -> "torch.Tensor":
+        with lock:
+            parameters = dict(module.get_base_layer().named_parameters(recurse=False))
+            empty = {name: parameter.data for name, parameter in parameters.items()}
+            try:
+                for name, parameter in parameters.items():
+                    # Some tuners write into all of a layer's parameters in place.
+                    parameter.data = weight.clone() if name == leaf else empty[name].contiguous()
+                module.merge(safe_merge=False, adapter_names=list(module.active_adapters))
+                merged: torch.Tensor = getattr(module.get_base_layer(), leaf).detach().clone()
+            finally:
+                module.merged_adapters.clear()
+                for name, parameter in parameters.items():
+                    parameter.data = empty[name]
+        return merged
+
+    def open_layer() -> Apply:
+        return apply
+
+    return Update(shape, open_layer, by_rows=False)

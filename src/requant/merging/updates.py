@@ -1,0 +1,95 @@
+"""What an adapter does to one tensor: float32 rows in, float32 rows out, nothing rounded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Apply = Callable[["torch.Tensor", slice], "torch.Tensor"]
+"""(float32 rows of the original, which rows they are) -> the same rows merged, float32."""
+
+Axis = Literal["rows", "columns"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """What becomes of one tensor of the original."""
+
+    shape: tuple[int, ...]
+    """Of the merged tensor; only the first dimension may differ from the original's."""
+    open: Callable[[], Apply]
+    """Reads the adapter's part of it, when the tensor's turn has come."""
+    by_rows: bool = True
+    """Rows can be merged without seeing the others."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The factors of a LoRA or DoRA update of one weight, as the weight lies in its file."""
+
+    left: "torch.Tensor"
+    """[rows, rank]: B of a linear layer, A transposed where the file holds W transposed."""
+    right: "torch.Tensor"
+    """[rank, columns]."""
+    scale: float
+    magnitude: "torch.Tensor | None" = None
+    """DoRA's m, one entry per output."""
+    outputs: Axis = "rows"
+    """Where the outputs lie: rows of a linear layer, columns of Conv1D and of an embedding."""
+
+
+def merge_low_rank(weight: "torch.Tensor", update: LowRank, rows: slice) -> "torch.Tensor":
+    """Apply a low-rank update to rows of a weight.
+
+    LoRA: W' = W + s B A (arXiv:2106.09685, eq. 3). DoRA: W' = m (W + s B A) / ||W + s B A||, the
+    norm of each output (arXiv:2402.09353, eq. 5; peft 0.21 tuners/lora/dora.py).
+
+    Args:
+        weight: float32 [rows, columns].
+        update: Of the whole weight.
+        rows: Which rows `weight` is; all of them where a magnitude belongs to columns.
+
+    Returns:
+        float32 [rows, columns].
+    """
+    import torch
+
+    merged = torch.addmm(weight, update.left[rows], update.right, alpha=update.scale)
+    if update.magnitude is None:
+        return merged
+    if update.outputs == "rows":
+        return merged.mul_((update.magnitude[rows] / merged.norm(dim=1)).unsqueeze(1))
+    return merged.mul_(update.magnitude / merged.norm(dim=0))
+
+
+def interpolated(update: Update, scale: float) -> Update:
+    """Go only part of the way: W + scale (W' - W).
+
+    Args:
+        update: The whole way.
+        scale: 0 is the original, 1 the whole way.
+    """
+
+    def open_scaled() -> Apply:
+        apply = update.open()
+
+        def part(weight: "torch.Tensor", rows: slice) -> "torch.Tensor":
+            return weight.lerp(apply(weight, rows), scale)
+
+        return part
+
+    return update if scale == 1 else Update(update.shape, open_scaled, update.by_rows)
+
+
+def chained(first: Update | None, second: Update) -> Update:
+    """One update upon the result of another."""
+    if first is None:
+        return second
+
+    def open_both() -> Apply:
+        inner, outer = first.open(), second.open()
+        return lambda weight, rows: outer(inner(weight, rows), rows)
+
+    return Update(second.shape, open_both, first.by_rows and second.by_rows)

@@ -1,0 +1,157 @@
+"""What an adapter means for the tensors with a row per token, embedding and output layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from requant.contract import has_tokenizer, token_ids, tokenizer_digest
+from requant.errors import ContractError
+from requant.merging.adapter import Adapter, split_names
+from requant.merging.updates import Update
+from requant.weights import TensorHeader
+
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+OUTPUT_LAYERS = ("lm_head", "embed_out")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What must happen to a model besides its updates; nothing by default."""
+
+    added: Mapping[str, str] = field(default_factory=dict)
+    """New tensor to the tensor it starts from."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of config.json that change."""
+    tokenizer: Path | None = None
+    """Folder whose tokenizer the merged model gets; None for the original's."""
+
+
+def settle_vocabulary(
+    adapter: Adapter,
+    updates: Mapping[str, Update],
+    original: Path,
+    headers: Mapping[str, TensorHeader],
+    config: Mapping[str, Any],
+    *,
+    untie: bool,
+) -> tuple[dict[str, Update], Vocabulary]:
+    """Decide what becomes of embedding, output layer and tokenizer.
+
+    Args:
+        adapter: The adapter.
+        updates: What it does to the tensors of the original.
+        original: Model folder.
+        headers: Of its tensors.
+        config: Of its config.json.
+        untie: Whether an output layer that is tied to the embedding may become one of its own.
+
+    Returns:
+        The updates without a copy that only repeats a tied tensor, and what else must happen.
+
+    Raises:
+        ContractError: If only one of two tied tensors was trained and `untie` is false, if the two
+            end with different numbers of rows, or if tokenizer and rows do not agree.
+    """
+    names: dict[str, TensorHeader | Update] = {**headers, **updates}
+    embedding = _find(names, EMBEDDINGS, "model.embed_tokens.weight")
+    output = _find(names, OUTPUT_LAYERS, "lm_head.weight")
+    kept = dict(updates)
+    changes: dict[str, Any] = {}
+    added: dict[str, str] = {}
+    tied = bool(config.get("tie_word_embeddings", output not in headers))
+    if tied and {embedding, output} & updates.keys():
+        if _same_bytes(adapter, embedding, output):
+            del kept[output]
+        else:
+            _check_may_untie(adapter, updates, embedding, output, untie)
+            changes["tie_word_embeddings"] = False
+            tied = False
+            if output not in headers:
+                added[output] = embedding
+    rows = {
+        name: names[name].shape[0] if name not in kept else kept[name].shape[0]
+        for name in ((embedding,) if tied else (embedding, output))
+        if name in names
+    }
+    if len(set(rows.values())) > 1:
+        raise ContractError(
+            f"{adapter.folder}: after merging {embedding} has {rows[embedding]} rows and {output} "
+            f"{rows[output]}; save both with the adapter (peft: modules_to_save, or "
+            "save_embedding_layers=True)"
+        )
+    before = headers[embedding].shape[0] if embedding in headers else 0
+    after = rows.get(embedding, before)
+    if after != before:
+        changes["vocab_size"] = after
+    tokenizer = _settle_tokenizer(adapter, original, before, after)
+    return kept, Vocabulary(added, changes, tokenizer)
+
+
+def is_vocabulary(name: str) -> bool:
+    """Tell whether a tensor has a row for each token."""
+    return name.split(".")[-2:-1] in ([leaf] for leaf in EMBEDDINGS + OUTPUT_LAYERS)
+
+
+def _find(names: Mapping[str, object], leaves: tuple[str, ...], otherwise: str) -> str:
+    endings = tuple(f".{leaf}.weight" for leaf in leaves)
+    return next((name for name in names if f".{name}".endswith(endings)), otherwise)
+
+
+def _same_bytes(adapter: Adapter, embedding: str, output: str) -> bool:
+    """Tell whether both were saved whole and are the same tensor."""
+    import torch
+    from safetensors import safe_open
+
+    from requant.merging.adapter import PREFIX, WEIGHTS_NAME
+
+    factors, whole = split_names(adapter.tensors)
+    if not {embedding, output} <= whole.keys() or {m + ".weight" for m in factors} & {
+        embedding,
+        output,
+    }:
+        return False
+    with safe_open(adapter.folder / WEIGHTS_NAME, framework="pt") as file:
+        pair = [file.get_tensor(PREFIX + whole[name]) for name in (embedding, output)]
+    return bool(torch.equal(*pair))
+
+
+def _check_may_untie(
+    adapter: Adapter, updates: Mapping[str, Update], embedding: str, output: str, untie: bool
+) -> None:
+    if untie:
+        return
+    trained = " and ".join(sorted({embedding, output} & updates.keys()))
+    raise ContractError(
+        f"{adapter.folder}: trained {trained}, but {embedding} and {output} of the original are "
+        "tied (tie_word_embeddings): merged into the one tensor the update would act twice. Set "
+        "merge_fp16.untie=true to give the model an output layer of its own, or train without them"
+    )
+
+
+def _settle_tokenizer(adapter: Adapter, original: Path, before: int, after: int) -> Path | None:
+    folder = adapter.folder
+    if not has_tokenizer(folder):
+        if after != before:
+            raise ContractError(
+                f"{folder}: its embedding has {after} rows, the original {before}, and it brings "
+                "no tokenizer; save the tokenizer that was trained with into the adapter's folder"
+            )
+        return None
+    ours, theirs = token_ids(original), token_ids(folder)
+    tokens = max(theirs.values(), default=-1) + 1
+    if tokens > after:
+        raise ContractError(
+            f"{folder}: its tokenizer has {tokens} tokens and the merged embedding {after} rows; "
+            "save the resized embedding with the adapter (peft: save_embedding_layers=True)"
+        )
+    grown = len(theirs) > len(ours) and ours.items() <= theirs.items()
+    if grown or after != before:
+        return folder
+    if tokenizer_digest(folder) != tokenizer_digest(original):
+        raise ContractError(
+            f"{folder}: its tokenizer is not the original's (vocabulary, merges, special tokens or "
+            "chat template differ); it was trained with another one. Merge it into the model of "
+            "that tokenizer, or delete its tokenizer files to keep the original's"
+        )
+    return None

@@ -1,0 +1,18 @@
+"""A machine of its own for each file, so that files can be tested at once."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.machine import Machine, make_machine
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    machine = make_machine(tmp_path_factory.mktemp("machine"))
+    said = machine.up()
+    assert f"Prefect:  http://127.0.0.1:{machine.prefect_port}" in said
+    assert f"MLflow:   http://127.0.0.1:{machine.mlflow_port}" in said
+    yield machine
+    assert machine.down().strip() == "stopped: worker, mlflow-server, prefect-server"
+    assert "nothing was running" in machine.down()

@@ -1,0 +1,109 @@
+"""Nights on a real Prefect server and worker: killed, cancelled, overdue, retried."""
+
+import time
+from typing import Any
+
+from requant.services import stop
+from requant.store import Store
+from tests.e2e.machine import Machine, eventually, kill
+
+STEPS = 160
+CHECKPOINT = 10
+LONG = {
+    "train_adapter": {
+        "optimisation": {
+            "max_steps": STEPS,
+            "batch_size": 16,
+            "max_length": 96,
+            "checkpoint_steps": CHECKPOINT,
+        }
+    },
+    "merge_fp16": {"trained_max_kl": 5.0},
+    "continue_train": {"enabled": False},
+    "requantize_gptq": {"enabled": False},
+    "evaluate": {"enabled": False},
+    "promote": {"enabled": False},
+}
+"""A night whose training takes long enough to be killed in, and that ends soon after."""
+
+
+def long_night(machine: Machine, seed: int, launcher: str = "inline", **more: Any) -> str:
+    """Start a night whose training has not been done yet, and wait until it trains."""
+    config = machine.config(**LONG, **more)
+    config["train_adapter"]["alpha"] = 8 + seed
+    config["runtime"]["launcher"] = launcher
+    run = machine.start(config)
+    machine.wait_for_log(run, f"for {STEPS} steps")
+    return run
+
+
+def wait_for_checkpoint(machine: Machine, run: str) -> int:
+    return max(eventually("a checkpoint", lambda: machine.checkpoints(run)))
+
+
+def resumed_at(machine: Machine, run: str) -> int:
+    """Return the step a training went on from, as its log says."""
+    log = machine.log(run)
+    return int(log.rpartition("resuming from checkpoint-")[2].split()[0])
+
+
+# -------------------------------------------------------------------- nights that must not run
+
+
+def test_a_second_night_is_cancelled_and_cancelling_leaves_no_orphan(machine: Machine) -> None:
+    run = long_night(machine, 1, launcher="process")
+    assert len(machine.stage_processes()) == 1
+    second = machine.wait(machine.start(), "CANCELLED")
+    assert "concurrency limit" in second["state"]["message"].lower()
+    started = time.monotonic()
+    machine.post(f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}})
+    machine.wait(run, "CANCELLED", seconds=30)
+    assert not machine.stage_processes()
+    assert time.monotonic() - started < 10
+
+
+def test_an_overdue_night_is_skipped_with_the_reason(machine: Machine) -> None:
+    run = machine.wait(machine.start(hours_ago=5), "CANCELLED")
+    assert "later than runtime.max_late_minutes=180" in run["state"]["message"]
+
+
+# -------------------------------------------------------------------- what is killed goes on
+
+
+def test_a_killed_stage_goes_on_and_a_server_that_restarts_is_waited_for(machine: Machine) -> None:
+    run = long_night(machine, 2, launcher="process")
+    last = wait_for_checkpoint(machine, run)
+    kill(*machine.stage_processes())
+    machine.wait_for_log(run, "resuming from checkpoint-")
+    assert stop(Store(machine.state), "prefect-server")
+    assert "prefect-server: started" in machine.up()
+    assert machine.wait(run, "COMPLETED")["run_count"] == 1
+    assert "most likely the machine ran out of memory" in machine.log(run)
+    assert resumed_at(machine, run) >= last
+    logs = sorted(path.name for path in (machine.state / "logs" / run).glob("train_adapter*"))
+    assert logs == ["train_adapter.1.log", "train_adapter.2.log"]
+
+
+def test_a_killed_flow_is_crashed_and_its_retry_goes_on(machine: Machine) -> None:
+    run = long_night(machine, 3)
+    last = wait_for_checkpoint(machine, run)
+    kill(machine.flow_process())
+    machine.wait(run, "CRASHED", seconds=60)
+    # The worker reports the same end twice, and the second report would undo a retry before it.
+    time.sleep(5)
+    machine.retry(run)
+    machine.wait(run, "COMPLETED")
+    # At most one checkpoint interval is done again.
+    assert resumed_at(machine, run) >= last
+
+
+def test_a_dead_machine_is_noticed_and_the_night_goes_on(machine: Machine) -> None:
+    run = long_night(machine, 5)
+    last = wait_for_checkpoint(machine, run)
+    kill(machine.worker(), machine.flow_process())
+    crashed = machine.wait(run, "CRASHED", seconds=200)
+    assert "no heartbeat for 90 s" in crashed["state"]["message"]
+    assert "worker: started" in machine.up()
+    machine.retry(run)
+    machine.wait(run, "COMPLETED")
+    assert resumed_at(machine, run) >= last

@@ -1,0 +1,274 @@
+"""The stage: the merge is what was trained, each fault is named, of several the better is kept."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import STEPS, make_context
+from safetensors.torch import load_file, save_file
+
+from requant.config.sections import MergeFp16, QuantizeBase, TrainAdapter
+from requant.errors import ContractError, ParityError
+from requant.merging import onto_dequantized, plan_merge, scaled, write_plan
+from requant.merging.parity import check_parity, measure_parity
+from requant.models import load_model
+from requant.provenance import weights_digest, write_provenance
+from requant.stage import Metrics
+from requant.stages import merge_fp16, quantize_base, train_adapter
+
+SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5, trained_max_loss=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the stage is given."""
+
+    original: Path
+    trained_on: Path
+    adapter: Path
+    data: Path
+
+    def merge(self, folder: Path, section: MergeFp16 = SECTION, **past: Path) -> tuple[Path, dict]:
+        context = make_context(folder)
+        return context.out, merge_fp16.execute(section, context, **vars(self), **past)
+
+    def measured(self, merged: Path) -> Metrics:
+        return {
+            "rounding_ratio": 0.0,
+            **measure_parity(merged=merged, **vars(self), rows=4, device="cpu"),
+        }
+
+
+@pytest.fixture(scope="module")
+def inputs(trained, tiny_base: Path, nf4: Path, tiny_data: Path) -> Inputs:
+    return Inputs(tiny_base, nf4, trained[0], tiny_data)
+
+
+@pytest.fixture
+def altered(inputs: Inputs, tmp_path: Path) -> Inputs:
+    """Inputs whose adapter is a copy that a test may spoil."""
+    adapter = tmp_path / "altered"
+    shutil.copytree(inputs.adapter, adapter)
+    return dataclasses.replace(inputs, adapter=adapter)
+
+
+def test_merged_equals_original_plus_adapter(inputs: Inputs, tmp_path: Path) -> None:
+    folder, metrics = inputs.merge(tmp_path)
+    assert metrics["parity_kl"] < 1e-4 * metrics["update_kl"]
+    assert metrics["parity_agreement"] > 0.98
+    assert metrics["merged_tensors"] == 14
+    assert 0 < metrics["rounding_ratio"] < 0.1
+    rows = json.loads((folder / "merge.json").read_text())
+    assert len(rows) == 14
+    assert all(0 < row["changed_share"] <= 1 and row["update_norm"] > 0 for row in rows)
+    before = load_file(inputs.original / "model.safetensors")
+    after = load_file(folder / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {row["tensor"] for row in rows}
+    for name in ("chat_template.jinja", "generation_config.json", "config.json", "tokenizer.json"):
+        assert (folder / name).read_bytes() == (inputs.original / name).read_bytes()
+    assert not (folder / "provenance.json").exists()
+    load_model(folder, "cpu")
+
+
+# -------------------------------------------------------------------- planted faults
+
+
+def test_an_adapter_of_another_base_is_refused(altered: Inputs, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(altered.original, other)
+    weights = load_file(other / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1.01
+    save_file(weights, other / "model.safetensors")
+    with pytest.raises(ContractError, match=r"altered: was made from another original \(weights"):
+        dataclasses.replace(altered, original=other).merge(tmp_path / "a")
+    with pytest.raises(ContractError, match="was made from another trained on"):
+        dataclasses.replace(altered, trained_on=other).merge(tmp_path / "b")
+    (altered.adapter / "provenance.json").unlink()
+    with pytest.raises(ContractError, match="does not record which model it was trained on"):
+        altered.merge(tmp_path / "c")
+
+
+@pytest.mark.parametrize("fault", ["no-op", "half", "module"])
+def test_a_merge_that_does_not_do_what_the_adapter_does(
+    fault: str, inputs: Inputs, tmp_path: Path
+) -> None:
+    plan = plan_merge(inputs.original, [inputs.adapter])
+    merged = tmp_path
+    if fault == "no-op":
+        merged = inputs.original
+    elif fault == "half":
+        write_plan(scaled(plan, 0.5), merged)
+    else:
+        kept = {n: u for n, u in plan.updates.items() if "layers.0.mlp.down_proj" not in n}
+        write_plan(dataclasses.replace(plan, updates=kept), merged)
+    measured = inputs.measured(merged)
+    with pytest.raises(
+        ParityError,
+        match=r"does not do what the adapter does: merged against original\+adapter .* against the "
+        r"quantized base\+adapter .* likely a missed module or a wrong scale",
+    ):
+        check_parity(measured, SECTION)
+
+
+def test_a_diverged_adapter_is_refused(altered: Inputs, tmp_path: Path) -> None:
+    path = altered.adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(tensor for name, tensor in tensors.items() if "lora_B" in name)[0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(ParityError, match="is not finite after merging"):
+        altered.merge(tmp_path)
+
+
+def test_a_missing_module_is_refused(altered: Inputs, tmp_path: Path) -> None:
+    path = altered.adapter / "adapter_model.safetensors"
+    kept = {n: t for n, t in load_file(path).items() if "layers.1.self_attn.q_proj" not in n}
+    save_file(kept, path)
+    with pytest.raises(ContractError, match=r"holds nothing for model.layers.1.self_attn.q_proj"):
+        altered.merge(tmp_path)
+
+
+def test_a_swapped_tokenizer_is_refused(altered: Inputs, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(altered.original / name, altered.adapter / name)
+    altered.merge(tmp_path / "same")
+    path = altered.adapter / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ContractError, match="its tokenizer is not the original's"):
+        altered.merge(tmp_path / "swapped")
+
+
+def test_over_a_limit_both_figures_are_named(inputs: Inputs, tmp_path: Path) -> None:
+    tight = SECTION.model_copy(update={"trained_max_kl": 1e-9, "trained_min_agreement": 0.9999})
+    with pytest.raises(
+        ParityError,
+        match=r"is not the one that was trained.*Missed: merge_fp16.trained_max_kl=1e-09",
+    ):
+        inputs.merge(tmp_path, tight)
+    good = {
+        "parity_kl": 0.0, "trained_kl": 0.0, "update_kl": 1.0, "rounding_ratio": 0.1,
+        "trained_agreement": 1.0, "trained_loss_change": 0.0,
+    }  # fmt: skip
+    check_parity(good, SECTION)
+    for name in good.keys() - {"update_kl"}:
+        with pytest.raises(ParityError):
+            check_parity({**good, name: float("nan")}, SECTION)
+    with pytest.raises(ParityError, match=r"rounding takes 0.6 of the update's norm"):
+        check_parity({**good, "rounding_ratio": 0.6}, SECTION)
+
+
+# -------------------------------------------------------------------- what is merged into
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8", "gptq"])
+def test_dequantized_weights_are_those_the_library_multiplies_with(
+    method: str, tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    from peft.utils.integrations import dequantize_module_weight
+
+    context = make_context(tmp_path)
+    section = QuantizeBase(method=method, group_size=64, calibration_rows=4)
+    quantize_base.execute(section, context, base=tiny_base, data=tiny_data)
+    bare = dataclasses.replace(_no_plan(tiny_base), updates={})
+    out = tmp_path / "dequantized"
+    out.mkdir()
+    changes = write_plan(onto_dequantized(bare, context.out), out, dtype="float32")
+    ours, original = (
+        load_file(out / "model.safetensors"),
+        load_file(tiny_base / "model.safetensors"),
+    )
+    model = load_model(context.out, "cpu")
+    for name, tensor in ours.items():
+        if name not in changes:
+            assert torch.equal(tensor, original[name].float())
+            continue
+        module = model.get_submodule(name.removesuffix(".weight"))
+        if method == "gptq":
+            theirs = module.dequantize_weight().T
+        else:
+            theirs = dequantize_module_weight(module)
+        torch.testing.assert_close(tensor, theirs.float(), rtol=5e-3, atol=1e-4)
+        assert 0 < (tensor - original[name].float()).norm() < 0.3 * tensor.norm()
+    assert len(changes) == 14
+
+
+def _no_plan(original: Path):
+    from requant.merging import MergePlan
+    from requant.merging.vocabulary import Vocabulary
+
+    return MergePlan(original, {}, Vocabulary())
+
+
+def test_the_dequantized_merge_is_closer_to_what_was_trained(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    _, onto_original = inputs.merge(tmp_path / "a")
+    section = SECTION.model_copy(update={"base": "dequantized"})
+    _, dequantized = inputs.merge(tmp_path / "b", section)
+    assert dequantized["trained_kl"] < 0.1 * onto_original["trained_kl"]
+    assert dequantized["parity_kl"] < 1e-3 * dequantized["update_kl"]
+
+
+def test_of_several_the_better_is_kept(inputs: Inputs, tmp_path: Path) -> None:
+    section = SECTION.model_copy(update={"base": "measured", "scales": (1.0, 0.5)})
+    folder, metrics = inputs.merge(tmp_path, section)
+    tried = [f"{base}-{scale}" for base in ("original", "dequantized") for scale in ("1", "0.5")]
+    sums = {name: metrics[f"loss_new/{name}"] + metrics[f"loss_old/{name}"] for name in tried}
+    best = min(sums, key=lambda name: sums[name])
+    assert best == (
+        f"{'dequantized' if metrics['chosen_dequantized'] else 'original'}-"
+        f"{metrics['chosen_scale']:g}"
+    )
+    assert len(set(sums.values())) == 4
+    load_model(folder, "cpu")
+
+
+def test_past_nights_are_merged_from_the_original(
+    trained, inputs: Inputs, nf4: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    context = make_context(tmp_path / "yesterday", seed=5)
+    section = TrainAdapter(rank=2, optimisation=STEPS)
+    train_adapter.execute(section, context, base=nf4, data=tiny_data)
+    folder, metrics = inputs.merge(
+        tmp_path / "both", SECTION.model_copy(update={"past_nights": 1}), past_1=context.out
+    )
+    alone, _ = inputs.merge(tmp_path / "alone")
+    before = load_file(inputs.original / "model.safetensors")
+    both, one = (load_file(f / "model.safetensors") for f in (folder, alone))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    yesterday, _ = Inputs(inputs.original, nf4, context.out, tiny_data).merge(tmp_path / "past")
+    other = load_file(yesterday / "model.safetensors")
+    mean = (one[name].double() + other[name].double()) / 2
+    assert not torch.equal(both[name], one[name])
+    torch.testing.assert_close(both[name].double(), mean, rtol=0.01, atol=1e-4)
+    assert both.keys() == before.keys()
+    # What is proved is tonight's adapter alone.
+    assert metrics["parity_kl"] < 1e-4 * metrics["update_kl"]
+
+
+def test_what_was_left_of_a_killed_attempt_is_not_used(inputs: Inputs, tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    (context.work / "proof").mkdir()
+    (context.work / "proof" / "model-9.safetensors").write_bytes(b"half")
+    section = SECTION.model_copy(update={"scales": (0.5,)})
+    merge_fp16.execute(section, context, **vars(inputs))
+    assert not list(context.out.glob("model-9*"))
+
+
+def test_an_unquantized_base_is_its_own_original(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    context = make_context(tmp_path / "adapter")
+    section = TrainAdapter(method="rslora", rank=4, optimisation=STEPS)
+    train_adapter.execute(section, context, base=tiny_base, data=tiny_data)
+    _, metrics = Inputs(tiny_base, tiny_base, context.out, tiny_data).merge(tmp_path / "m")
+    assert metrics["trained_kl"] == metrics["parity_kl"]
+    write_provenance(context.out, original=weights_digest(tiny_base), trained_on="0" * 64)
+    with pytest.raises(ContractError, match=r"another trained on \(weights 000000000000, here"):
+        Inputs(tiny_base, tiny_base, context.out, tiny_data).merge(tmp_path / "n")
