@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from requant.contract import some
 from requant.errors import ContractError
-from requant.merging.updates import Apply, LowRank, Update, chained, merge_low_rank
+from requant.merging.updates import (
+    Apply,
+    LowRank,
+    Update,
+    chained,
+    merge_low_rank,
+    square_of,
+)
 from requant.weights import TensorHeader, read_shard_header
 
 if TYPE_CHECKING:
@@ -282,22 +289,24 @@ def _low_rank(adapter: Adapter, module: str, names: set[str]) -> Update:
     outputs = adapter.tensors[f"{module}.{b}"].shape[0]
     dora = "lora_magnitude_vector" in names
 
-    def open_factors() -> Apply:
+    def load() -> LowRank:
         left, right = adapter.load(f"{module}.{b}"), adapter.load(f"{module}.{a}")
         if transposed:
             left, right = right.T.contiguous(), left.T.contiguous()
         magnitude = adapter.load(f"{module}.lora_magnitude_vector").flatten() if dora else None
-        low_rank = LowRank(
-            left,
-            right,
-            _scale(adapter.config, module),
-            magnitude,
-            "columns" if transposed else "rows",
-        )
+        scale = _scale(adapter.config, module)
+        return LowRank(left, right, scale, magnitude, "columns" if transposed else "rows")
+
+    def open_factors() -> Apply:
+        low_rank = load()
         return lambda weight, rows: merge_low_rank(weight, low_rank, rows)
 
-    shape = (inputs, outputs) if transposed else (outputs, inputs)
-    return Update(shape, open_factors, by_rows=not (dora and transposed))
+    return Update(
+        shape=(inputs, outputs) if transposed else (outputs, inputs),
+        open=open_factors,
+        by_rows=not (dora and transposed),
+        open_square=None if dora else lambda: square_of(load()),
+    )
 
 
 def _shift(adapter: Adapter, module: str) -> Update:

@@ -62,7 +62,7 @@ def _combined(
         weights = torch.tensor([weight for _, weight in parts])
 
         def apply(weight: "torch.Tensor", rows: slice) -> "torch.Tensor":
-            deltas = [apply_one(weight, rows) - weight for apply_one in opened]
+            deltas = [apply_one(weight.clone(), rows) - weight for apply_one in opened]
             return weight + combine(deltas, weights)
 
         return apply

@@ -182,7 +182,8 @@ def write_plan(
     copy_companions(plan.original, out, with_index=True)
     if vocabulary.tokenizer:
         copy_tokenizer(vocabulary.tokenizer, out)
-    _mend_index(out)
+    if dtype or vocabulary.config:
+        _mend_index(out)
     set_fields(out, {**vocabulary.config, **({"dtype": dtype} if dtype else {})})
     return changes
 
@@ -211,7 +212,7 @@ def per_tensor(changes: Mapping[str, Change]) -> list[dict[str, Any]]:
 
 
 def _mend_index(folder: Path) -> None:
-    """Bring the shard index in line with shards that gained a tensor or rows."""
+    """Bring the shard index in line with shards that gained a tensor, rows or another dtype."""
     path = folder / INDEX_NAME
     if not path.exists():
         return
@@ -219,10 +220,6 @@ def _mend_index(folder: Path) -> None:
     headers = read_headers(folder)
     files = dict(sorted((name, header.file.name) for name, header in headers.items()))
     size = sum(header.end - header.start for header in headers.values())
-    mended = {
-        **index,
-        "metadata": {**index.get("metadata", {}), "total_size": size},
-        "weight_map": files,
-    }
-    if mended != index:
-        path.write_text(json.dumps(mended, indent=2) + "\n")
+    metadata = {**index.get("metadata", {}), "total_size": size}
+    mended = {**index, "metadata": metadata, "weight_map": files}
+    path.write_text(json.dumps(mended, indent=2) + "\n")

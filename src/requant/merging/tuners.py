@@ -114,7 +114,7 @@ def _through(module: Any, leaf: str, shape: tuple[int, ...], lock: threading.Loc
             try:
                 for name, parameter in parameters.items():
                     # Some tuners write into all of a layer's parameters in place.
-                    parameter.data = weight.clone() if name == leaf else empty[name].contiguous()
+                    parameter.data = weight if name == leaf else empty[name].contiguous()
                 module.merge(safe_merge=False, adapter_names=list(module.active_adapters))
                 merged: torch.Tensor = getattr(module.get_base_layer(), leaf).detach().clone()
             finally:

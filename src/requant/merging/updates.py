@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     import torch
 
 Apply = Callable[["torch.Tensor", slice], "torch.Tensor"]
-"""(float32 rows of the original, which rows they are) -> the same rows merged, float32."""
+"""(float32 rows of the original, which rows they are) -> the same rows merged, float32.
+
+The rows that are handed in may be overwritten."""
 
 Axis = Literal["rows", "columns"]
 
@@ -23,6 +25,9 @@ class Update:
     """Reads the adapter's part of it, when the tensor's turn has come."""
     by_rows: bool = True
     """Rows can be merged without seeing the others."""
+    open_square: "Callable[[], Callable[[slice], float]] | None" = None
+    """Opens a function from rows to the squared norm of what is added to them; None where that
+    costs no less than the difference."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,33 @@ def merge_low_rank(weight: "torch.Tensor", update: LowRank, rows: slice) -> "tor
     norm of each output (arXiv:2402.09353, eq. 5; peft 0.21 tuners/lora/dora.py).
 
     Args:
-        weight: float32 [rows, columns].
+        weight: float32 [rows, columns]; overwritten.
         update: Of the whole weight.
         rows: Which rows `weight` is; all of them where a magnitude belongs to columns.
 
     Returns:
         float32 [rows, columns].
     """
-    import torch
-
-    merged = torch.addmm(weight, update.left[rows], update.right, alpha=update.scale)
+    merged = weight.addmm_(update.left[rows], update.right, alpha=update.scale)
     if update.magnitude is None:
         return merged
     if update.outputs == "rows":
         return merged.mul_((update.magnitude[rows] / merged.norm(dim=1)).unsqueeze(1))
     return merged.mul_(update.magnitude / merged.norm(dim=0))
+
+
+def square_of(update: LowRank) -> Callable[[slice], float]:
+    """Squared Frobenius norm of s L R for rows of L, without the product.
+
+    ||L R||^2 = sum((L R R^T) * L), at rank^2 operations a row instead of rank * columns.
+    """
+    gram = update.right @ update.right.T
+
+    def square(rows: slice) -> float:
+        left = update.left[rows]
+        return update.scale**2 * float(((left @ gram) * left).sum())
+
+    return square
 
 
 def interpolated(update: Update, scale: float) -> Update:
@@ -76,7 +93,7 @@ def interpolated(update: Update, scale: float) -> Update:
         apply = update.open()
 
         def part(weight: "torch.Tensor", rows: slice) -> "torch.Tensor":
-            return weight.lerp(apply(weight, rows), scale)
+            return weight.lerp(apply(weight.clone(), rows), scale)
 
         return part
 
