@@ -15,6 +15,7 @@ from requant.errors import ContractError, ParityError
 from requant.merging import onto_dequantized, plan_merge, scaled, write_plan
 from requant.merging.parity import check_parity, measure_parity
 from requant.models import load_model
+from requant.parity import batches_for
 from requant.provenance import weights_digest, write_provenance
 from requant.stage import Metrics
 from requant.stages import merge_fp16, quantize_base, train_adapter
@@ -36,10 +37,10 @@ class Inputs:
         return context.out, merge_fp16.execute(section, context, **vars(self), **past)
 
     def measured(self, merged: Path) -> Metrics:
-        return {
-            "rounding_ratio": 0.0,
-            **measure_parity(merged=merged, **vars(self), rows=4, device="cpu"),
-        }
+        given = {name: value for name, value in vars(self).items() if name != "data"}
+        batches = batches_for(merged, self.data / "heldout.jsonl", 4)
+        measured = measure_parity(merged=merged, **given, batches=batches, device="cpu")
+        return {"rounding_ratio": 0.0, **measured}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from requant.cli import artifacts, nights, operations
+from requant.cli import artifacts, models, nights, operations
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         operations.rollback,
         operations.notify,
     ),
+    "Models": (models.merge, models.compare),
     "Artifacts": (artifacts.lineage, artifacts.verify, artifacts.gc),
 }
 

@@ -56,19 +56,19 @@ def plan_merge(
     """
     headers = read_headers(original)
     fitted = [_fit(original, folder, headers, untie) for folder in adapters]
+    mix = mix or Mix()
+    weights = mix.weights or [1 / len(fitted)] * len(fitted)
+    if len(weights) != len(fitted):
+        raise ContractError(f"{len(weights)} weights for {len(fitted)} adapters; give one for each")
     if len(fitted) == 1:
         updates, vocabulary = fitted[0]
-        return MergePlan(original, updates, vocabulary)
+        return scaled(MergePlan(original, updates, vocabulary), weights[0])
     for folder, (_, vocabulary) in zip(adapters, fitted, strict=True):
         if vocabulary != Vocabulary():
             raise ContractError(
                 f"{folder}: changes the vocabulary or unties the output layer, which cannot be "
                 "combined with other adapters; merge it alone"
             )
-    mix = mix or Mix()
-    weights = mix.weights or [1 / len(fitted)] * len(fitted)
-    if len(weights) != len(fitted):
-        raise ContractError(f"{len(weights)} weights for {len(fitted)} adapters; give one for each")
     updates = combined_updates(
         [updates for updates, _ in fitted], mix.method, weights, density=mix.density, seed=mix.seed
     )

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from requant.config.sections import MergeFp16
 from requant.errors import ParityError
-from requant.fidelity import compare_log_probs, exceeds
-from requant.parity import batches_for, folder_log_probs
+from requant.fidelity import Batch, compare_log_probs, exceeds
+from requant.parity import folder_log_probs
 from requant.stage import Metrics
 
 if TYPE_CHECKING:
@@ -20,20 +20,18 @@ def measure_parity(
     original: Path,
     trained_on: Path,
     adapter: Path,
-    data: Path,
-    rows: int,
+    batches: list[Batch],
     device: str,
     vocabulary: int | None = None,
 ) -> Metrics:
-    """Measure a merged model on held-out assistant tokens, in float32.
+    """Measure a merged model on held-out text, in float32.
 
     Args:
         merged: What is measured.
         original: The model that was merged into.
         trained_on: The model the adapter was trained on.
         adapter: peft folder.
-        data: Dataset artifact; `heldout.jsonl` is read.
-        rows: Conversations.
+        batches: What both models read.
         device: cpu or cuda.
         vocabulary: Rows of the embedding, where the adapter brings another number.
 
@@ -42,7 +40,6 @@ def measure_parity(
         here); trained_*: merged against trained_on+adapter (what quantization costs the hand-over);
         update_kl: original+adapter against original (what there was to merge, nats per token).
     """
-    batches = batches_for(merged, data / "heldout.jsonl", rows)
 
     def run(folder: Path, adapter: Path | None = None) -> "Iterator[torch.Tensor]":
         return folder_log_probs(

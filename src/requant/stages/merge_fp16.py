@@ -81,17 +81,14 @@ def execute(
     newest_first = [adapter, *(past[role] for role in sorted(past, key=_night))]
     mix = Mix(section.combine, section.weights[: len(newest_first)], section.density, context.seed)
     plans = {"tonight": plan_merge(original, [adapter], untie=section.untie)}
-    plans["all"] = (
-        plan_merge(original, newest_first, untie=section.untie, mix=mix)
-        if past
-        else plans["tonight"]
-    )
+    plans["all"] = plan_merge(original, newest_first, untie=section.untie, mix=mix)
+    mixed = bool(past or section.weights)
     bases: tuple[Base, ...] = (
         ("original", "dequantized") if section.base == "measured" else (section.base,)
     )
     whole = Variant(bases[0], 1.0, "tonight")
     wanted = [
-        Variant(base, scale, "all" if past else "tonight")
+        Variant(base, scale, "all" if mixed else "tonight")
         for base, scale in product(bases, section.scales)
     ]
 
@@ -111,8 +108,7 @@ def execute(
         original=_reference(whole.base, plans["tonight"], trained_on, context.work),
         trained_on=trained_on,
         adapter=adapter,
-        data=data,
-        rows=section.parity_rows,
+        batches=batches_for(proof, data / "heldout.jsonl", section.parity_rows),
         device=context.device,
         vocabulary=plans["tonight"].vocabulary.config.get("vocab_size"),
     )

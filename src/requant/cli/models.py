@@ -1,0 +1,161 @@
+"""Commands on model folders, without a pipeline: merge adapters, compare two models."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from requant.cli.common import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from requant.fidelity import Fidelity
+
+Text = Annotated[
+    Path | None,
+    typer.Option(
+        help=".jsonl with messages or text, or plain text; without it the texts Python comes with"
+    ),
+]
+Sequences = Annotated[int, typer.Option(min=2, help="pieces of text, 256 tokens each at most")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Method = Literal["cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+
+
+def merge(
+    base: Annotated[Path, typer.Option(help="16- or 32-bit model the adapters belong to")],
+    adapter: Annotated[list[Path], typer.Option(help="peft folder, may be repeated")],
+    out: Annotated[Path, typer.Option(help="new folder")],
+    trained_on: Annotated[
+        Path | None, typer.Option(help="quantized base that was trained on, to compare with")
+    ] = None,
+    text: Text = None,
+    sequences: Sequences = 16,
+    parity: Annotated[
+        bool, typer.Option(help="measure the merged model against the unmerged one")
+    ] = True,
+    combine: Annotated[Method, typer.Option(help="how several become one")] = "cat",
+    weight: Annotated[
+        list[float] | None, typer.Option(help="of each adapter; equal shares of one without it")
+    ] = None,
+    density: Annotated[
+        float, typer.Option(min=0.01, max=0.99, help="share of an update ties and dare keep")
+    ] = 0.5,
+    scale: Annotated[float, typer.Option(min=0.0, max=1.0, help="share of the update")] = 1.0,
+    dtype: Annotated[
+        Literal["original", "bfloat16", "float16", "float32"], typer.Option(help="of the weights")
+    ] = "original",
+    untie: Annotated[
+        bool, typer.Option(help="may give a tied output layer weights of its own")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Merge peft adapters into a model, with every check of the pipeline."""
+    from rich.progress import Progress
+
+    with errors():
+        from requant.merging import Mix
+        from requant.merging.standalone import Request, merge_request, plan_request, unproved
+        from requant.models import resolve_device
+        from requant.text import file_batches
+
+        request = Request(
+            base=base,
+            adapters=adapter,
+            out=out,
+            trained_on=trained_on,
+            mix=Mix(combine, weight or (), density),
+            scale=scale,
+            dtype=None if dtype == "original" else dtype,
+            untie=untie,
+        )
+        plan = plan_request(request)
+        batches = (lambda model: file_batches(model, text, sequences)) if parity else None
+        if batches:
+            batches(base)
+        for folder in unproved(request):
+            typer.echo(f"{folder}: does not record its base; checked by names, shapes and parity")
+        with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+            bar = progress.add_task("shards", total=None)
+            metrics = merge_request(
+                request,
+                plan,
+                batches,
+                resolve_device(device),
+                lambda done, total: progress.update(bar, completed=done, total=total),
+            )
+    _print_merge(metrics)
+    typer.echo(f"merged: {out}")
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(help="model folder; the reference")],
+    b: Annotated[Path, typer.Argument(help="model folder")],
+    text: Text = None,
+    sequences: Sequences = 64,
+    device: Device = "auto",
+) -> None:
+    """Measure how far model B is from model A: KL, agreement, loss, with paired standard errors."""
+    with errors():
+        from requant.contract import token_ids
+        from requant.errors import ConfigError, ContractError
+        from requant.fidelity import compare_log_probs
+        from requant.models import read_model_config, resolve_device
+        from requant.parity import folder_log_probs
+        from requant.text import file_batches
+
+        for folder in (a, b):
+            if not folder.is_dir():
+                raise ConfigError(f"{folder}: is no folder; give a Hugging Face model")
+            read_model_config(folder)
+        if token_ids(a) != token_ids(b):
+            raise ContractError(f"{a} and {b}: have different tokenizers; compare models of one")
+        chosen = resolve_device(device)
+        batches = file_batches(a, text, sequences)
+        fidelity = compare_log_probs(
+            list(folder_log_probs(a, batches, chosen, exact=True)),
+            folder_log_probs(b, batches, chosen, exact=True),
+            batches,
+        )
+    _print_comparison(fidelity, len(batches))
+
+
+def _print_merge(metrics: "Mapping[str, float]") -> None:
+    lines = [
+        f"{metrics['merged_tensors']:.0f} tensors merged, {metrics['changed_share']:.1%} of their "
+        f"weights changed; rounding error {metrics['rounding_ratio']:.2%} of the update"
+    ]
+    if "parity_kl" in metrics:
+        lines.append(
+            f"against original + adapter: KL {metrics['parity_kl']:.2g} nats per token, agreement "
+            f"{metrics['parity_agreement']:.2%} (the adapter itself: KL {metrics['update_kl']:.2g})"
+        )
+        if metrics["trained_kl"] != metrics["parity_kl"]:
+            lines.append(
+                f"against quantized base + adapter: KL {metrics['trained_kl']:.2g}, agreement "
+                f"{metrics['trained_agreement']:.2%}, loss {metrics['trained_loss_change']:+.2g}"
+            )
+    typer.echo("\n".join(lines))
+
+
+def _print_comparison(fidelity: "Fidelity", sequences: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "mean per token", "standard error", "95% interval")
+    names = {
+        "kl": "KL(A || B), nats",
+        "agreement": "same most likely token",
+        "loss_change": "loss of B minus A, nats",
+    }
+    for name, title in names.items():
+        found = fidelity.paired[name]
+        low, high = found.mean - 1.96 * found.error, found.mean + 1.96 * found.error
+        table.add_row(title, f"{found.mean:.4g}", f"{found.error:.2g}", f"{low:.4g} to {high:.4g}")
+    Console().print(table)
+    typer.echo(
+        f"loss of A {fidelity.loss_reference:.4f}, of B {fidelity.loss_candidate:.4f}, over "
+        f"{fidelity.tokens} tokens of {sequences} sequences (paired by sequence)"
+    )

@@ -1,0 +1,151 @@
+"""A merge outside the pipeline: any Hugging Face folders, the same checks, one atomic result."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.canonical import canonical_json
+from requant.config.sections import MergeFp16
+from requant.contract import check_pairing
+from requant.errors import ConfigError
+from requant.fidelity import Batch
+from requant.merging.fold import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
+from requant.merging.parity import check_parity, measure_parity
+from requant.model_folder import MERGE_NAME
+from requant.models import quantization_of, read_model_config
+from requant.provenance import check_provenance, read_provenance, weights_digest
+from requant.stage import Metrics
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks to be merged."""
+
+    base: Path
+    adapters: Sequence[Path]
+    out: Path
+    trained_on: Path | None = None
+    """The quantized base the adapters were trained on; None where it is at hand no more."""
+    mix: Mix | None = None
+    scale: float = 1.0
+    dtype: str | None = None
+    """torch name of the floating dtype to write; None keeps each tensor's own."""
+    untie: bool = False
+
+
+def plan_request(request: Request) -> MergePlan:
+    """Check all that can be checked before the work.
+
+    Raises:
+        ConfigError: If a folder is missing, quantized, or `out` holds something.
+        ContractError: If the folders do not belong together.
+    """
+    for folder in (request.base, *request.adapters):
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: is no folder; give a Hugging Face model or peft adapter")
+    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
+        raise ConfigError(f"--out {request.out}: holds something already; give a new folder")
+    method = quantization_of(read_model_config(request.base))
+    if method is not None:
+        raise ConfigError(
+            f"--base {request.base}: is quantized ({method}); merging would round the update away. "
+            "Give the original in 16 or 32 bit, and this one as --trained-on"
+        )
+    plan = plan_merge(request.base, list(request.adapters), untie=request.untie, mix=request.mix)
+    digests = {"original": request.base}
+    if request.trained_on is not None:
+        check_pairing(request.base, request.trained_on)
+        digests["trained_on"] = request.trained_on
+    if recorded := [folder for folder in request.adapters if read_provenance(folder)]:
+        wanted = {role: weights_digest(folder) for role, folder in digests.items()}
+        for folder in recorded:
+            check_provenance(folder, **wanted)
+    return plan
+
+
+def unproved(request: Request) -> list[Path]:
+    """Return the adapters that do not record which model they were trained on."""
+    return [folder for folder in request.adapters if not read_provenance(folder)]
+
+
+def merge_request(
+    request: Request,
+    plan: MergePlan,
+    batches: Callable[[Path], list[Batch]] | None,
+    device: str,
+    on_shard: Callable[[int, int], None],
+) -> Metrics:
+    """Merge beside `out`, measure, and give it its name only when it has passed.
+
+    Args:
+        request: What was asked for.
+        plan: From `plan_request`.
+        batches: Encodes the text parity is measured on with a model's tokenizer; None to skip.
+        device: cpu or cuda.
+        on_shard: Told of (shards written, shards).
+
+    Returns:
+        Figures as the stage merge_fp16; without those of parity where it was skipped.
+
+    Raises:
+        ParityError: As the stage merge_fp16; nothing is left then.
+    """
+    partial = request.out.with_name(f"{request.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        changes = write_plan(
+            scaled(plan, request.scale), partial, dtype=request.dtype, on_shard=on_shard
+        )
+        (partial / MERGE_NAME).write_bytes(canonical_json(per_tensor(changes)))
+        metrics = totals(changes)
+        if batches is not None:
+            metrics |= _prove(request, partial, metrics["rounding_ratio"], batches, device)
+        if request.out.exists():
+            request.out.rmdir()
+        partial.rename(request.out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return metrics
+
+
+def _prove(
+    request: Request,
+    merged: Path,
+    rounding_ratio: float,
+    batches: Callable[[Path], list[Batch]],
+    device: str,
+) -> Metrics:
+    """Measure each adapter merged alone and whole, by the code that merged what was asked for.
+
+    Returns:
+        The figures of the adapter that was furthest off.
+    """
+    plain = len(request.adapters) == 1 and request.scale == 1 and not (request.mix or Mix()).weights
+    worst: Metrics = {}
+    for adapter in request.adapters:
+        plan = plan_merge(request.base, [adapter], untie=request.untie)
+        proof, ratio = merged, rounding_ratio
+        if not plain:
+            proof = merged.with_name(f"{merged.name}.proof")
+            shutil.rmtree(proof, ignore_errors=True)
+            proof.mkdir()
+            ratio = totals(write_plan(plan, proof, dtype=request.dtype))["rounding_ratio"]
+        try:
+            metrics = measure_parity(
+                merged=proof,
+                original=request.base,
+                trained_on=request.trained_on or request.base,
+                adapter=adapter,
+                batches=batches(proof),
+                device=device,
+                vocabulary=plan.vocabulary.config.get("vocab_size"),
+            )
+            check_parity({**metrics, "rounding_ratio": ratio}, MergeFp16())
+        finally:
+            if not plain:
+                shutil.rmtree(proof, ignore_errors=True)
+        if not worst or metrics["parity_kl"] > worst["parity_kl"]:
+            worst = metrics
+    return worst

@@ -1,0 +1,61 @@
+"""Text to measure models on: a file of a person's own, or what every Python has."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from requant.contract import chat_template
+from requant.errors import ConfigError
+from requant.evaluation_tasks import chunks
+from requant.fidelity import Batch, held_out_batches, text_batches
+from requant.models import load_tokenizer
+
+TOKENS = 256
+"""Per sequence; with the number of sequences it bounds the log-probabilities in memory."""
+
+
+def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
+    """Encode text with a model's tokenizer.
+
+    Args:
+        model: Model folder.
+        path: .jsonl of rows with `messages` (their assistant turns carry loss) or `text`; any other
+            file is plain text, cut into pieces of whole paragraphs. None for Python's own topics.
+        sequences: At most as many.
+
+    Raises:
+        ConfigError: Naming the line that is no such row, or if the model has no chat template.
+    """
+    tokenizer = load_tokenizer(model)
+    if path is None:
+        from requant.corpus.stdlib import topics
+
+        pieces = [piece for _, text in topics() for piece in chunks(text)]
+        return text_batches(
+            tokenizer, pieces[:: max(1, len(pieces) // sequences)][:sequences], TOKENS
+        )
+    if not path.is_file():
+        raise ConfigError(f"--text {path}: is no file; give .jsonl or plain text")
+    if path.suffix != ".jsonl":
+        return text_batches(tokenizer, chunks(path.read_text())[:sequences], TOKENS)
+    rows = [_row(path, number, line) for number, line in enumerate(path.open(), start=1)]
+    if all("text" in row for row in rows):
+        return text_batches(tokenizer, [row["text"] for row in rows[:sequences]], TOKENS)
+    if chat_template(model) is None:
+        raise ConfigError(
+            f"--text {path}: holds conversations, and {model} has no chat template; give plain text"
+        )
+    conversations = [row for row in rows if "messages" in row][:sequences]
+    return held_out_batches(tokenizer, conversations, TOKENS)[:sequences]
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f"--text {path}: line {number} is not JSON: {error}") from error
+    if not isinstance(row, dict) or not {"messages", "text"} & row.keys():
+        raise ConfigError(
+            f"--text {path}: line {number} has neither `messages` nor `text`; expected one of them"
+        )
+    return row

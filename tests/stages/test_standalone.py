@@ -1,0 +1,117 @@
+"""`requant merge` and `requant compare` on folders of anybody's."""
+
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from requant.cli import app
+
+
+def requant(*words: object, fails: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == fails, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def text(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "own.jsonl"
+    shutil.copyfile(tiny_data / "heldout.jsonl", path)
+    return path
+
+
+@pytest.fixture
+def words(trained, tiny_base: Path, nf4: Path, text: Path, tmp_path: Path) -> list[object]:
+    """Of a merge that works."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(trained[0], adapter)
+    return [
+        *("merge", "--base", tiny_base, "--adapter", adapter, "--out", tmp_path / "out"),
+        *("--text", text, "--sequences", 4, "--device", "cpu"),
+    ]
+
+
+def test_a_merge_by_hand_is_checked_and_compared(
+    words: list[object], tiny_base: Path, nf4: Path, text: Path, tmp_path: Path
+) -> None:
+    said = requant(*words, "--trained-on", nf4)
+    assert "14 tensors merged" in said
+    assert re.search(r"against original \+ adapter: KL \S+ nats per token", said)
+    assert "against quantized base + adapter" in said
+    assert "does not record" not in said
+    out = tmp_path / "out"
+    assert load_file(out / "model.safetensors").keys() == (
+        load_file(tiny_base / "model.safetensors").keys()
+    )
+    assert "holds something already; give a new folder" in requant(*words, fails=2)
+    said = requant("compare", tiny_base, out, "--text", text, "--device", "cpu")
+    assert "paired by sequence" in said
+    mean, error = map(float, re.search(r"KL\(A \|\| B\), nats │ (\S+) │ (\S+)", said).groups())
+    assert 0 < error < mean
+    same = requant("compare", tiny_base, tiny_base, "--sequences", 2, "--device", "cpu")
+    assert re.search(r"KL\(A \|\| B\), nats │ 0 │ 0 ", same)
+
+
+def test_several_a_share_and_builtin_text(
+    words: list[object], trained, tiny_base: Path, tmp_path: Path
+) -> None:
+    words = [word for word in words if word != "--text" and not str(word).endswith(".jsonl")]
+    second = tmp_path / "second"
+    shutil.copytree(trained[0], second)
+    tensors = load_file(second / "adapter_model.safetensors")
+    tensors = {name: t * 0.5 if "lora_B" in name else t for name, t in tensors.items()}
+    save_file(tensors, second / "adapter_model.safetensors")
+    (second / "provenance.json").unlink()
+    more = ("--adapter", second, "--weight", 0.5, "--weight", 0.5, "--scale", 0.5)
+    said = requant(*words, *more)
+    assert f"{second}: does not record its base; checked by names, shapes and parity" in said
+    assert not list(tmp_path.glob("*.partial*"))
+    assert "1 weights for 2 adapters" in requant(
+        *words[:5], "--adapter", second, "--weight", 1, "--out", tmp_path / "x", fails=2
+    )
+
+
+def test_what_fails_leaves_nothing(words: list[object], nf4: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    next(t for name, t in tensors.items() if "lora_B" in name)[0, 0] = math.nan
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    assert "is not finite after merging" in requant(*words, fails=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+    quantized = [nf4 if str(word).endswith("tiny_base0/out") else word for word in words]
+    assert "is quantized (nf4); merging would round the update away" in requant(*quantized, fails=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "line 1 is not JSON"),
+        ('{"prompt": "x"}', "line 1 has neither `messages` nor `text`"),
+        ('{"text": ""}', "no document has two tokens"),
+    ],
+)
+def test_bad_text_is_named_before_the_work(
+    line: str, told: str, words: list[object], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(line + "\n")
+    words[words.index("--text") + 1] = bad
+    assert told in requant(*words, fails=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_of_different_tokenizers_are_not_compared(tiny_base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_base, other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    assert "have different tokenizers" in requant("compare", tiny_base, other, fails=2)
+    assert "nowhere: is no folder" in requant("compare", tiny_base, "nowhere", fails=2)
