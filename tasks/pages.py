@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from requant.config import STAGE_NAMES, Config
 from requant.errors import TransientError
 from requant.lineage import lineage_html
+from requant.model_folder import MERGE_NAME
 from requant.report import StageRow, StageState, headline, night_report
 from requant.stages.evaluate import CHAIN
 from requant.store import StageRecord, Store
@@ -68,7 +69,7 @@ def write_pages(
         title=title,
     )
     scores, paired = _evaluation(night.store, records)
-    report = night_report(title, rows, scores, paired)
+    report = night_report(title, rows, scores, paired, _merged_tensors(night.store, records))
     path = night.store.report_path(night.parent.flow_run_id)
     summary = NightSummary(
         rows=(
@@ -175,6 +176,15 @@ def _promotion_row(promotion: Promotion | None, enabled: bool) -> SummaryRow:
         digest=promotion.version.digest,
         headline=promotion.reason or f"version {promotion.version.version}: {promotion.outcome}",
     )
+
+
+def _merged_tensors(store: Store, records: list[StageRecord]) -> list[dict[str, Any]]:
+    paths = [
+        store.object_path(item.digest) / MERGE_NAME
+        for item in records
+        if item.stage == "merge_fp16"
+    ]
+    return json.loads(paths[0].read_bytes()) if paths and paths[0].exists() else []
 
 
 def _evaluation(store: Store, records: list[StageRecord]) -> tuple[Any, Any]:

@@ -9,6 +9,9 @@ from requant.rows import Conversation, answer, question, write_jsonl
 
 HELDOUT_PERPLEXITY = "heldout_perplexity"
 OLD_PERPLEXITY = "old_perplexity"
+DESCRIBE_CHOICE = "describe_choice"
+"""Of docstrings; of any other rows it is RESPONSE_CHOICE."""
+RESPONSE_CHOICE = "response_choice"
 OPTIONS = 4
 
 # Below the context of the demo's base at four characters a token; longer ones would only be cut.

@@ -67,6 +67,7 @@ def night_report(
     rows: Sequence[StageRow],
     scores: Scores | None = None,
     paired: Sequence[Mapping[str, Any]] = (),
+    merged: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Write the report of a night; it needs no network and no script.
 
@@ -77,6 +78,7 @@ def night_report(
         paired: Content of the evaluation's paired.json: entries with earlier, later, task, metric,
             higher_is_better, mean (of `later` minus `earlier` over the same documents), stderr,
             low and high (95%), n.
+        merged: Content of the merged model's merge.json: a row for each tensor.
     """
     records = [row.record for row in rows if row.record]
     return render(
@@ -86,6 +88,16 @@ def night_report(
         score_table=score_table(scores or {}),
         models=list(scores or {}),
         steps=[_step(entry) for entry in paired],
+        merge=[
+            (name, figure(value))
+            for record in records
+            if record.stage == "merge_fp16"
+            for name, value in record.metrics.items()
+        ],
+        merged=[
+            {name: figure(cell) if isinstance(cell, float) else cell for name, cell in row.items()}
+            for row in merged
+        ],
         curves=[
             {"stage": record.stage, "name": name, **drawn_curve(curve)}
             for record in records

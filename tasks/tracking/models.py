@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.lineage import causes_first, parents
+from requant.model_folder import MERGE_NAME
 from requant.notes import Crumb, model_note, with_led_to
 from requant.store import StageRecord, Store, locked
 from tasks.tracking.connection import TrackingRun, page, reaching
@@ -134,7 +135,7 @@ def dataset_input(record: StageRecord, store: Store, stage: str) -> "DatasetInpu
 def small_files(folder: Path, kind: str) -> list[Path]:
     """List what is worth a copy: manifest and texts, of an adapter all, never a model's weights."""
     names = {
-        "model": ("manifest.json", "README.md", "config.json"),
+        "model": ("manifest.json", "README.md", "config.json", MERGE_NAME),
         "dataset": ("manifest.json", "README.md"),
     }.get(kind, ("*",))
     files = [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]

@@ -334,6 +334,42 @@ def test_tied_tensors_that_changed_alike_stay_tied(tied_base: Path, tmp_path: Pa
     assert (out / "config.json").read_bytes() == (tied_base / "config.json").read_bytes()
 
 
+def tokenizer_with(folder: Path, tokens: int) -> None:
+    """Save a tokenizer of so many words."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {f"w{index}": index for index in range(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0").save_pretrained(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_resized_vocabulary_is_carried_over(tied: bool, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    save_model(qwen(tie_word_embeddings=tied), base, max_shard_size="60KB")
+    tokenizer_with(base, 128)
+    model, run = adapted(base, lora(), rows=131)
+    expected = run(torch.arange(20).unsqueeze(0))
+    model.save_pretrained(adapter, save_embedding_layers=True)
+    with pytest.raises(ContractError, match=r"has 131 rows, the original 128, and it brings no"):
+        plan_merge(base, [adapter])
+    tokenizer_with(adapter, 131)
+    out = merge(base, tmp_path / "out", adapter)
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 131
+    assert tensors(out)["model.embed_tokens.weight"].shape == (131, 64)
+    assert ("lm_head.weight" in tensors(out)) == (not tied)
+    assert (out / "tokenizer.json").read_bytes() == (adapter / "tokenizer.json").read_bytes()
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors(out).values())
+    assert (logits(out) - expected).abs().max() < 0.02 * expected.abs().max()
+    with pytest.raises(ContractError, match=r"changes the vocabulary .* merge it alone"):
+        plan_merge(base, [adapter, adapter])
+    tokenizer_with(adapter, 140)
+    with pytest.raises(ContractError, match="its tokenizer has 140 tokens and the merged embeddin"):
+        plan_merge(base, [adapter])
+
+
 # -------------------------------------------------------------------- several adapters
 
 

@@ -78,6 +78,10 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             {"train_adapter__enabled": False, "merge_fp16__enabled": False},
             "quantizes a base that nothing uses; set quantize_base.enabled=false",
         ),
+        (
+            {"promote__guard": ["heldout_perplexity", "mmlu"]},
+            "promote.guard: 'mmlu' will not be evaluated; the tasks of this night are heldout_perp",
+        ),
         ({"train_adapter__optimisation__epochs": 2}, "set exactly one of max_steps=60 and epochs"),
         ({"continue_train__layers": 2}, "layers=2 with scope='full'"),
         ({"prepare_data__source__night": 9}, "night=9 is past nights=3"),

@@ -117,15 +117,24 @@ def test_scores_keep_a_cell_for_each_model() -> None:
 def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
     rows = [StageRow(stage, "done", record) for stage, record in night.items()]
     rows[-1] = StageRow("evaluate", "off")
-    page = night_report("<script>tiny</script>", rows, SCORES, PAIRED)
+    tensor = {
+        "tensor": "q_proj.weight",
+        "update_norm": 0.25,
+        "rounding_ratio": 0.0126,
+        "changed_share": 1.0,
+    }
+    page = night_report("<script>tiny</script>", rows, SCORES, PAIRED, [tensor])
 
+    assert "<td>parity_kl</td>" in page
+    assert "Each of the 1 merged tensors" in page
+    assert "0.0126" in page
     assert not re.search(r"<script|<link|<img|https?://|@import|url\(", page)
     assert len(page) < 50_000
     assert "not measured" in page
     assert "base → requantized" in page
     assert '<td class="better">better</td>' in page
     assert page.count("<polyline") == 2
-    assert page == night_report("<script>tiny</script>", rows, SCORES, PAIRED)
+    assert page == night_report("<script>tiny</script>", rows, SCORES, PAIRED, [tensor])
 
 
 def test_report_of_a_night_that_got_nowhere_has_no_empty_tables() -> None:

@@ -2,7 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from requant.config.sections import UNMERGEABLE_METHODS, FilesData, HubData
+from requant.config.sections import UNMERGEABLE_METHODS, FilesData, StdlibData
+from requant.evaluation_tasks import (
+    DESCRIBE_CHOICE,
+    HELDOUT_PERPLEXITY,
+    OLD_PERPLEXITY,
+    RESPONSE_CHOICE,
+)
 
 if TYPE_CHECKING:
     from requant.config import Config
@@ -19,6 +25,7 @@ def check_stages_fit(config: "Config") -> None:
     _check_nothing_is_lost(config)
     if config.merge_fp16.enabled:
         _check_merge(config)
+    _check_guard(config)
     for section in ("train_adapter", "continue_train"):
         batch = getattr(config, section).optimisation.batch_size
         if config.runs(section) and batch % config.runtime.ranks:
@@ -89,13 +96,31 @@ def _check_merge(config: "Config") -> None:
             "rounded to the same grid again, which takes back most of what was trained; set "
             "merge_fp16.base=original, or another group_size or quantize_base.method"
         )
-    source = config.prepare_data.source
-    no_old = isinstance(source, HubData) or (
-        isinstance(source, FilesData) and source.old_text is None
-    )
-    if merge.tries and no_old:
+    if merge.tries and not _has_old_text(config):
         raise ValueError(
             f"merge_fp16: base={merge.base!r}, scales={list(merge.scales)} are chosen by the loss "
             "on new and old text, and there is no old text; give prepare_data.source.old_text "
             "(kind files), or one scale and base=original or dequantized"
         )
+
+
+def _check_guard(config: "Config") -> None:
+    """Tasks by name may be groups, whose members only lm-eval knows."""
+    if config.evaluate.tasks or not config.evaluate.enabled:
+        return
+    stdlib = isinstance(config.prepare_data.source, StdlibData)
+    made = [HELDOUT_PERPLEXITY, DESCRIBE_CHOICE if stdlib else RESPONSE_CHOICE]
+    made += [OLD_PERPLEXITY] if _has_old_text(config) else []
+    unknown = [task for task in config.promote.guard if task not in made]
+    if unknown:
+        raise ValueError(
+            f"promote.guard: {', '.join(map(repr, unknown))} will not be evaluated; the tasks of "
+            f"this night are {', '.join(made)}; add others to evaluate.tasks"
+        )
+
+
+def _has_old_text(config: "Config") -> bool:
+    source = config.prepare_data.source
+    return isinstance(source, StdlibData) or (
+        isinstance(source, FilesData) and source.old_text is not None
+    )

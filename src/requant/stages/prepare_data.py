@@ -16,8 +16,10 @@ from requant.corpus import (
 )
 from requant.errors import ConfigError, ContractError
 from requant.evaluation_tasks import (
+    DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
+    RESPONSE_CHOICE,
     choice_documents,
     chunks,
     write_choice_task,
@@ -53,11 +55,11 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     """
     source = section.source
     old_text: str | None = None
-    choice_task = "response_choice"
+    choice_task = RESPONSE_CHOICE
     if isinstance(source, StdlibData):
         split = split_by_module(docstrings(), source, section.heldout_fraction)
         old_text = "\n\n".join(text for _, text in topics())
-        choice_task = "describe_choice"
+        choice_task = DESCRIBE_CHOICE
     elif isinstance(source, FilesData):
         split = _split_files(source, section, context)
         old_text = _require(source.old_text, "old_text").read_text() if source.old_text else None
