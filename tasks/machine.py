@@ -3,16 +3,17 @@
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from requant.errors import TerminalError
-from requant.services import Service, start, stop
+from requant.services import Service, address, running, start, stop
 from requant.store import Store
 from tasks import tracking
 from tasks.prefect_server import command_path
-from tasks.server_setup import HEARTBEAT_SECONDS, POOL, prepare_server
+from tasks.server_setup import HEARTBEAT_SECONDS, POOL, crash_runs, prepare_server
 
 PREFECT, MLFLOW, WORKER = "prefect-server", "mlflow-server", "worker"
 
@@ -65,6 +66,8 @@ def start_machine(
     with temporary_settings({PREFECT_API_URL: api}):
         set_up_server(root, accelerators, processors, settings)
     yield "deployed: prefect.yaml"
+    if running(store, WORKER) is None:
+        yield from _crashed(store, "the machine or its worker went down")
     worker = Service(
         WORKER,
         [command_path("prefect"), "worker", "start", "--pool", POOL, "--type", "process"],
@@ -106,10 +109,33 @@ def set_up_server(
         raise TerminalError(f"{' '.join(command)}: failed:\n{done.stdout}{done.stderr}")
 
 
-def stop_machine(state: Path) -> list[str]:
-    """Stop what `start_machine` started, the worker first; return the names of what ran."""
+def stop_machine(state: Path) -> Iterator[str]:
+    """Stop what `start_machine` started, the worker first; yields what a person should know."""
     store = Store(state)
-    return [name for name in (WORKER, MLFLOW, PREFECT) if stop(store, name)]
+    stopped = [WORKER] if stop(store, WORKER) else []
+    if running(store, PREFECT) is not None:
+        yield from _crashed(store, "stopped with the machine by `requant down`")
+    stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
+    yield f"stopped: {', '.join(stopped) or 'nothing was running'}"
+
+
+def _crashed(store: Store, reason: str) -> Iterator[str]:
+    """Mark the runs the worker left behind: without a worker nobody else will."""
+    health = address(store, PREFECT) or ""
+    with temporary_settings({PREFECT_API_URL: health.removesuffix("/health")}):
+        text = f"{reason}; retry the run to go on from what is done"
+        for name in crash_runs(text, alive=_has_process):
+            yield f"{name}: Crashed; `prefect flow-run retry` goes on from what is done"
+
+
+def _has_process(flow_run: str) -> bool:
+    """Look for the process a worker gave a flow run: a killed worker may have left it working."""
+    mark = f"PREFECT__FLOW_RUN_ID={flow_run}".encode()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in path.read_bytes():
+                return True
+    return False
 
 
 def prefect_environment(state: Path, api: str) -> dict[str, str]:

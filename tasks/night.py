@@ -108,7 +108,9 @@ class OpenNight:
 
 
 def night_name() -> str:
-    """Name a flow run after its model line and the minute it starts, in UTC."""
+    """Name a flow run after its model line and the minute it starts first, in UTC."""
+    if flow_run.run_count > 1:
+        return str(flow_run.name)
     config = Config.model_validate(flow_run.parameters["config"])
     return f"{config.name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 

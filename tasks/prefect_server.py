@@ -18,7 +18,7 @@ from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, Settings, get_current_settings, temporary_settings
 
 from requant.config import Config
-from requant.errors import TerminalError, TransientError
+from requant.errors import ConfigError, TerminalError, TransientError
 from requant.processes import end, spawn
 from requant.services import answers
 from requant.store import Store, locked
@@ -102,6 +102,26 @@ def command_path(name: str) -> str:
 def _database_lock(settings: Settings) -> Path:
     # Two servers that come first at once would both migrate the database and one would fail.
     return settings.home / "requant.lock"
+
+
+def named_server() -> str:
+    """Return the address of the server a person named.
+
+    Raises:
+        ConfigError: If none is named, or it does not answer.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise ConfigError(
+            "PREFECT_API_URL: is not set; give the address of a Prefect server, e.g. "
+            "http://127.0.0.1:4200/api (`requant up` starts one)"
+        )
+    if not answers(f"{url}/health"):
+        raise ConfigError(
+            f"PREFECT_API_URL: no Prefect server answers at {url}; start it (`requant up`), or "
+            "give another address"
+        )
+    return str(url)
 
 
 def _free_port() -> int:

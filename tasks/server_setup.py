@@ -1,15 +1,24 @@
 """What a Prefect server holds for requant besides deployments; applying it twice is harmless."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
+from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
 from tasks.policy import ACCELERATOR, PROCESSOR
@@ -79,10 +88,57 @@ def _silence() -> EventTrigger:
 
 
 def apply_automation(automation: AutomationCore) -> None:
-    """Make an automation, or change the one of this name."""
+    """Make an automation, or change the one of this name where it differs."""
     with get_client(sync_client=True) as client:
         found = client.read_automations_by_name(automation.name)
         if found:
-            client.update_automation(found[0].id, automation)
+            # A changed automation forgets which heartbeats it was waiting for.
+            if not _alike(found[0], automation):
+                client.update_automation(found[0].id, automation)
         else:
             client.create_automation(automation)
+
+
+def _alike(found: AutomationCore, wanted: AutomationCore) -> bool:
+    """Compare what was asked for; a server gives every automation and trigger ids of its own."""
+    ours, theirs = wanted.model_dump(mode="json"), found.model_dump(mode="json")
+    return all(_contains(theirs.get(name), value) for name, value in ours.items())
+
+
+def _contains(found: object, wanted: object) -> bool:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return all(
+            _contains(found.get(name), value) for name, value in wanted.items() if name != "id"
+        )
+    return found == wanted
+
+
+def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[str]:
+    """Mark runs of requant's deployments whose worker is gone, so that they can be retried.
+
+    Args:
+        reason: For the run's page.
+        alive: Tells whether the process of a flow run, by its id, is still there.
+
+    Returns:
+        Their names.
+    """
+    with get_client(sync_client=True) as client:
+        deployments = client.read_deployments()
+        ours = [item.id for item in deployments if item.work_pool_name == POOL]
+        if not ours:
+            return []
+        runs = client.read_flow_runs(
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=ours)),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(
+                    type=FlowRunFilterStateType(
+                        any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
+                    )
+                )
+            ),
+        )
+        dead = [run for run in runs if not alive(str(run.id))]
+        for run in dead:
+            client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
+    return [str(run.name) for run in dead]

@@ -38,10 +38,16 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
         Whether it was started now.
 
     Raises:
-        ConfigError: If something else answers at its address.
+        ConfigError: If something else answers at its address, or it runs at another one.
         TransientError: If it ends or does not answer in time, with its log.
     """
     if running(store, service.name) is not None:
+        there = address(store, service.name)
+        if there != service.health:
+            raise ConfigError(
+                f"{service.name}: runs already, at {there}, not at {service.health}; use that "
+                "port, or stop it first with `requant down`"
+            )
         return False
     if service.health is not None and answers(service.health):
         raise ConfigError(
@@ -59,7 +65,7 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    mark = f"{process.pid} {_born(process.pid)}"
+    mark = f"{process.pid} {_born(process.pid)}\n{service.health or ''}"
     write_durably(store.service_path(service.name), mark.encode())
     deadline = time.monotonic() + (seconds if service.health else SETTLE_SECONDS)
     while not (service.health and answers(service.health)):
@@ -67,7 +73,11 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
         if process.poll() is not None or (late and service.health):
             stop(store, service.name)
             what = f"does not answer at {service.health}" if service.health else "ended at once"
-            raise TransientError(f"{service.name}: {what}; see {log}")
+            last = (log.read_text().strip().splitlines() or [""])[-1]
+            raise TransientError(
+                f"{service.name}: {what}; see {log}, which ends: {last!r}. If its port is taken, "
+                "give another one"
+            )
         if late:
             break
         time.sleep(POLL_SECONDS)
@@ -77,11 +87,20 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
 def running(store: Store, name: str) -> int | None:
     """Return the process id of a service that runs, else None."""
     try:
-        number, _, born = store.service_path(name).read_text().partition(" ")
+        mark, _, _ = store.service_path(name).read_text().partition("\n")
     except FileNotFoundError:
         return None
+    number, _, born = mark.partition(" ")
     # The number alone may belong to another process since.
     return int(number) if born and _born(int(number)) == born else None
+
+
+def address(store: Store, name: str) -> str | None:
+    """Return where a service that was started answers; None for one that serves no page."""
+    try:
+        return store.service_path(name).read_text().partition("\n")[2] or None
+    except FileNotFoundError:
+        return None
 
 
 def stop(store: Store, name: str) -> bool:
@@ -96,7 +115,7 @@ def stop(store: Store, name: str) -> bool:
 def _end(pid: int) -> None:
     born = _born(pid)
     try:
-        # A worker passes it on to its flow runs, which write down how they ended.
+        # A worker passes it on to its flow runs.
         os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         while _born(pid) == born and time.monotonic() < deadline:

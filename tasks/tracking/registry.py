@@ -133,7 +133,7 @@ def version_of(registry: Registry, number: int | None) -> ModelVersion:
     else:
         found = next((item for item in versions if item.version == number), None)
     if found is None:
-        wanted = "a challenger" if number is None else f"version {number}"
+        wanted = CHALLENGER if number is None else f"version {number}"
         known = ", ".join(str(item.version) for item in versions) or "none; run a night first"
         raise ConfigError(f"{registry.model}: has no {wanted}; versions: {known}")
     return found

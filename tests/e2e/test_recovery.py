@@ -84,7 +84,7 @@ def test_a_killed_stage_goes_on_and_a_server_that_restarts_is_waited_for(machine
     assert logs == ["train_adapter.1.log", "train_adapter.2.log"]
 
 
-def test_a_killed_flow_is_crashed_and_its_retry_goes_on(machine: Machine) -> None:
+def test_a_killed_flow_and_a_stopped_machine_leave_a_run_that_goes_on(machine: Machine) -> None:
     run = long_night(machine, 3)
     last = wait_for_checkpoint(machine, run)
     kill(machine.flow_process())
@@ -92,7 +92,14 @@ def test_a_killed_flow_is_crashed_and_its_retry_goes_on(machine: Machine) -> Non
     # The worker reports the same end twice, and the second report would undo a retry before it.
     time.sleep(5)
     machine.retry(run)
-    machine.wait(run, "COMPLETED")
+    machine.wait_for_log(run, "resuming from checkpoint-")
+    assert "Crashed; `prefect flow-run retry` goes on" in machine.down()
+    machine.up()
+    crashed = machine.wait(run, "CRASHED")
+    assert "stopped with the machine by `requant down`" in crashed["state"]["message"]
+    machine.retry(run)
+    ended = machine.wait(run, "COMPLETED")
+    assert ended["name"] == crashed["name"]
     # At most one checkpoint interval is done again.
     assert resumed_at(machine, run) >= last
 

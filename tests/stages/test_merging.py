@@ -226,6 +226,26 @@ def test_an_adapter_that_is_not_what_it_says_is_refused(
         plan_merge(base, [tmp_path / "adapter"])
 
 
+def test_a_converted_olora_merges_to_what_was_trained(base: Path, tmp_path: Path) -> None:
+    model, run = adapted(base, lora(init_lora_weights="olora"), std=0.0)
+    model.peft_config["default"].init_lora_weights = True
+    model.save_pretrained(tmp_path / "initial")
+    model.peft_config["default"].init_lora_weights = "olora"
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += torch.randn_like(parameter) * 0.02
+    ids = torch.arange(20).unsqueeze(0)
+    expected = run(ids)
+    model.save_pretrained(tmp_path / "unconverted")
+    with pytest.raises(ContractError, match=r"'olora' moved the base weights"):
+        plan_merge(base, [tmp_path / "unconverted"])
+    model.save_pretrained(
+        tmp_path / "converted", path_initial_model_for_weight_conversion=tmp_path / "initial"
+    )
+    out = merge(base, tmp_path / "out", tmp_path / "converted")
+    assert (logits(out) - expected).abs().max() < 0.02 * expected.abs().max()
+
+
 def changed(adapter: Path, change) -> None:
     path = adapter / "adapter_model.safetensors"
     state = load_file(path)

@@ -64,8 +64,12 @@ def rollback(config: ConfigFile, overrides: Overrides = None) -> None:
 
 def up(
     state: StateFolder = DEFAULT_STATE,
-    prefect_port: Annotated[int, typer.Option(help="of the Prefect server and its pages")] = 4200,
-    mlflow_port: Annotated[int, typer.Option(help="of the MLflow server and its pages")] = 5000,
+    prefect_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="of the Prefect server and its pages")
+    ] = 4200,
+    mlflow_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="of the MLflow server and its pages")
+    ] = 5000,
     accelerators: Accelerators = 1,
     processors: Processors = 1,
 ) -> None:
@@ -87,7 +91,9 @@ def setup(
     with errors():
         root = prepare_environment()
         from tasks.machine import set_up_server
+        from tasks.prefect_server import named_server
 
+        named_server()
         set_up_server(root, accelerators, processors, {})
     typer.echo("deployed: prefect.yaml")
 
@@ -98,8 +104,8 @@ def down(state: StateFolder = DEFAULT_STATE) -> None:
         prepare_environment()
         from tasks.machine import stop_machine
 
-        stopped = stop_machine(state.resolve())
-    typer.echo(f"stopped: {', '.join(stopped) or 'nothing was running'}")
+        for line in stop_machine(state.resolve()):
+            typer.echo(line)
 
 
 def notify(
@@ -109,7 +115,9 @@ def notify(
     with errors():
         prepare_environment()
         from tasks.notifications import notify_through
+        from tasks.prefect_server import named_server
 
+        named_server()
         made = notify_through(block)
     typer.echo(f"automations: {', '.join(made)}")
 
