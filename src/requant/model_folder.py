@@ -19,6 +19,9 @@ CALIBRATION_NAME = "calibration.json"
 NOTES = frozenset({MANIFEST_NAME, MERGE_NAME, PROVENANCE_NAME, CALIBRATION_NAME})
 """What is true of one artifact and not of what is made from it."""
 
+WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx"})
+"""Suffixes of weights: a copy of them would be served unchanged beside the new ones."""
+
 TOKENIZER_FILES = frozenset(
     {
         "tokenizer.json",
@@ -43,7 +46,7 @@ def copy_companions(source: Path, out: Path, *, with_index: bool) -> None:
     """
     skipped = NOTES if with_index else NOTES | {INDEX_NAME}
     for path in sorted(source.iterdir()):
-        if path.is_file() and path.suffix != ".safetensors" and path.name not in skipped:
+        if path.is_file() and path.suffix not in WEIGHTS and path.name not in skipped:
             shutil.copyfile(path, out / path.name)
 
 
@@ -77,7 +80,9 @@ def set_fields(folder: Path, fields: Mapping[str, Any]) -> None:
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """Copy a tokenizer and its chat template over the one in `out`."""
+    """Replace the tokenizer and chat template in `out`."""
+    for name in TOKENIZER_FILES:
+        (out / name).unlink(missing_ok=True)
     for path in sorted(source.iterdir()):
         if path.name in TOKENIZER_FILES:
             shutil.copyfile(path, out / path.name)

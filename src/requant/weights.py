@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ArtifactError
+from requant.model_folder import INDEX_NAME
 from requant.models import quantization_of
 
 Shape = tuple[int, ...]
@@ -35,7 +36,7 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     Raises:
         ArtifactError: If there is no weights file, or one is cut short.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
         raise ArtifactError(
             f"{folder}: holds no *.safetensors; save the weights with save_pretrained "
@@ -44,6 +45,18 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     return {
         name: header for file in files for name, header in read_shard_header(file).tensors.items()
     }
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the files a model is loaded from: those of its index, else model.safetensors, else all.
+
+    Some folders hold the same weights a second time under another name.
+    """
+    index, single = folder / INDEX_NAME, folder / "model.safetensors"
+    if index.exists():
+        named = set(json.loads(index.read_bytes())["weight_map"].values())
+        return sorted(path for path in folder.glob("*.safetensors") if path.name in named)
+    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from requant.config.sections import MergeFp16, QuantizeBase, TrainAdapter
 from requant.errors import ContractError, ParityError
-from requant.merging import onto_dequantized, plan_merge, scaled, write_plan
+from requant.merging import MergePlan, plan_merge, scaled, write_dequantized, write_plan
 from requant.merging.parity import check_parity, measure_parity
+from requant.merging.vocabulary import Vocabulary
 from requant.models import load_model
 from requant.parity import batches_for
 from requant.provenance import weights_digest, write_provenance
@@ -160,6 +161,8 @@ def test_over_a_limit_both_figures_are_named(inputs: Inputs, tmp_path: Path) -> 
     for name in good.keys() - {"update_kl"}:
         with pytest.raises(ParityError):
             check_parity({**good, name: float("nan")}, SECTION)
+    with pytest.raises(ParityError, match="moves the model by 1e-06 nats per token, too little"):
+        check_parity({**good, "update_kl": 1e-6}, SECTION)
     with pytest.raises(ParityError, match=r"rounding takes 0.6 of the update's norm"):
         check_parity({**good, "rounding_ratio": 0.6}, SECTION)
 
@@ -176,19 +179,18 @@ def test_dequantized_weights_are_those_the_library_multiplies_with(
     context = make_context(tmp_path)
     section = QuantizeBase(method=method, group_size=64, calibration_rows=4)
     quantize_base.execute(section, context, base=tiny_base, data=tiny_data)
-    bare = dataclasses.replace(_no_plan(tiny_base), updates={})
     out = tmp_path / "dequantized"
     out.mkdir()
-    changes = write_plan(onto_dequantized(bare, context.out), out, dtype="float32")
+    write_dequantized(MergePlan(tiny_base, {}, Vocabulary()), context.out, out)
     ours, original = (
         load_file(out / "model.safetensors"),
         load_file(tiny_base / "model.safetensors"),
     )
     model = load_model(context.out, "cpu")
-    for name, tensor in ours.items():
-        if name not in changes:
-            assert torch.equal(tensor, original[name].float())
-            continue
+    changed = [name for name in ours if not torch.equal(ours[name], original[name].float())]
+    assert len(changed) == 14
+    for name in changed:
+        tensor = ours[name]
         module = model.get_submodule(name.removesuffix(".weight"))
         if method == "gptq":
             theirs = module.dequantize_weight().T
@@ -196,14 +198,6 @@ def test_dequantized_weights_are_those_the_library_multiplies_with(
             theirs = dequantize_module_weight(module)
         torch.testing.assert_close(tensor, theirs.float(), rtol=5e-3, atol=1e-4)
         assert 0 < (tensor - original[name].float()).norm() < 0.3 * tensor.norm()
-    assert len(changes) == 14
-
-
-def _no_plan(original: Path):
-    from requant.merging import MergePlan
-    from requant.merging.vocabulary import Vocabulary
-
-    return MergePlan(original, {}, Vocabulary())
 
 
 def test_the_dequantized_merge_is_closer_to_what_was_trained(
@@ -214,6 +208,19 @@ def test_the_dequantized_merge_is_closer_to_what_was_trained(
     _, dequantized = inputs.merge(tmp_path / "b", section)
     assert dequantized["trained_kl"] < 0.1 * onto_original["trained_kl"]
     assert dequantized["parity_kl"] < 1e-3 * dequantized["update_kl"]
+
+
+def test_an_adapter_that_adds_nothing_is_refused_on_any_base(
+    altered: Inputs, tmp_path: Path
+) -> None:
+    path = altered.adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    if any("magnitude" in name for name in tensors):
+        pytest.skip("a magnitude says something too")
+    save_file({n: t * ("lora_A" in n) for n, t in tensors.items()}, path)
+    for base in ("original", "dequantized"):
+        with pytest.raises(ParityError, match="the update is zero everywhere"):
+            altered.merge(tmp_path / base, SECTION.model_copy(update={"base": base}))
 
 
 def test_of_several_the_better_is_kept(inputs: Inputs, tmp_path: Path) -> None:

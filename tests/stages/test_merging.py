@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -266,6 +267,18 @@ def test_half_an_adapter_and_a_stranger_are_refused(base: Path, tmp_path: Path) 
     changed(adapter, lambda state: state.pop(key("self_attn.q_proj", "lora_A.weight")))
     with pytest.raises(ContractError, match=r"holds nothing for model.layers.0.self_attn.q_proj"):
         plan_merge(base, [adapter])
+    save_adapter(base, lora(bias="all"), adapter)
+    changed(adapter, lambda state: state.pop(key("self_attn.k_proj", "bias")))
+    with pytest.raises(ContractError, match=r"lacks model.layers.0.self_attn.k_proj.bias, which"):
+        plan_merge(base, [adapter])
+    save_adapter(base, CASES["lora_bias"], adapter)
+    changed(adapter, lambda state: state.pop(key("self_attn.q_proj", "lora_B.bias")))
+    with pytest.raises(ContractError, match=r"lacks model.layers.0.self_attn.q_proj.lora_B.bias"):
+        plan_merge(base, [adapter])
+    save_adapter(base, CASES["modules_to_save"], adapter)
+    changed(adapter, lambda state: state.pop(key("input_layernorm", "weight")))
+    with pytest.raises(ContractError, match=r"lacks model.layers.0.input_layernorm.weight, which"):
+        plan_merge(base, [adapter])
     save_adapter(base, peft.IA3Config(target_modules=TARGETS, feedforward_modules=[]), adapter)
     changed(adapter, lambda state: state.popitem())
     with pytest.raises(ContractError, match=r"adapter_model.safetensors: lacks .*ia3_l"):
@@ -285,6 +298,33 @@ def test_an_adapter_of_another_architecture_is_refused(base: Path, tmp_path: Pat
         ContractError, match=r"3 of its 9 tensors are not in the original: .*layers.2"
     ):
         plan_merge(base, [tmp_path / "b"])
+
+
+def test_conv1d_is_known_by_the_files_not_by_the_flag(
+    transposed_base: Path, tmp_path: Path
+) -> None:
+    """peft leaves fan_in_fan_out false where one target of several is Conv1D."""
+    reference = save_adapter(transposed_base, CASES["conv1d"], tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fan_in_fan_out": False}))
+    merged = tensors(merge(transposed_base, tmp_path / "out", tmp_path / "adapter"))
+    for name, tensor in merged.items():
+        assert_rounded_once(tensor, reference[name])
+
+
+def test_only_the_weights_the_model_is_loaded_from_are_written(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    save_file({"mtp.layers.0.q_proj.weight": torch.zeros(4, 4)}, folder / "mtp.safetensors")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"]["mtp.layers.0.q_proj.weight"] = "mtp.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("consolidated.safetensors", "pytorch_model.bin", "model.gguf"):
+        (folder / name).write_bytes(b"the same weights again")
+    save_adapter(base, lora(), tmp_path / "adapter")
+    out = merge(folder, tmp_path / "out", tmp_path / "adapter")
+    names = {path.name for path in out.iterdir()}
+    assert names == {path.name for path in base.iterdir()} | {"mtp.safetensors"}
 
 
 def test_nan_and_an_update_that_vanishes_are_refused(base: Path, tmp_path: Path) -> None:
@@ -346,6 +386,19 @@ def test_one_of_two_tied_tensors_is_refused_or_untied(tied_base: Path, tmp_path:
     assert (logits(out) - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+def test_a_tied_file_that_holds_both_keeps_both_equal(tied_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tied_base, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = lora(modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True)
+    save_adapter(tied_base, config, tmp_path / "adapter")
+    merged = tensors(merge(folder, tmp_path / "out", tmp_path / "adapter"))
+    assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    assert not torch.equal(merged["lm_head.weight"], weights["lm_head.weight"])
+
+
 def test_tied_tensors_that_changed_alike_stay_tied(tied_base: Path, tmp_path: Path) -> None:
     config = lora(modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True)
     save_adapter(tied_base, config, tmp_path / "adapter")
@@ -383,6 +436,11 @@ def test_a_resized_vocabulary_is_carried_over(tied: bool, tmp_path: Path) -> Non
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors(out).values())
     assert (logits(out) - expected).abs().max() < 0.02 * expected.abs().max()
+    with pytest.raises(ContractError, match=r"scale 0.5: the adapter brings new rows"):
+        scaled(plan_merge(base, [adapter]), 0.5)
+    (base / "chat_template.jinja").write_text("old")
+    out = merge(base, tmp_path / "again", adapter)
+    assert not (out / "chat_template.jinja").exists()
     with pytest.raises(ContractError, match=r"changes the vocabulary .* merge it alone"):
         plan_merge(base, [adapter, adapter])
     tokenizer_with(adapter, 140)

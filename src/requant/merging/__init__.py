@@ -8,6 +8,7 @@ from requant.merging.fold import (
     plan_merge,
     scaled,
     totals,
+    write_dequantized,
     write_plan,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "plan_merge",
     "scaled",
     "totals",
+    "write_dequantized",
     "write_plan",
 ]

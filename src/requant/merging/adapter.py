@@ -100,7 +100,9 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def _check_type(folder: Path, config: Mapping[str, Any]) -> None:
-    kind = str(config.get("peft_type"))
+    if "peft_type" not in config:
+        raise ContractError(f"{folder / CONFIG_NAME}: has no peft_type; expected peft's own file")
+    kind = str(config["peft_type"])
     if kind in UNMERGEABLE or kind.endswith("PROMPT_TUNING"):
         raise ContractError(
             f"{folder}: peft_type={kind} adds tokens or attention, not weights: it cannot be "
@@ -143,11 +145,14 @@ def lora_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict
     for module, names in factors.items():
         _check_factors(adapter, module, names)
         weight = locate(f"{module}.weight", original)
-        updates[weight] = chained(updates.get(weight), _low_rank(adapter, module, names))
+        transposed = "lora_embedding_A" in names or _is_transposed(adapter, module, original)
+        update = _low_rank(adapter, module, names, transposed)
+        updates[weight] = chained(updates.get(weight), update)
         if "lora_B.bias" in names:
             bias = locate(f"{module}.bias", original)
             updates[bias] = chained(updates.get(bias), _shift(adapter, module))
     _check_expected(adapter, factors, original)
+    _check_whole(adapter, factors, {locate(name, original) for name in whole}, original)
     return updates
 
 
@@ -244,17 +249,19 @@ def _check_expected(
     adapter: Adapter, factors: Iterable[str], original: Mapping[str, TensorHeader]
 ) -> None:
     """Refuse an adapter that has nothing for a module its configuration asks for."""
-    have = set(factors)
-    dropped = {name.partition(".")[0] for name in have if f"{name}.weight" not in original}
-    prefix = f"{dropped.pop()}." if len(dropped) == 1 else ""
+    have = {locate(f"{name}.weight", original) for name in factors}
+    prefixes = {
+        f"{name.partition('.')[0]}." for name in factors if f"{name}.weight" not in original
+    }
     missing = []
     for name, header in original.items():
         module = name.removesuffix(".weight")
         # Experts lie in single tensors in the file and in one in the model, which peft passes over.
-        if module == name or len(header.shape) != 2 or ".experts." in name:
+        # Layers for predicting several tokens (`mtp`) are not part of the loaded model.
+        if module == name or len(header.shape) != 2 or {"experts", "mtp"} & {*name.split(".")}:
             continue
-        named = {module, prefix + module}
-        if not named & have and any(is_target(adapter.config, item) for item in named):
+        named = {module, *(prefix + module for prefix in prefixes)}
+        if name not in have and any(is_target(adapter.config, item) for item in named):
             missing.append(module)
     if missing:
         raise ContractError(
@@ -276,10 +283,52 @@ def _scale(config: Mapping[str, Any], module: str) -> float:
     return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
-def _low_rank(adapter: Adapter, module: str, names: set[str]) -> Update:
+def _is_transposed(adapter: Adapter, module: str, original: Mapping[str, TensorHeader]) -> bool:
+    """Tell whether the file holds W transposed, as GPT-2's Conv1D does.
+
+    peft has one fan_in_fan_out for all modules, whatever each of them is.
+    """
+    outputs = adapter.tensors[f"{module}.lora_B.weight"].shape[0]
+    inputs = adapter.tensors[f"{module}.lora_A.weight"].shape[1]
+    header = original.get(locate(f"{module}.weight", original))
+    if header is not None and inputs != outputs:
+        return header.shape == (inputs, outputs)
+    joint = [item.shape for name, item in original.items() if name.endswith("attn.c_attn.weight")]
+    conv1d = any(shape[1] == 3 * shape[0] for shape in joint)
+    return conv1d and module.rpartition(".")[2] in {"c_attn", "c_proj", "c_fc", "q_attn"}
+
+
+def _check_whole(
+    adapter: Adapter,
+    factors: Mapping[str, set[str]],
+    whole: set[str],
+    original: Mapping[str, TensorHeader],
+) -> None:
+    """Refuse an adapter that lacks a tensor it was to train whole."""
+    config = adapter.config
+    targets = {locate(f"{module}.bias", original) for module in factors}
+    saved = tuple(config.get("modules_to_save") or ())
+    expected = {
+        name
+        for name in original
+        if any(f".{item}." in f".{name}" for item in saved)
+        or (name.endswith(".bias") and config.get("bias") == "all")
+        or (name in targets and config.get("bias") == "lora_only")
+    }
+    missing = sorted(expected - whole)
+    if config.get("lora_bias"):
+        missing += [
+            f"{m}.lora_B.bias" for m, names in factors.items() if "lora_B.bias" not in names
+        ]
+    if missing:
+        raise ContractError(
+            f"{adapter.folder / WEIGHTS_NAME}: lacks {some(missing)}, which {CONFIG_NAME} asks for "
+            "(bias, lora_bias or modules_to_save); the file is incomplete: train the adapter again"
+        )
+
+
+def _low_rank(adapter: Adapter, module: str, names: set[str], transposed: bool) -> Update:
     embedding = "lora_embedding_A" in names
-    # The file holds W transposed: Conv1D, and an embedding seen as a linear layer.
-    transposed = embedding or bool(adapter.config.get("fan_in_fan_out"))
     a, b = (
         ("lora_embedding_A", "lora_embedding_B")
         if embedding

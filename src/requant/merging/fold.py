@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.contract import some
@@ -12,7 +13,7 @@ from requant.merging.adapter import Adapter, lora_updates, read_adapter
 from requant.merging.combine import Combination, combined_updates
 from requant.merging.dequantize import dequantized_updates
 from requant.merging.stream import Change, write_merged
-from requant.merging.updates import Update, chained, interpolated
+from requant.merging.updates import Update, interpolated
 from requant.merging.vocabulary import Vocabulary, is_vocabulary, settle_vocabulary
 from requant.model_folder import INDEX_NAME, copy_companions, copy_tokenizer, set_fields
 from requant.models import read_model_config
@@ -127,7 +128,16 @@ def _check_shapes(
 
 
 def scaled(plan: MergePlan, scale: float) -> MergePlan:
-    """Merge a share of the update alone: W + scale (W' - W)."""
+    """Merge a share of the update alone: W + scale (W' - W).
+
+    Raises:
+        ContractError: If the vocabulary was resized: new rows have nothing to lie between.
+    """
+    if scale != 1 and "vocab_size" in plan.vocabulary.config:
+        raise ContractError(
+            f"scale {scale:g}: the adapter brings new rows of the vocabulary, which cannot be "
+            "merged in part; use 1"
+        )
     updates = {name: interpolated(update, scale) for name, update in plan.updates.items()}
     return replace(plan, updates=updates)
 
@@ -143,8 +153,15 @@ def onto_dequantized(plan: MergePlan, quantized: Path) -> MergePlan:
         quantized: Model folder the adapter was trained on.
     """
     left = dequantized_updates(quantized, read_headers(plan.original))
-    merged = {name: chained(left.get(name), update) for name, update in plan.updates.items()}
-    return replace(plan, updates={**left, **merged})
+    merged = {
+        name: replace(update, open_start=left[name].open) if name in left else update
+        for name, update in plan.updates.items()
+    }
+    bare = {
+        name: Update(start.shape, lambda: lambda weight, rows: weight, open_start=start.open)
+        for name, start in left.items()
+    }
+    return replace(plan, updates={**bare, **merged})
 
 
 def write_plan(
@@ -172,20 +189,38 @@ def write_plan(
     changes = write_merged(
         plan.original, plan.updates, out, dtype=dtype, added=vocabulary.added, on_shard=on_shard
     )
-    if not any(change.changed for change in changes.values()):
-        moved = any(change.update for change in changes.values())
+    moved = any(change.update for change in changes.values())
+    if not moved or not any(change.changed for change in changes.values()):
         cause = "rounding took all of the update" if moved else "the update is zero everywhere"
         raise ParityError(
-            f"merge_fp16: the merged weights are the original's: {cause}; train longer or with a "
-            "higher learning rate"
+            f"merge_fp16: the merged weights are those merged into: {cause}; train longer or with "
+            "a higher learning rate"
         )
-    copy_companions(plan.original, out, with_index=True)
-    if vocabulary.tokenizer:
-        copy_tokenizer(vocabulary.tokenizer, out)
-    if dtype or vocabulary.config:
-        _mend_index(out)
-    set_fields(out, {**vocabulary.config, **({"dtype": dtype} if dtype else {})})
+    fields = {**vocabulary.config, **({"dtype": dtype} if dtype else {})}
+    _write_companions(plan, out, fields)
     return changes
+
+
+def write_dequantized(plan: MergePlan, quantized: Path, out: Path) -> None:
+    """Write what quantization left of the original, in float32, as a model that loads."""
+    bare = onto_dequantized(replace(plan, updates={}, vocabulary=Vocabulary()), quantized)
+    write_merged(bare.original, bare.updates, out, dtype="float32")
+    _write_companions(bare, out, {"dtype": "float32"})
+
+
+def _write_companions(plan: MergePlan, out: Path, fields: Mapping[str, Any]) -> None:
+    with TemporaryDirectory(dir=out) as name:
+        ready = Path(name)
+        copy_companions(plan.original, ready, with_index=True)
+        if plan.vocabulary.tokenizer:
+            copy_tokenizer(plan.vocabulary.tokenizer, ready)
+        if fields:
+            _mend_index(ready, out)
+        set_fields(ready, fields)
+        # Without it nothing loads the folder.
+        last = ready / "config.json"
+        for path in [*(path for path in sorted(ready.iterdir()) if path != last), last]:
+            path.rename(out / path.name)
 
 
 def totals(changes: Mapping[str, Change]) -> dict[str, float]:
@@ -211,13 +246,13 @@ def per_tensor(changes: Mapping[str, Change]) -> list[dict[str, Any]]:
     ]
 
 
-def _mend_index(folder: Path) -> None:
+def _mend_index(folder: Path, shards: Path) -> None:
     """Bring the shard index in line with shards that gained a tensor, rows or another dtype."""
     path = folder / INDEX_NAME
     if not path.exists():
         return
     index = json.loads(path.read_bytes())
-    headers = read_headers(folder)
+    headers = read_headers(shards)
     files = dict(sorted((name, header.file.name) for name, header in headers.items()))
     size = sum(header.end - header.start for header in headers.values())
     metadata = {**index.get("metadata", {}), "total_size": size}

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import torch
 
 
+PROVABLE = 20
+"""Times the arithmetic's own noise that an update must be for its faults to stand out."""
+
+
 def measure_parity(
     *,
     merged: Path,
@@ -78,6 +82,13 @@ def check_parity(metrics: Metrics, section: MergeFp16) -> None:
         f"{metrics['trained_agreement']:.3g}, loss {metrics['trained_loss_change']:+.3g}); the "
         f"adapter itself moves the model by {metrics['update_kl']:.3g}"
     )
+    if not metrics["update_kl"] >= PROVABLE * section.parity_max_kl:
+        raise ParityError(
+            f"merge_fp16: the adapter moves the model by {metrics['update_kl']:.3g} nats per "
+            f"token, too little to tell a right merge from a wrong one (at least {PROVABLE} times "
+            f"merge_fp16.parity_max_kl={section.parity_max_kl:g}); train longer or with a higher "
+            "learning rate"
+        )
     limit = section.parity_max_kl + section.parity_max_share * metrics["update_kl"]
     if exceeds(metrics["parity_kl"], limit):
         raise ParityError(
@@ -98,6 +109,15 @@ def check_parity(metrics: Metrics, section: MergeFp16) -> None:
             f"{', '.join(over)}; likely the quantized base is far from the original: use a finer "
             "quantize_base.method, or merge_fp16.base=dequantized"
         )
+    check_rounding(metrics, section)
+
+
+def check_rounding(metrics: Metrics, section: MergeFp16) -> None:
+    """Refuse a merge whose update the dtype cannot hold.
+
+    Raises:
+        ParityError: With the ratio, its limit and the way out.
+    """
     if exceeds(metrics["rounding_ratio"], section.max_rounding_ratio):
         raise ParityError(
             f"merge_fp16: rounding takes {metrics['rounding_ratio']:.3g} of the update's norm, "

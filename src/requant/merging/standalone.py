@@ -1,6 +1,7 @@
 """A merge outside the pipeline: any Hugging Face folders, the same checks, one atomic result."""
 
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,9 +92,11 @@ def merge_request(
     Raises:
         ParityError: As the stage merge_fp16; nothing is left then.
     """
-    partial = request.out.with_name(f"{request.out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    out = request.out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    partial = work / "merged"
+    partial.mkdir()
     try:
         changes = write_plan(
             scaled(plan, request.scale), partial, dtype=request.dtype, on_shard=on_shard
@@ -102,11 +105,11 @@ def merge_request(
         metrics = totals(changes)
         if batches is not None:
             metrics |= _prove(request, partial, metrics["rounding_ratio"], batches, device)
-        if request.out.exists():
-            request.out.rmdir()
-        partial.rename(request.out)
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
     return metrics
 
 
@@ -128,8 +131,7 @@ def _prove(
         plan = plan_merge(request.base, [adapter], untie=request.untie)
         proof, ratio = merged, rounding_ratio
         if not plain:
-            proof = merged.with_name(f"{merged.name}.proof")
-            shutil.rmtree(proof, ignore_errors=True)
+            proof = merged.with_name("proof")
             proof.mkdir()
             ratio = totals(write_plan(plan, proof, dtype=request.dtype))["rounding_ratio"]
         try:

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.errors import ContractError, ParityError
+from requant.errors import ArtifactError, ContractError, ParityError
 from requant.merging.updates import Apply, Update
-from requant.weights import ShardHeader, TensorHeader, read_shard_header
+from requant.weights import ShardHeader, TensorHeader, read_shard_header, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,7 @@ def write_merged(
     """
     import torch
 
-    shards = sorted(base.glob("*.safetensors"))
+    shards = weight_files(base)
     cores = os.cpu_count() or 1
     changes: dict[str, Change] = {}
     threads = torch.get_num_threads()
@@ -208,13 +208,16 @@ def _jobs(outputs: Iterable[_Output], source: int, target: int) -> Iterator[Job]
             continue
         update = output.update
         apply = update.open() if update else _unchanged
+        start_of = update.open_start() if update and update.open_start else None
         square = update.open_square() if update and update.open_square else None
         rows, *others = output.target.shape or (1,)
         by_rows = update is None or update.by_rows
         step = max(1, BLOCK_WEIGHTS // max(1, math.prod(others))) if by_rows else rows
         for start in range(0, rows, step * BLOCKS_PER_JOB):
             part = slice(start, min(start + step * BLOCKS_PER_JOB, rows))
-            yield partial(_merge_rows, output, apply, square, part, min(step, rows), source, target)
+            yield partial(
+                _merge_rows, output, start_of, apply, square, part, min(step, rows), source, target
+            )
 
 
 def _copies(output: _Output, source: int, target: int) -> Iterator[Job]:
@@ -231,6 +234,8 @@ def _copy(source: int, start: int, target: int, position: int, count: int) -> No
         except OSError:
             # Not between all filesystems.
             done = os.pwrite(target, os.pread(source, min(count, COPY_BYTES), start), position)
+        if not done:
+            raise ArtifactError("a weights file got shorter while it was read; copy it anew")
         start, position, count = start + done, position + done, count - done
 
 
@@ -240,6 +245,7 @@ def _unchanged(weight: "torch.Tensor", rows: slice) -> "torch.Tensor":
 
 def _merge_rows(
     output: _Output,
+    start_of: Apply | None,
     apply: Apply,
     square: Callable[[slice], float] | None,
     rows: slice,
@@ -260,13 +266,17 @@ def _merge_rows(
         part = slice(start, min(start + step, rows.stop))
         count = part.stop - part.start
         before = _read_rows(stored[:count], output.source, part, source)
-        exact = apply(weight[:count].copy_(before), part)
+        begun = weight[:count].copy_(before)
+        if start_of is not None:
+            begun = start_of(begun, part).clone()
+        origin = before if start_of is None or square else begun.clone()
+        exact = apply(begun, part)
         after = rounded[:count].copy_(exact)
         _write_rows(after, output.target, part, target)
         weights += after.numel()
         changed += _count_different(before, after)
         if square is None:
-            update += _squared_distance(exact, before)
+            update += _squared_distance(exact, origin)
         error += _squared_distance(exact, after, ours=exact.data_ptr() == weight.data_ptr())
     # A weight that is not finite makes both sums so; they may also just be too large.
     if not math.isfinite(update + error) and not _is_finite(output.target, rows, target):
@@ -315,6 +325,8 @@ def _read_rows(
     data = data[:count]
     while data:
         done = os.preadv(file, [data], position)
+        if not done:
+            raise ArtifactError("a weights file got shorter while it was read; copy it anew")
         data, position = data[done:], position + done
     return into
 

@@ -25,6 +25,8 @@ class Update:
     """Reads the adapter's part of it, when the tensor's turn has come."""
     by_rows: bool = True
     """Rows can be merged without seeing the others."""
+    open_start: Callable[[], Apply] | None = None
+    """Opens what the tensor is before the update, where that is not the original itself."""
     open_square: "Callable[[], Callable[[slice], float]] | None" = None
     """Opens a function from rows to the squared norm of what is added to them; None where that
     costs no less than the difference."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from requant.contract import has_tokenizer, token_ids, tokenizer_digest
 from requant.errors import ContractError
-from requant.merging.adapter import Adapter, split_names
+from requant.merging.adapter import Adapter, locate, split_names
 from requant.merging.updates import Update
 from requant.weights import TensorHeader
 
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in")
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings")
 OUTPUT_LAYERS = ("lm_head", "embed_out")
 
 
@@ -61,8 +61,10 @@ def settle_vocabulary(
     added: dict[str, str] = {}
     tied = bool(config.get("tie_word_embeddings", output not in headers))
     if tied and {embedding, output} & updates.keys():
-        if _same_bytes(adapter, embedding, output):
-            del kept[output]
+        if _same_bytes(adapter, embedding, output, headers):
+            # A file that holds both is read as two tensors unless they stay equal.
+            if output not in headers:
+                del kept[output]
         else:
             _check_may_untie(adapter, updates, embedding, output, untie)
             changes["tie_word_embeddings"] = False
@@ -80,11 +82,13 @@ def settle_vocabulary(
             f"{rows[output]}; save both with the adapter (peft: modules_to_save, or "
             "save_embedding_layers=True)"
         )
-    before = headers[embedding].shape[0] if embedding in headers else 0
-    after = rows.get(embedding, before)
-    if after != before:
-        changes["vocab_size"] = after
-    tokenizer = _settle_tokenizer(adapter, original, before, after)
+    tokenizer = None
+    if embedding in headers:
+        before = headers[embedding].shape[0]
+        after = rows.get(embedding, before)
+        if after != before:
+            changes["vocab_size"] = after
+        tokenizer = _settle_tokenizer(adapter, original, before, after)
     return kept, Vocabulary(added, changes, tokenizer)
 
 
@@ -98,14 +102,17 @@ def _find(names: Mapping[str, object], leaves: tuple[str, ...], otherwise: str) 
     return next((name for name in names if f".{name}".endswith(endings)), otherwise)
 
 
-def _same_bytes(adapter: Adapter, embedding: str, output: str) -> bool:
+def _same_bytes(
+    adapter: Adapter, embedding: str, output: str, headers: Mapping[str, TensorHeader]
+) -> bool:
     """Tell whether both were saved whole and are the same tensor."""
     import torch
     from safetensors import safe_open
 
     from requant.merging.adapter import PREFIX, WEIGHTS_NAME
 
-    factors, whole = split_names(adapter.tensors)
+    factors, found = split_names(adapter.tensors)
+    whole = {locate(name, headers): key for name, key in found.items()}
     if not {embedding, output} <= whole.keys() or {m + ".weight" for m in factors} & {
         embedding,
         output,

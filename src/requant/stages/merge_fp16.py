@@ -19,10 +19,10 @@ from requant.merging import (
     plan_merge,
     scaled,
     totals,
+    write_dequantized,
     write_plan,
 )
-from requant.merging.parity import check_parity, measure_parity
-from requant.merging.vocabulary import Vocabulary
+from requant.merging.parity import check_parity, check_rounding, measure_parity
 from requant.model_folder import MERGE_NAME
 from requant.parity import batches_for, folder_loss, old_batches
 from requant.provenance import check_provenance, read_provenance, weights_digest
@@ -79,10 +79,12 @@ def execute(
     for folder in (adapter, *past.values()):
         _check_belongs(folder, original, trained_on)
     newest_first = [adapter, *(past[role] for role in sorted(past, key=_night))]
-    mix = Mix(section.combine, section.weights[: len(newest_first)], section.density, context.seed)
     plans = {"tonight": plan_merge(original, [adapter], untie=section.untie)}
-    plans["all"] = plan_merge(original, newest_first, untie=section.untie, mix=mix)
-    mixed = bool(past or section.weights)
+    mixed = len(newest_first) > 1
+    if mixed:
+        weights = _weights(section.weights, len(newest_first))
+        mix = Mix(section.combine, weights, section.density, context.seed)
+        plans["all"] = plan_merge(original, newest_first, mix=mix)
     bases: tuple[Base, ...] = (
         ("original", "dequantized") if section.base == "measured" else (section.base,)
     )
@@ -116,7 +118,9 @@ def execute(
     if alone:
         return metrics
     chosen, losses = _choose(wanted, build, section, context, data)
-    return {**metrics, **losses, **build(chosen, context.out)}
+    final = build(chosen, context.out)
+    check_rounding(final, section)
+    return {**metrics, **losses, **final}
 
 
 def _check_belongs(adapter: Path, original: Path, trained_on: Path) -> None:
@@ -132,6 +136,12 @@ def _check_belongs(adapter: Path, original: Path, trained_on: Path) -> None:
 
 def _night(role: str) -> int:
     return int(role.removeprefix("past_"))
+
+
+def _weights(weights: Sequence[float], adapters: int) -> tuple[float, ...]:
+    """Fit the weights to the adapters there are; in the first nights they are fewer."""
+    given = weights[:adapters]
+    return tuple(weight * sum(weights) / sum(given) for weight in given)
 
 
 def _build(plan: MergePlan, out: Path, section: MergeFp16, context: StageContext) -> Metrics:
@@ -151,9 +161,7 @@ def _reference(base: Base, plan: MergePlan, trained_on: Path, work: Path) -> Pat
     if base == "original":
         return plan.original
     out = _empty(work / "reference")
-    bare = MergePlan(plan.original, {}, Vocabulary())
-    # In float32: rounded to 16 bit it would not be what was merged into.
-    write_plan(onto_dequantized(bare, trained_on), out, dtype="float32")
+    write_dequantized(plan, trained_on, out)
     return out
 
 
