@@ -25,7 +25,7 @@ prepare_data:
 train_adapter:
   rank: 4
   alpha: 8
-  optimisation: {max_steps: 6, batch_size: 4, learning_rate: 1.0e-3, max_length: 96,
+  optimisation: {max_steps: 6, batch_size: 4, learning_rate: 4.0e-3, max_length: 96,
                  checkpoint_steps: 2}
 merge_fp16: {parity_rows: 4, trained_max_kl: 0.5}
 continue_train:

@@ -1,7 +1,9 @@
 """A model folder measured against another one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from requant.conversation import IGNORED, read_rows
@@ -107,13 +109,31 @@ def old_batches(model: Path, data: Path, documents: int) -> list[Batch]:
     Raises:
         ContractError: If it carries none.
     """
-    path = data / "evaluation" / f"{OLD_PERPLEXITY}.jsonl"
+    path = old_text_path(data)
     if not path.exists():
         raise ContractError(
             f"{path}: is missing; to compare models on old text give prepare_data.source.old_text"
         )
     texts = [row["text"] for row in read_rows(path, documents)]
     return text_batches(load_tokenizer(model), texts, FIDELITY_TOKENS)
+
+
+def old_text_path(data: Path) -> Path:
+    """Where a dataset artifact keeps its old text; not every one has it."""
+    return data / "evaluation" / f"{OLD_PERPLEXITY}.jsonl"
+
+
+@contextmanager
+def on_disk(tensors: "Iterable[torch.Tensor]") -> "Iterator[Iterator[torch.Tensor]]":
+    """Keep tensors in a temporary folder until they are wanted, one in memory at a time."""
+    from safetensors.torch import load_file, save_file
+
+    with TemporaryDirectory() as name:
+        paths = []
+        for index, tensor in enumerate(tensors):
+            paths.append(Path(name, f"{index}.safetensors"))
+            save_file({"tensor": tensor.contiguous()}, paths[-1])
+        yield (load_file(path)["tensor"] for path in paths)
 
 
 def folder_loss(folder: Path, batches: list[Batch], device: str) -> float:

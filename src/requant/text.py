@@ -36,17 +36,22 @@ def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
         )
     if not path.is_file():
         raise ConfigError(f"--text {path}: is no file; give .jsonl or plain text")
+    content = path.read_text(encoding="utf-8")
     if path.suffix != ".jsonl":
-        return text_batches(tokenizer, chunks(path.read_text())[:sequences], TOKENS)
-    rows = [_row(path, number, line) for number, line in enumerate(path.open(), start=1)]
-    if all("text" in row for row in rows):
+        return text_batches(tokenizer, chunks(content)[:sequences], TOKENS)
+    lines = enumerate(content.split("\n"), start=1)
+    rows = [_row(path, number, line) for number, line in lines if line.strip()]
+    kinds = {"messages" if "messages" in row else "text" for row in rows}
+    if len(kinds) != 1:
+        found = "both `messages` and `text`" if kinds else "no row"
+        raise ConfigError(f"--text {path}: holds {found}; give rows of one of the two")
+    if kinds == {"text"}:
         return text_batches(tokenizer, [row["text"] for row in rows[:sequences]], TOKENS)
     if chat_template(model) is None:
         raise ConfigError(
             f"--text {path}: holds conversations, and {model} has no chat template; give plain text"
         )
-    conversations = [row for row in rows if "messages" in row][:sequences]
-    return held_out_batches(tokenizer, conversations, TOKENS)[:sequences]
+    return held_out_batches(tokenizer, rows[:sequences], TOKENS)[:sequences]
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:

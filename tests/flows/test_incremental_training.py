@@ -86,7 +86,7 @@ def test_a_stage_over_its_limit_fails_the_night_and_says_what_to_do(folder: Path
     assert states(output)["merge_fp16"] == "failed"
     assert states(output)["train_adapter"] == "cached"
     assert states(output)["evaluate"] == "not reached"
-    assert "limit merge_fp16.trained_max_kl=1e-09" in output
+    assert "Missed: merge_fp16.trained_max_kl=1e-09" in output
     assert "use a finer quantize_base.method" in output
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]

@@ -494,6 +494,23 @@ def test_pruning_keeps_its_share_and_repeats_itself(
     assert 0.25 < kept < 0.5
 
 
+@pytest.mark.parametrize("method", ["ties", "magnitude_prune"])
+def test_pruning_is_pefts_on_whole_updates(method: str, base: Path, tmp_path: Path) -> None:
+    from peft.utils import merge_utils
+
+    folders = (tmp_path / "a", tmp_path / "b")
+    ends = [save_adapter(base, lora(), folder, seed=s) for s, folder in enumerate(folders)]
+    merged = tensors(merge(base, tmp_path / "out", *folders, mix=Mix(method, (0.7, 0.4), 0.5)))
+    before = tensors(base)
+    for name in (name for name in merged if "down_proj" in name):
+        start = before[name].float()
+        combine = getattr(merge_utils, method)
+        delta = combine([end[name] - start for end in ends], torch.tensor([0.7, 0.4]), 0.5)
+        # Updates of nearly equal size may be ranked either way.
+        close = (merged[name].float() - (start + delta)).abs() < 1e-3 * start.abs() + 1e-3
+        assert close.float().mean() > 0.999
+
+
 def test_a_share_of_the_update_lies_between(base: Path, tmp_path: Path) -> None:
     end = save_adapter(base, lora(use_dora=True), tmp_path / "adapter")
     before = tensors(base)

@@ -94,6 +94,8 @@ def test_what_fails_leaves_nothing(words: list[object], nf4: Path, tmp_path: Pat
         ("{", "line 1 is not JSON"),
         ('{"prompt": "x"}', "line 1 has neither `messages` nor `text`"),
         ('{"text": ""}', "no document has two tokens"),
+        ("", "holds no row"),
+        ('{"text": "a b"}\n{"messages": []}', "holds both `messages` and `text`"),
     ],
 )
 def test_bad_text_is_named_before_the_work(

@@ -103,7 +103,7 @@ def compare(
         from requant.errors import ConfigError, ContractError
         from requant.fidelity import compare_log_probs
         from requant.models import read_model_config, resolve_device
-        from requant.parity import folder_log_probs
+        from requant.parity import folder_log_probs, on_disk
         from requant.text import file_batches
 
         for folder in (a, b):
@@ -114,11 +114,10 @@ def compare(
             raise ContractError(f"{a} and {b}: have different tokenizers; compare models of one")
         chosen = resolve_device(device)
         batches = file_batches(a, text, sequences)
-        fidelity = compare_log_probs(
-            list(folder_log_probs(a, batches, chosen, exact=True)),
-            folder_log_probs(b, batches, chosen, exact=True),
-            batches,
-        )
+        with on_disk(folder_log_probs(a, batches, chosen, exact=True)) as reference:
+            fidelity = compare_log_probs(
+                reference, folder_log_probs(b, batches, chosen, exact=True), batches
+            )
     _print_comparison(fidelity, len(batches))
 
 

@@ -85,7 +85,10 @@ def read_adapter(folder: Path) -> Adapter:
     """
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         if not (folder / name).is_file():
-            raise ContractError(f"{folder / name}: is missing; expected a peft adapter folder")
+            raise ContractError(
+                f"{folder / name}: is missing; expected peft's {CONFIG_NAME} and {WEIGHTS_NAME} "
+                "(requant reads no pickles: save the adapter again with a newer peft)"
+            )
     config = json.loads((folder / CONFIG_NAME).read_bytes())
     _check_type(folder, config)
     headers = read_shard_header(folder / WEIGHTS_NAME).tensors

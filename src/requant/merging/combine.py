@@ -67,8 +67,9 @@ def _combined(
 
         return apply
 
-    shapes = {update.shape for update, _ in parts}
-    return Update(max(shapes), open_all, by_rows and all(update.by_rows for update, _ in parts))
+    # Of adapters that resize nothing: each has the original's shape.
+    shape = parts[0][0].shape
+    return Update(shape, open_all, by_rows and all(update.by_rows for update, _ in parts))
 
 
 def _combine(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 
-PROVABLE = 20
+PROVABLE = 5
 """Times the arithmetic's own noise that an update must be for its faults to stand out."""
 
 
@@ -87,7 +87,7 @@ def check_parity(metrics: Metrics, section: MergeFp16) -> None:
             f"merge_fp16: the adapter moves the model by {metrics['update_kl']:.3g} nats per "
             f"token, too little to tell a right merge from a wrong one (at least {PROVABLE} times "
             f"merge_fp16.parity_max_kl={section.parity_max_kl:g}); train longer or with a higher "
-            "learning rate"
+            "learning rate, or lower that limit"
         )
     limit = section.parity_max_kl + section.parity_max_share * metrics["update_kl"]
     if exceeds(metrics["parity_kl"], limit):
