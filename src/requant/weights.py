@@ -38,6 +38,11 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
     """
     files = weight_files(folder)
     if not files:
+        index = folder / INDEX_NAME
+        if index.exists():
+            raise ArtifactError(
+                f"{index}: names files of which none is beside it; copy the missing shards"
+            )
         raise ArtifactError(
             f"{folder}: holds no *.safetensors; save the weights with save_pretrained "
             "(requant reads no pickles)"

@@ -191,10 +191,18 @@ def test_the_tokenizer_digest_ignores_how_it_is_written(original: Path) -> None:
         ),
         (
             lambda folder: (folder / "model.safetensors.index.json").write_text(
-                '{"weight_map": {"lm_head.weight": "model-2.safetensors"}}'
+                '{"weight_map": {"model.embed_tokens.weight": "model.safetensors", '
+                '"lm_head.weight": "model-2.safetensors"}}'
             ),
             ArtifactError,
             "names lm_head.weight, which no *.safetensors",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"lm_head.weight": "model-2.safetensors"}}'
+            ),
+            ArtifactError,
+            "names files of which none is beside it",
         ),
     ],
 )
