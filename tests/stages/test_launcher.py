@@ -79,4 +79,4 @@ def test_what_interrupts_the_caller_ends_it(context: StageContext) -> None:
             launched(context, "hang")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert not alive(int((context.work / "child").read_text()))
+    assert gone(int((context.work / "child").read_text()))
