@@ -38,11 +38,26 @@ NAMED = 5
 
 
 def check_model_folder(folder: Path) -> None:
-    """Refuse a folder that is no complete model: what every model artifact must have.
+    """Refuse a folder that is no complete chat model: what every model artifact must have.
 
     Raises:
-        ArtifactError: If config.json, weights, tokenizer or chat template are missing, or a
-            weights file is cut short.
+        ArtifactError: As `check_complete`, or if the chat template is missing.
+        ContractError: As `check_complete`.
+    """
+    check_complete(folder)
+    if chat_template(folder) is None:
+        raise ArtifactError(
+            f"{folder}: has no chat template (chat_template.jinja, or chat_template in "
+            "tokenizer_config.json); add the one of the model's chat variant"
+        )
+
+
+def check_complete(folder: Path) -> None:
+    """Refuse a folder that is no complete language model.
+
+    Raises:
+        ArtifactError: If config.json, weights or tokenizer are missing, or a weights file is cut
+            short.
         ContractError: If the tokenizer knows tokens that have no row in the embedding.
     """
     config = read_model_config(folder)
@@ -64,11 +79,6 @@ def check_model_folder(folder: Path) -> None:
             f"{folder}: the tokenizer's token ids reach {tokens - 1} and config.json vocab_size="
             f"{config['vocab_size']}; resize the embedding or use the tokenizer it was trained with"
         )
-    if chat_template(folder) is None:
-        raise ArtifactError(
-            f"{folder}: has no chat template (chat_template.jinja, or chat_template in "
-            "tokenizer_config.json); add the one of the model's chat variant"
-        )
 
 
 def check_pairing(original: Path, quantized: Path) -> None:
@@ -83,8 +93,8 @@ def check_pairing(original: Path, quantized: Path) -> None:
             and tokenizer.
         ArtifactError: If one of the two is no complete model folder.
     """
-    check_model_folder(original)
-    check_model_folder(quantized)
+    check_complete(original)
+    check_complete(quantized)
     ours, theirs = read_model_config(original), read_model_config(quantized)
     differences = [
         f"{name}: original {ours[name]!r}, quantized {theirs[name]!r}"

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -161,12 +161,29 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def with_adapter(model: PreTrainedModel, adapter: Path) -> Any:
-    """Put a peft adapter beside a model's weights, for inference."""
+def with_adapters(model: PreTrainedModel, adapters: Sequence[tuple[Path, float]]) -> Any:
+    """Put peft adapters beside a model's weights, for inference.
+
+    Args:
+        model: What they belong to.
+        adapters: peft folder and the weight of its update; other than 1 for LoRA alone, whose
+            scaling it multiplies.
+    """
     import_gptqmodel()
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
 
-    return PeftModel.from_pretrained(model, adapter).eval()
+    names = [f"adapter_{index}" for index in range(len(adapters))]
+    adapted = PeftModel.from_pretrained(model, adapters[0][0], adapter_name=names[0])
+    for name, (folder, _) in zip(names[1:], adapters[1:], strict=True):
+        adapted.load_adapter(folder, adapter_name=name)
+    if len(names) > 1:
+        adapted.base_model.set_adapter(names)
+    for name, (_, weight) in zip(names, adapters, strict=True):
+        for module in adapted.modules():
+            if isinstance(module, LoraLayer) and name in module.scaling:
+                module.scaling[name] *= weight
+    return adapted.eval()
 
 
 def _set_bitsandbytes_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:

@@ -1,6 +1,6 @@
 """A model folder measured against another one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +22,7 @@ from requant.models import (
     compute_dtype,
     load_model,
     load_tokenizer,
-    with_adapter,
+    with_adapters,
 )
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def folder_log_probs(
     batches: list[Batch],
     device: str,
     *,
-    adapter: Path | None = None,
+    adapters: Sequence[tuple[Path, float]] = (),
     exact: bool = False,
     vocabulary: int | None = None,
 ) -> Iterator["torch.Tensor"]:
-    """Load a model, with an adapter beside its weights where one is given, and run it.
+    """Load a model, with adapters beside its weights where they are given, and run it.
 
     As a list the results outlive the model, so that two models are never in memory together: where
     one just fits, two do not. Keep one list at a time; with a vocabulary of 152,000 each token
@@ -80,9 +80,9 @@ def folder_log_probs(
         folder: Model folder.
         batches: What it reads.
         device: cpu or cuda.
-        adapter: peft folder.
+        adapters: See `with_adapters`.
         exact: Compute in float32 on every device, so that two models that should be equal are.
-        vocabulary: Rows the embedding is brought to, where the adapter needs another number.
+        vocabulary: Rows the embedding is brought to, where the adapters need another number.
 
     Yields:
         As `token_log_probs`.
@@ -93,11 +93,11 @@ def folder_log_probs(
     model = load_model(folder, device, dtype=dtype)
     if vocabulary is not None:
         model.resize_token_embeddings(vocabulary, mean_resizing=False)
-    if adapter is not None:
+    if adapters:
         if set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}:
             # DoRA reads weights of its base past the hooks that would fetch them.
             model = load_model(folder, "cpu", dtype=dtype)
-        model = with_adapter(model, adapter)
+        model = with_adapters(model, adapters)
     yield from token_log_probs(model, batches)
     del model
     clear_memory()

@@ -81,6 +81,7 @@ def night_report(
         merged: Content of the merged model's merge.json: a row for each tensor.
     """
     records = [row.record for row in rows if row.record]
+    merge = next((record.metrics for record in records if record.stage == "merge_fp16"), {})
     return render(
         "report.html.j2",
         title=title,
@@ -89,11 +90,9 @@ def night_report(
         models=list(scores or {}),
         steps=[_step(entry) for entry in paired],
         merge=[
-            (name, figure(value))
-            for record in records
-            if record.stage == "merge_fp16"
-            for name, value in record.metrics.items()
+            (name, figure(value)) for name, value in merge.items() if name != "parity_of_result"
         ],
+        merge_has_twin=bool(merge.get("parity_of_result", 1)),
         merged=[
             {name: figure(cell) if isinstance(cell, float) else cell for name, cell in row.items()}
             for row in merged

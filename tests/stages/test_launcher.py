@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from alive import alive, gone
+from alive import gone
 from conftest import SilentReporter, make_context
 from verb_stage import STAGE, Verb
 

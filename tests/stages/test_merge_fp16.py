@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from requant.config.sections import MergeFp16, QuantizeBase, TrainAdapter
 from requant.errors import ContractError, ParityError
-from requant.merging import MergePlan, plan_merge, scaled, write_dequantized, write_plan
+from requant.merging import MergePlan, Mix, plan_merge, scaled, write_dequantized, write_plan
 from requant.merging.parity import check_parity, measure_parity
 from requant.merging.vocabulary import Vocabulary
 from requant.models import load_model
@@ -37,10 +38,15 @@ class Inputs:
         context = make_context(folder)
         return context.out, merge_fp16.execute(section, context, **vars(self), **past)
 
-    def measured(self, merged: Path) -> Metrics:
-        given = {name: value for name, value in vars(self).items() if name != "data"}
-        batches = batches_for(merged, self.data / "heldout.jsonl", 4)
-        measured = measure_parity(merged=merged, **given, batches=batches, device="cpu")
+    def measured(self, merged: Path, adapters: Sequence[tuple[Path, float]] = ()) -> Metrics:
+        measured = measure_parity(
+            merged=merged,
+            original=self.original,
+            trained_on=self.trained_on,
+            adapters=adapters or [(self.adapter, 1.0)],
+            batches=batches_for(merged, self.data / "heldout.jsonl", 4),
+            device="cpu",
+        )
         return {"rounding_ratio": 0.0, **measured}
 
 
@@ -237,27 +243,66 @@ def test_of_several_the_better_is_kept(inputs: Inputs, tmp_path: Path) -> None:
     load_model(folder, "cpu")
 
 
-def test_past_nights_are_merged_from_the_original(
-    trained, inputs: Inputs, nf4: Path, tiny_data: Path, tmp_path: Path
-) -> None:
-    context = make_context(tmp_path / "yesterday", seed=5)
+@pytest.fixture(scope="module")
+def yesterdays(nf4: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    context = make_context(tmp_path_factory.mktemp("yesterday"), seed=5)
     section = TrainAdapter(rank=2, optimisation=STEPS)
     train_adapter.execute(section, context, base=nf4, data=tiny_data)
+    return context.out
+
+
+def test_past_nights_are_merged_from_the_original(
+    yesterdays: Path, inputs: Inputs, nf4: Path, tiny_data: Path, tmp_path: Path
+) -> None:
     folder, metrics = inputs.merge(
-        tmp_path / "both", SECTION.model_copy(update={"past_nights": 1}), past_1=context.out
+        tmp_path / "both", SECTION.model_copy(update={"past_nights": 1}), past_1=yesterdays
     )
     alone, _ = inputs.merge(tmp_path / "alone")
     before = load_file(inputs.original / "model.safetensors")
     both, one = (load_file(f / "model.safetensors") for f in (folder, alone))
     name = "model.layers.0.self_attn.q_proj.weight"
-    yesterday, _ = Inputs(inputs.original, nf4, context.out, tiny_data).merge(tmp_path / "past")
+    yesterday, _ = Inputs(inputs.original, nf4, yesterdays, tiny_data).merge(tmp_path / "past")
     other = load_file(yesterday / "model.safetensors")
     mean = (one[name].double() + other[name].double()) / 2
     assert not torch.equal(both[name], one[name])
     torch.testing.assert_close(both[name].double(), mean, rtol=0.01, atol=1e-4)
     assert both.keys() == before.keys()
-    # What is proved is tonight's adapter alone.
-    assert metrics["parity_kl"] < 1e-4 * metrics["update_kl"]
+    assert metrics["parity_kl"] < 5e-4 * metrics["update_kl"]
+    assert metrics["parity_of_result"] == (not is_dora(inputs.adapter))
+
+
+def is_dora(adapter: Path) -> bool:
+    return bool(json.loads((adapter / "adapter_config.json").read_text())["use_dora"])
+
+
+def test_a_wrong_share_of_a_past_night_is_refused(
+    yesterdays: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    if is_dora(inputs.adapter):
+        pytest.skip("with a DoRA the sum has no unmerged twin")
+    adapters = [inputs.adapter, yesterdays]
+    asked = plan_merge(inputs.original, adapters, mix=Mix(weights=(0.6, 0.4)))
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    for folder, weights in ((right, (0.6, 0.4)), (wrong, (0.6, 0.3))):
+        folder.mkdir()
+        write_plan(plan_merge(inputs.original, adapters, mix=Mix(weights=weights)), folder)
+    assert asked.beside == [(inputs.adapter, 0.6), (yesterdays, 0.4)]
+    check_parity(inputs.measured(right, asked.beside), SECTION)
+    with pytest.raises(ParityError, match="does not do what the adapter does"):
+        check_parity(inputs.measured(wrong, asked.beside), SECTION)
+    assert scaled(asked, 0.5).beside == [(inputs.adapter, 0.3), (yesterdays, 0.2)]
+    assert plan_merge(inputs.original, adapters, mix=Mix("ties")).beside is None
+
+
+def test_what_has_no_unmerged_twin_is_proved_by_tonights_adapter(
+    yesterdays: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    section = SECTION.model_copy(update={"past_nights": 1, "combine": "ties"})
+    _, metrics = inputs.merge(tmp_path / "ties", section, past_1=yesterdays)
+    _, alone = inputs.merge(tmp_path / "alone")
+    assert (metrics["parity_of_result"], alone["parity_of_result"]) == (0.0, 1.0)
+    assert metrics["parity_kl"] == alone["parity_kl"]
+    assert metrics["changed_share"] != alone["changed_share"]
 
 
 def test_what_was_left_of_a_killed_attempt_is_not_used(inputs: Inputs, tmp_path: Path) -> None:
@@ -265,7 +310,8 @@ def test_what_was_left_of_a_killed_attempt_is_not_used(inputs: Inputs, tmp_path:
     (context.work / "proof").mkdir()
     (context.work / "proof" / "model-9.safetensors").write_bytes(b"half")
     section = SECTION.model_copy(update={"scales": (0.5,)})
-    merge_fp16.execute(section, context, **vars(inputs))
+    metrics = merge_fp16.execute(section, context, **vars(inputs))
+    assert metrics["parity_of_result"] == (not is_dora(inputs.adapter))
     assert not list(context.out.glob("model-9*"))
 
 

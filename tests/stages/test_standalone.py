@@ -58,6 +58,19 @@ def test_a_merge_by_hand_is_checked_and_compared(
     assert re.search(r"KL\(A \|\| B\), nats │ 0 │ 0 ", same)
 
 
+def test_a_model_that_cannot_chat_is_merged_as_well(
+    words: list[object], tiny_base: Path, nf4: Path, tmp_path: Path
+) -> None:
+    for name, model in (("base", tiny_base), ("nf4", nf4)):
+        shutil.copytree(model, tmp_path / name)
+        (tmp_path / name / "chat_template.jinja").unlink()
+    text = tmp_path / "plain.txt"
+    text.write_text("A dictionary maps keys to values.\n\nA list is a sequence of values.\n")
+    words[words.index("--base") + 1] = tmp_path / "base"
+    words[words.index("--text") + 1] = text
+    assert "14 tensors merged" in requant(*words, "--trained-on", tmp_path / "nf4")
+
+
 def test_several_a_share_and_builtin_text(
     words: list[object], trained, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -71,7 +84,11 @@ def test_several_a_share_and_builtin_text(
     more = ("--adapter", second, "--weight", 0.5, "--weight", 0.5, "--scale", 0.5)
     said = requant(*words, *more)
     assert f"{second}: does not record its base; checked by names, shapes and parity" in said
-    assert not list(tmp_path.glob("*.partial*"))
+    twinless = "nothing unmerged computes this; of the adapters merged whole, the worst:"
+    assert (twinless in said) == ("magnitude" in " ".join(tensors))
+    out = ("--out", tmp_path / "ties")
+    assert twinless in requant(*words, *more[:2], "--combine", "ties", *out)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "second", "out", "ties"}
     assert "1 weights for 2 adapters" in requant(
         *words[:5], "--adapter", second, "--weight", 1, "--out", tmp_path / "x", fails=2
     )

@@ -128,6 +128,11 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
     assert "<td>parity_kl</td>" in page
     assert "Each of the 1 merged tensors" in page
     assert "0.0126" in page
+    assert "by the same code" not in page
+    merged = night["merge_fp16"]
+    twinless = merged.model_copy(update={"metrics": {**merged.metrics, "parity_of_result": 0.0}})
+    told = night_report("x", [StageRow("merge_fp16", "done", twinless)])
+    assert "tonight's adapter merged whole, by the same code" in told
     assert not re.search(r"<script|<link|<img|https?://|@import|url\(", page)
     assert len(page) < 50_000
     assert "not measured" in page

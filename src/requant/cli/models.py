@@ -127,6 +127,8 @@ def _print_merge(metrics: "Mapping[str, float]") -> None:
         f"weights changed; rounding error {metrics['rounding_ratio']:.2%} of the update"
     ]
     if "parity_kl" in metrics:
+        if not metrics["parity_of_result"]:
+            lines.append("nothing unmerged computes this; of the adapters merged whole, the worst:")
         lines.append(
             f"against original + adapter: KL {metrics['parity_kl']:.2g} nats per token, agreement "
             f"{metrics['parity_agreement']:.2%} (the adapter itself: KL {metrics['update_kl']:.2g})"

@@ -159,6 +159,13 @@ def lora_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict
     return updates
 
 
+def is_additive(adapter: Adapter) -> bool:
+    """Tell whether it only adds s B A to weights, so that a share of it is a share of s."""
+    factors, whole = split_names(adapter.tensors)
+    dora = any("lora_magnitude_vector" in names for names in factors.values())
+    return adapter.config["peft_type"] == "LORA" and not whole and not dora
+
+
 def split_names(tensors: Iterable[str]) -> tuple[dict[str, set[str]], dict[str, str]]:
     """Sort an adapter's tensors.
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from requant.contract import some
 from requant.errors import ContractError, ParityError
-from requant.merging.adapter import Adapter, lora_updates, read_adapter
-from requant.merging.combine import Combination, combined_updates
+from requant.merging.adapter import Adapter, is_additive, lora_updates, read_adapter
+from requant.merging.combine import BY_ROWS, Combination, combined_updates
 from requant.merging.dequantize import dequantized_updates
 from requant.merging.stream import Change, write_merged
 from requant.merging.updates import Update, interpolated
@@ -38,6 +38,9 @@ class MergePlan:
     original: Path
     updates: Mapping[str, Update]
     vocabulary: Vocabulary
+    beside: Sequence[tuple[Path, float]] | None = None
+    """Adapters and weights which, unmerged beside the model merged into, compute what the merged
+    one does; None where none do (a share of a DoRA, ties)."""
 
 
 def plan_merge(
@@ -63,7 +66,8 @@ def plan_merge(
         raise ContractError(f"{len(weights)} weights for {len(fitted)} adapters; give one for each")
     if len(fitted) == 1:
         updates, vocabulary = fitted[0]
-        return scaled(MergePlan(original, updates, vocabulary), weights[0])
+        plan = MergePlan(original, updates, vocabulary, [(adapters[0], 1.0)])
+        return scaled(plan, weights[0])
     for folder, (_, vocabulary) in zip(adapters, fitted, strict=True):
         if vocabulary != Vocabulary():
             raise ContractError(
@@ -73,7 +77,15 @@ def plan_merge(
     updates = combined_updates(
         [updates for updates, _ in fitted], mix.method, weights, density=mix.density, seed=mix.seed
     )
-    return MergePlan(original, updates, Vocabulary())
+    beside = _weighted(adapters, weights) if mix.method in BY_ROWS else None
+    return MergePlan(original, updates, Vocabulary(), beside)
+
+
+def _weighted(
+    adapters: Sequence[Path], weights: Sequence[float]
+) -> Sequence[tuple[Path, float]] | None:
+    additive = all(is_additive(read_adapter(folder)) for folder in adapters)
+    return list(zip(adapters, weights, strict=True)) if additive else None
 
 
 def _fit(
@@ -138,8 +150,13 @@ def scaled(plan: MergePlan, scale: float) -> MergePlan:
             f"scale {scale:g}: the adapter brings new rows of the vocabulary, which cannot be "
             "merged in part; use 1"
         )
+    if scale == 1:
+        return plan
     updates = {name: interpolated(update, scale) for name, update in plan.updates.items()}
-    return replace(plan, updates=updates)
+    beside = plan.beside and _weighted(
+        [folder for folder, _ in plan.beside], [scale * weight for _, weight in plan.beside]
+    )
+    return replace(plan, updates=updates, beside=beside)
 
 
 def onto_dequantized(plan: MergePlan, quantized: Path) -> MergePlan:

@@ -1,6 +1,6 @@
 """Whether a merged model is what was trained: two distances on held-out text, and limits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ def measure_parity(
     merged: Path,
     original: Path,
     trained_on: Path,
-    adapter: Path,
+    adapters: Sequence[tuple[Path, float]],
     batches: list[Batch],
     device: str,
     vocabulary: int | None = None,
@@ -33,8 +33,8 @@ def measure_parity(
     Args:
         merged: What is measured.
         original: The model that was merged into.
-        trained_on: The model the adapter was trained on.
-        adapter: peft folder.
+        trained_on: The model the adapters were trained on.
+        adapters: What was merged, `MergePlan.beside`.
         batches: What both models read.
         device: cpu or cuda.
         vocabulary: Rows of the embedding, where the adapter brings another number.
@@ -45,17 +45,17 @@ def measure_parity(
         update_kl: original+adapter against original (what there was to merge, nats per token).
     """
 
-    def run(folder: Path, adapter: Path | None = None) -> "Iterator[torch.Tensor]":
+    def run(folder: Path, adapters: Sequence[tuple[Path, float]] = ()) -> "Iterator[torch.Tensor]":
         return folder_log_probs(
-            folder, batches, device, adapter=adapter, exact=True, vocabulary=vocabulary
+            folder, batches, device, adapters=adapters, exact=True, vocabulary=vocabulary
         )
 
-    reference = list(run(original, adapter))
+    reference = list(run(original, adapters))
     parity = compare_log_probs(reference, run(merged), batches)
     update = compare_log_probs(reference, run(original), batches)
     trained = parity
     if trained_on != original:
-        reference = list(run(trained_on, adapter))
+        reference = list(run(trained_on, adapters))
         trained = compare_log_probs(reference, run(merged), batches)
     return {
         **parity.as_metrics("parity_"),
@@ -109,15 +109,6 @@ def check_parity(metrics: Metrics, section: MergeFp16) -> None:
             f"{', '.join(over)}; likely the quantized base is far from the original: use a finer "
             "quantize_base.method, or merge_fp16.base=dequantized"
         )
-    check_rounding(metrics, section)
-
-
-def check_rounding(metrics: Metrics, section: MergeFp16) -> None:
-    """Refuse a merge whose update the dtype cannot hold.
-
-    Raises:
-        ParityError: With the ratio, its limit and the way out.
-    """
     if exceeds(metrics["rounding_ratio"], section.max_rounding_ratio):
         raise ParityError(
             f"merge_fp16: rounding takes {metrics['rounding_ratio']:.3g} of the update's norm, "

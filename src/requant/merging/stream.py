@@ -6,6 +6,7 @@ Of a model of any size a few blocks are in memory. What no update touches is cop
 import json
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -202,6 +203,8 @@ Job = Callable[[], tuple[str, Change] | None]
 
 
 def _jobs(outputs: Iterable[_Output], source: int, target: int) -> Iterator[Job]:
+    # Of tensors that must be seen whole one at a time: each takes several times its size.
+    alone = threading.Lock()
     for output in outputs:
         if output.update is None and output.source.dtype == output.target.dtype:
             yield from _copies(output, source, target)
@@ -215,9 +218,15 @@ def _jobs(outputs: Iterable[_Output], source: int, target: int) -> Iterator[Job]
         step = max(1, BLOCK_WEIGHTS // max(1, math.prod(others))) if by_rows else rows
         for start in range(0, rows, step * BLOCKS_PER_JOB):
             part = slice(start, min(start + step * BLOCKS_PER_JOB, rows))
-            yield partial(
+            job = partial(
                 _merge_rows, output, start_of, apply, square, part, min(step, rows), source, target
             )
+            yield job if by_rows else partial(_holding, alone, job)
+
+
+def _holding(lock: threading.Lock, job: Job) -> tuple[str, Change] | None:
+    with lock:
+        return job()
 
 
 def _copies(output: _Output, source: int, target: int) -> Iterator[Job]:

@@ -106,12 +106,12 @@ def _score(
     generated: list[str],
     manager: Any,
 ) -> dict[str, TaskScores]:
-    from requant.models import clear_memory, load_model, load_tokenizer, with_adapter
+    from requant.models import clear_memory, load_model, load_tokenizer, with_adapters
 
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, context.device)
     if adapter is not None:
-        model = with_adapter(model, adapter)
+        model = with_adapters(model, [(adapter, 1.0)])
     # Generated tasks have no few-shot examples to give: few_shot is for the tasks by name.
     runs = (
         (generated, 0, tokenizer.chat_template is not None),

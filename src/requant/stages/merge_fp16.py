@@ -22,7 +22,7 @@ from requant.merging import (
     write_dequantized,
     write_plan,
 )
-from requant.merging.parity import check_parity, check_rounding, measure_parity
+from requant.merging.parity import check_parity, measure_parity
 from requant.model_folder import MERGE_NAME
 from requant.parity import batches_for, folder_loss, old_batches, old_text_path
 from requant.provenance import check_provenance, read_provenance, weights_digest
@@ -55,8 +55,9 @@ def execute(
 ) -> Metrics:
     """Merge, measure the merge against the models it stands for, and keep the best where several.
 
-    What is proved is tonight's adapter merged whole: its parity is exact. A part of it, or several
-    adapters together, are another model on purpose, built by the same code and compared by loss.
+    Parity is proved on the result itself where adapters beside the base compute the same: whole
+    adapters, shares of LoRA ones, weighted sums of them. Of anything else (ties, dare, a share of a
+    DoRA) nothing unmerged is the twin; then tonight's adapter, merged whole by the same code, is.
 
     Args:
         section: What to merge into, what to try, and limits.
@@ -68,9 +69,9 @@ def execute(
         **past: Adapters of past nights: past_1 is last night's.
 
     Returns:
-        merged_tensors, rounding_ratio, changed_share; the figures of `measure_parity`; and of each
-        model that was tried loss_new/<base>-<scale> and loss_old/..., chosen_scale and
-        chosen_dequantized.
+        merged_tensors, rounding_ratio, changed_share; the figures of `measure_parity`, and
+        parity_of_result (1: of the result, 0: of tonight's adapter merged whole); of each model
+        that was tried loss_new/<base>-<scale> and loss_old/..., chosen_scale, chosen_dequantized.
 
     Raises:
         ContractError: If an adapter does not fit the original, or was trained on another one.
@@ -88,39 +89,42 @@ def execute(
     bases: tuple[Base, ...] = (
         ("original", "dequantized") if section.base == "measured" else (section.base,)
     )
-    whole = Variant(bases[0], 1.0, "tonight")
-    wanted = [
+    variants = [
         Variant(base, scale, "all" if mixed else "tonight")
         for base, scale in product(bases, section.scales)
     ]
 
-    def build(variant: Variant, out: Path) -> Metrics:
+    def plan_of(variant: Variant) -> MergePlan:
         plan = scaled(plans[variant.adapters], variant.scale)
-        if variant.base == "dequantized":
-            plan = onto_dequantized(plan, trained_on)
-        return _build(plan, out, section, context)
+        return onto_dequantized(plan, trained_on) if variant.base == "dequantized" else plan
 
-    alone = wanted == [whole]
-    proof = context.out if alone else _empty(context.work / "proof")
+    def build(variant: Variant, out: Path) -> Metrics:
+        return _build(plan_of(variant), out, section, context)
+
+    chosen = variants[0]
+    losses: Metrics = {}
+    if len(variants) > 1:
+        chosen, losses = _choose(variants, build, section, context, data)
     context.reporter.message("merging")
-    metrics = build(whole, proof)
+    metrics = losses | build(chosen, context.out)
+    proved, proof = chosen, context.out
+    if plan_of(chosen).beside is None:
+        # Nothing unmerged computes the same; the same code on tonight's adapter, whole, has a twin.
+        proved, proof = Variant(chosen.base, 1.0, "tonight"), _empty(context.work / "proof")
+        build(proved, proof)
     context.reporter.message("measuring parity")
     metrics |= measure_parity(
         merged=proof,
-        original=_reference(whole.base, plans["tonight"], trained_on, context.work),
+        original=_reference(proved.base, plans["tonight"], trained_on, context.work),
         trained_on=trained_on,
-        adapter=adapter,
+        adapters=plan_of(proved).beside or [],
         batches=batches_for(proof, data / "heldout.jsonl", section.parity_rows),
         device=context.device,
         vocabulary=plans["tonight"].vocabulary.config.get("vocab_size"),
     )
+    metrics["parity_of_result"] = float(proved == chosen)
     check_parity(metrics, section)
-    if alone:
-        return metrics
-    chosen, losses = _choose(wanted, build, section, context, data)
-    final = build(chosen, context.out)
-    check_rounding(final, section)
-    return {**metrics, **losses, **final}
+    return metrics
 
 
 def _check_belongs(adapter: Path, original: Path, trained_on: Path) -> None:
@@ -216,7 +220,7 @@ def _empty(folder: Path) -> Path:
 
 STAGE = Stage(
     name="merge_fp16",
-    version=2,
+    version=3,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "peft", "safetensors", "bitsandbytes"),
     execute=execute,
