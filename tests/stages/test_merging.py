@@ -1,5 +1,6 @@
 """Every mergeable adapter merges to a float32 reference rounded once; files keep their form."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from requant.errors import ContractError, ParityError
 from requant.merging import Mix, plan_merge, scaled, write_plan
-from requant.merging.adapter import PREFIX, is_target
+from requant.merging.adapter import PREFIX
+from requant.merging.lora import is_target
 from requant.merging.stream import write_merged
 from requant.merging.updates import LowRank, Update, merge_low_rank
 from requant.weights import read_shard_header
@@ -50,6 +52,13 @@ CASES = {
     "excluded": lora(exclude_modules=["layers.0.self_attn.q_proj"]),
     "conv1d": lora(target_modules=["c_attn", "mlp.c_proj"], fan_in_fan_out=True),
     "dora_conv1d": lora(target_modules=["c_attn"], fan_in_fan_out=True, use_dora=True),
+    "tokens": lora(target_modules=["q_proj"], trainable_token_indices={"embed_tokens": [9, 3]}),
+    "output_tokens": lora(
+        trainable_token_indices={"embed_tokens": [9, 3], "lm_head": [4]}, target_modules=["q_proj"]
+    ),
+    "trainable_tokens": peft.TrainableTokensConfig(
+        token_indices=[9, 3], target_modules=["embed_tokens"]
+    ),
     "adalora": peft.AdaLoraConfig(init_r=4, target_r=4, total_step=9, target_modules=TARGETS),
     "ia3": peft.IA3Config(target_modules=TARGETS, feedforward_modules=["down_proj"]),
     "vera": peft.VeraConfig(r=4, target_modules=TARGETS),
@@ -150,17 +159,22 @@ def test_any_shape_rank_dtype_and_split(tmp_path_factory: pytest.TempPathFactory
             length = rows if outputs == "rows" else columns
             magnitude = torch.rand(length, generator=generator) + 0.5
             low = LowRank(left, right, 0.5, magnitude if draw(st.booleans()) else None, outputs)
-            updates[name] = Update(
-                (rows, columns),
-                lambda low=low: lambda weight, part: merge_low_rank(weight, low, part),
-                by_rows=low.magnitude is None or outputs == "rows",
-            )
-            whole = weights[name].double() + 0.5 * left.double() @ right.double()
+            # Rows an adapter brings start from nothing.
+            grown = draw(st.integers(0, 9)) if low.magnitude is None else 0
+            left = torch.cat([left, torch.ones(grown, rank)])
+            low = dataclasses.replace(low, left=left)
+            start = torch.cat([weights[name].double(), torch.zeros(grown, columns)])
+            whole = start + 0.5 * left.double() @ right.double()
             if low.magnitude is not None:
                 axis = 1 if outputs == "rows" else 0
                 unit = whole / whole.norm(dim=axis, keepdim=True)
                 whole = unit * magnitude.double().unsqueeze(axis)
             exact[name] = whole
+            updates[name] = Update(
+                tuple(whole.shape),
+                lambda low=low: lambda weight, part: merge_low_rank(weight, low, part),
+                by_rows=low.magnitude is None or outputs == "rows",
+            )
         else:
             weights[name] = weights[name].to(draw(st.sampled_from([*floating, torch.int8])))
     cut = draw(st.integers(0, count))
@@ -172,17 +186,23 @@ def test_any_shape_rank_dtype_and_split(tmp_path_factory: pytest.TempPathFactory
         save_file(
             part, base / f"{index}.safetensors", metadata={"format": "pt", "part": f"{index}"}
         )
-    changes = write_merged(base, updates, out)
+    dtype = draw(st.sampled_from([None, torch.bfloat16, torch.float16, torch.float32]), "dtype")
+    changes = write_merged(base, updates, out, dtype=dtype and str(dtype).removeprefix("torch."))
     merged = tensors(out)
     assert changes.keys() == updates.keys()
     for name, tensor in weights.items():
-        assert merged[name].dtype == tensor.dtype
+        kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        assert merged[name].dtype == kind
         if name in exact:
             assert_rounded_once(merged[name], exact[name])
         else:
-            assert torch.equal(merged[name], tensor)
+            assert torch.equal(merged[name], tensor.to(kind))
     for file in base.iterdir():
-        assert read_shard_header(file).raw == read_shard_header(out / file.name).raw
+        before, after = read_shard_header(file), read_shard_header(out / file.name)
+        assert before.metadata == after.metadata
+        assert list(before.tensors) == list(after.tensors)
+        if all(weights[name].shape == merged[name].shape for name in before.tensors) and not dtype:
+            assert before.raw == after.raw
 
 
 def test_the_figures_are_those_of_the_formula(tmp_path: Path) -> None:
@@ -300,6 +320,37 @@ def test_an_adapter_of_another_architecture_is_refused(base: Path, tmp_path: Pat
         plan_merge(base, [tmp_path / "b"])
 
 
+def test_layers_the_model_does_not_load_are_left_as_they_are(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    extra = {"model.layers.2.self_attn.q_proj.weight": torch.ones(64, 64, dtype=torch.bfloat16)}
+    save_file(extra, folder / "extra.safetensors")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] |= dict.fromkeys(extra, "extra.safetensors")
+    index.write_text(json.dumps(content))
+    save_adapter(base, lora(), tmp_path / "adapter")
+    merged = tensors(merge(folder, tmp_path / "out", tmp_path / "adapter"))
+    assert torch.equal(merged[next(iter(extra))], next(iter(extra.values())))
+
+
+def test_what_is_no_language_model_is_named(base: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    save_adapter(base, lora(), adapter)
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": {}}))
+    with pytest.raises(ContractError, match="is a model of several modalities"):
+        plan_merge(folder, [adapter])
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "lora_A" in name)
+    save_file({**weights, name: weights[name][:, :, None, None].contiguous()}, path)
+    with pytest.raises(ContractError, match="is a convolution; requant merges linear layers"):
+        plan_merge(base, [adapter])
+
+
 def test_conv1d_is_known_by_the_files_not_by_the_flag(
     transposed_base: Path, tmp_path: Path
 ) -> None:
@@ -399,12 +450,76 @@ def test_a_tied_file_that_holds_both_keeps_both_equal(tied_base: Path, tmp_path:
     assert not torch.equal(merged["lm_head.weight"], weights["lm_head.weight"])
 
 
-def test_tied_tensors_that_changed_alike_stay_tied(tied_base: Path, tmp_path: Path) -> None:
-    config = lora(modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True)
-    save_adapter(tied_base, config, tmp_path / "adapter")
+@pytest.mark.parametrize(
+    "config",
+    [
+        lora(modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=True),
+        lora(target_modules=["q_proj", "embed_tokens"], ensure_weight_tying=True),
+        lora(trainable_token_indices={"embed_tokens": [9, 3]}),
+        peft.TrainableTokensConfig(token_indices=[9, 3], target_modules=["embed_tokens"]),
+    ],
+    ids=["saved", "lora", "tokens", "trainable_tokens"],
+)
+def test_tied_tensors_that_changed_alike_stay_tied(
+    config: peft.PeftConfig, tied_base: Path, tmp_path: Path
+) -> None:
+    model, run = adapted(tied_base, config)
+    expected = run(torch.arange(20).unsqueeze(0))
+    model.save_pretrained(tmp_path / "adapter")
     out = merge(tied_base, tmp_path / "out", tmp_path / "adapter")
     assert tensors(out).keys() == tensors(tied_base).keys()
     assert (out / "config.json").read_bytes() == (tied_base / "config.json").read_bytes()
+    assert (logits(out) - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_a_tied_file_that_holds_both_takes_new_tokens_in_both(
+    tied_base: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tied_base, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_adapter(tied_base, lora(trainable_token_indices=[9, 3]), tmp_path / "adapter")
+    merged = tensors(merge(folder, tmp_path / "out", tmp_path / "adapter"))
+    assert torch.equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    changed = (merged["lm_head.weight"] != weights["lm_head.weight"]).any(dim=1)
+    assert changed.nonzero().flatten().tolist() == [3, 9]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_new_tokens_alone_are_carried_over(tied: bool, tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    save_model(qwen(tie_word_embeddings=tied), base)
+    tokenizer_with(base, 128)
+    config = lora(trainable_token_indices={"embed_tokens": [129, 130, 5]})
+    model, run = adapted(base, config, rows=131)
+    expected = run(torch.tensor([[1, 129, 130, 5, 7]]))
+    model.save_pretrained(adapter)
+    tokenizer_with(adapter, 131)
+    out = merge(base, tmp_path / "out", adapter)
+    found = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(
+        input_ids=torch.tensor([[1, 129, 130, 5, 7]])
+    ).logits
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_token_rows_that_do_not_fit_are_refused(base: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    save_adapter(base, lora(trainable_token_indices={"embed_tokens": [9, 3]}), adapter)
+    path, settings = adapter / "adapter_model.safetensors", adapter / "adapter_config.json"
+    config, weights = json.loads(settings.read_text()), load_file(path)
+    for indices, told in (
+        ([9, 3, 4], r"has 2 rows, adapter_config.json names 3 tokens"),
+        ([9, 500], r"token 500 has no row"),
+    ):
+        config["trainable_token_indices"] = {"embed_tokens": indices}
+        settings.write_text(json.dumps(config))
+        with pytest.raises(ContractError, match=told):
+            plan_merge(base, [adapter])
+    save_file({n: t for n, t in weights.items() if "tokens_delta" not in n}, path)
+    with pytest.raises(ContractError, match=r"holds no rows for the tokens of embed_tokens"):
+        plan_merge(base, [adapter])
 
 
 def tokenizer_with(folder: Path, tokens: int) -> None:

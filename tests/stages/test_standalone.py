@@ -4,6 +4,9 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,15 +97,45 @@ def test_several_a_share_and_builtin_text(
     )
 
 
-def test_what_fails_leaves_nothing(words: list[object], nf4: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ("max_kl=1", "--limit max_kl: is no limit; expected one of parity_max_kl, "),
+        ("trained_max_kl=much", "--limit trained_max_kl=much: Input should be a valid number"),
+        ("trained_max_kl", "--limit trained_max_kl=: Input should be a valid number"),
+    ],
+)
+def test_a_bad_limit_is_named(limit: str, told: str, words: list[object]) -> None:
+    assert told in requant(*words, "--limit", limit, fails=2)
+
+
+def test_what_fails_leaves_nothing(words: list[object], trained, nf4: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     tensors = load_file(adapter / "adapter_model.safetensors")
     next(t for name, t in tensors.items() if "lora_B" in name)[0, 0] = math.nan
     save_file(tensors, adapter / "adapter_model.safetensors")
     assert "is not finite after merging" in requant(*words, fails=2)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+    tight = [*words, "--limit", "max_rounding_ratio=1e-9"]
+    shutil.rmtree(adapter)
+    shutil.copytree(trained[0], adapter)
+    assert "limit merge_fp16.max_rounding_ratio=1e-09" in requant(*tight, fails=2)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
     quantized = [nf4 if str(word).endswith("tiny_base0/out") else word for word in words]
     assert "is quantized (nf4); merging would round the update away" in requant(*quantized, fails=2)
+
+
+def test_a_killed_merge_leaves_no_folder_of_that_name(words: list[object], tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("requant")), *map(str, words)]
+    with subprocess.Popen(command) as merging:
+        # The weights are written then; what is left are measuring and the name.
+        while not list(tmp_path.glob(".out-*/merged/config.json")):
+            assert merging.poll() is None
+            time.sleep(0.01)
+        merging.kill()
+    assert not (tmp_path / "out").exists()
+    requant(*words)
+    assert (tmp_path / "out" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import typer
 from requant.cli.common import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from requant.config.sections import MergeFp16
     from requant.fidelity import Fidelity
 
 Text = Annotated[
@@ -50,6 +51,10 @@ def merge(
     untie: Annotated[
         bool, typer.Option(help="may give a tied output layer weights of its own")
     ] = False,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of a limit of merge_fp16, may be repeated"),
+    ] = None,
     device: Device = "auto",
 ) -> None:
     """Merge peft adapters into a model, with every check of the pipeline."""
@@ -70,6 +75,7 @@ def merge(
             scale=scale,
             dtype=None if dtype == "original" else dtype,
             untie=untie,
+            limits=_limits(limit or []),
         )
         plan = plan_request(request)
         batches = (lambda model: file_batches(model, text, sequences)) if parity else None
@@ -119,6 +125,25 @@ def compare(
                 reference, folder_log_probs(b, batches, chosen, exact=True), batches
             )
     _print_comparison(fidelity, len(batches))
+
+
+def _limits(given: "Sequence[str]") -> "MergeFp16":
+    from pydantic import ValidationError
+
+    from requant.config.sections import MergeFp16
+    from requant.errors import ConfigError
+
+    names = [name for name in MergeFp16.model_fields if "_max_" in name or "_min_" in name]
+    names.append("max_rounding_ratio")
+    values = dict(text.partition("=")[::2] for text in given)
+    if unknown := sorted(values.keys() - set(names)):
+        raise ConfigError(f"--limit {unknown[0]}: is no limit; expected one of {', '.join(names)}")
+    try:
+        return MergeFp16.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise ConfigError(f"--limit {name}={values[name]}: {first['msg']}") from error
 
 
 def _print_merge(metrics: "Mapping[str, float]") -> None:

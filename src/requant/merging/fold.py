@@ -1,6 +1,8 @@
 """Merge adapters into a model folder: plan with the headers alone, then write."""
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import Any
 
 from requant.contract import some
 from requant.errors import ContractError, ParityError
-from requant.merging.adapter import Adapter, is_additive, lora_updates, read_adapter
+from requant.merging.adapter import Adapter, is_additive, read_adapter
 from requant.merging.combine import BY_ROWS, Combination, combined_updates
 from requant.merging.dequantize import dequantized_updates
+from requant.merging.lora import lora_updates
+from requant.merging.stored import stored_updates, with_token_rows
 from requant.merging.stream import Change, write_merged
 from requant.merging.updates import Update, interpolated
 from requant.merging.vocabulary import Vocabulary, is_vocabulary, settle_vocabulary
@@ -92,10 +96,15 @@ def _fit(
     original: Path, folder: Path, headers: Mapping[str, TensorHeader], untie: bool
 ) -> tuple[dict[str, Update], Vocabulary]:
     adapter = read_adapter(folder)
-    updates = _updates(adapter, original, headers)
+    config = read_model_config(original)
+    if "text_config" in config:
+        raise ContractError(
+            f"{original}: is a model of several modalities (text_config in config.json); requant "
+            "merges language models"
+        )
+    updates = _updates(adapter, original, _loaded(headers, config))
     if not updates:
         raise ContractError(f"{folder}: holds no tensor that changes the model")
-    config = read_model_config(original)
     updates, vocabulary = settle_vocabulary(
         adapter, updates, original, headers, config, untie=untie
     )
@@ -103,12 +112,26 @@ def _fit(
     return updates, vocabulary
 
 
+def _loaded(
+    headers: Mapping[str, TensorHeader], config: Mapping[str, Any]
+) -> dict[str, TensorHeader]:
+    """Leave out layers past the last one, which some files hold to predict several tokens with."""
+    layers = config.get("num_hidden_layers", math.inf)
+    return {
+        name: header
+        for name, header in headers.items()
+        if not (found := re.search(r"\.layers\.(\d+)\.", f".{name}")) or int(found[1]) < layers
+    }
+
+
 def _updates(
     adapter: Adapter, original: Path, headers: Mapping[str, TensorHeader]
 ) -> dict[str, Update]:
     if adapter.config["peft_type"] == "LORA":
         return lora_updates(adapter, headers)
-    # Imports peft and transformers, which LoRA needs not.
+    if adapter.config["peft_type"] == "TRAINABLE_TOKENS":
+        return with_token_rows(adapter, stored_updates(adapter, headers), headers)
+    # Imports peft and transformers, which those need not.
     from requant.merging.tuners import tuner_updates
 
     return tuner_updates(adapter, original, headers)

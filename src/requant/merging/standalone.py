@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from requant.canonical import canonical_json
@@ -33,6 +33,8 @@ class Request:
     dtype: str | None = None
     """torch name of the floating dtype to write; None keeps each tensor's own."""
     untie: bool = False
+    limits: MergeFp16 = field(default_factory=MergeFp16)
+    """Of them the limits alone are read."""
 
 
 def plan_request(request: Request) -> MergePlan:
@@ -156,5 +158,5 @@ def _measure(
         device=device,
         vocabulary=plan.vocabulary.config.get("vocab_size"),
     )
-    check_parity({**metrics, "rounding_ratio": rounding_ratio}, MergeFp16())
+    check_parity({**metrics, "rounding_ratio": rounding_ratio}, request.limits)
     return {**metrics, "parity_of_result": 1.0}

@@ -7,12 +7,14 @@ from typing import Any
 
 from requant.contract import has_tokenizer, token_ids, tokenizer_digest
 from requant.errors import ContractError
-from requant.merging.adapter import Adapter, locate, split_names
+from requant.merging.adapter import TOKEN_ROWS, Adapter, plain_name
+from requant.merging.stored import EMBEDDINGS
 from requant.merging.updates import Update
 from requant.weights import TensorHeader
 
-EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings")
 OUTPUT_LAYERS = ("lm_head", "embed_out")
+COMPARED_ROWS = 4096
+"""Rows of the vocabulary in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,13 @@ def settle_vocabulary(
     added: dict[str, str] = {}
     tied = bool(config.get("tie_word_embeddings", output not in headers))
     if tied and {embedding, output} & updates.keys():
-        if _same_bytes(adapter, embedding, output, headers):
+        both = {embedding, output} <= updates.keys()
+        alike = both and _acts_alike(updates[embedding], updates[output])
+        if alike or (not both and _is_of_tokens(adapter, embedding)):
+            kept.pop(output, None)
             # A file that holds both is read as two tensors unless they stay equal.
-            if output not in headers:
-                del kept[output]
+            if output in headers:
+                kept[output] = updates[embedding]
         else:
             _check_may_untie(adapter, updates, embedding, output, untie)
             changes["tie_word_embeddings"] = False
@@ -102,25 +107,34 @@ def _find(names: Mapping[str, object], leaves: tuple[str, ...], otherwise: str) 
     return next((name for name in names if f".{name}".endswith(endings)), otherwise)
 
 
-def _same_bytes(
-    adapter: Adapter, embedding: str, output: str, headers: Mapping[str, TensorHeader]
-) -> bool:
-    """Tell whether both were saved whole and are the same tensor."""
+def _is_of_tokens(adapter: Adapter, embedding: str) -> bool:
+    """Tell whether rows of the embedding were trained, which peft then ties the output layer to."""
+    named = {plain_name(name) for name in adapter.tensors}
+    return any(
+        embedding == f"{name.removesuffix(TOKEN_ROWS)}weight"
+        for name in named
+        if name.endswith(f".{TOKEN_ROWS}")
+    )
+
+
+def _acts_alike(first: Update, second: Update) -> bool:
+    """Tell whether two updates do the same to any weight, but for the order of float32 sums."""
     import torch
-    from safetensors import safe_open
 
-    from requant.merging.adapter import PREFIX, WEIGHTS_NAME
-
-    factors, found = split_names(adapter.tensors)
-    whole = {locate(name, headers): key for name, key in found.items()}
-    if not {embedding, output} <= whole.keys() or {m + ".weight" for m in factors} & {
-        embedding,
-        output,
-    }:
+    if first.shape != second.shape:
         return False
-    with safe_open(adapter.folder / WEIGHTS_NAME, framework="pt") as file:
-        pair = [file.get_tensor(PREFIX + whole[name]) for name in (embedding, output)]
-    return bool(torch.equal(*pair))
+    rows = first.shape[0]
+    step = COMPARED_ROWS if first.by_rows and second.by_rows else rows
+    opened = first.open(), second.open()
+    generator = torch.Generator().manual_seed(0)
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        shape = (part.stop - part.start, *first.shape[1:])
+        weight = torch.rand(shape, generator=generator)
+        one, other = (apply(weight.clone(), part) for apply in opened)
+        if not torch.allclose(one, other, rtol=1e-5, atol=1e-6):
+            return False
+    return True
 
 
 def _check_may_untie(

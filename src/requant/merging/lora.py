@@ -1,0 +1,247 @@
+"""What a LoRA adapter does to each tensor of the original, by the files alone."""
+
+import re
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+from requant.contract import some
+from requant.errors import ContractError
+from requant.merging.adapter import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    Adapter,
+    locate,
+    split_names,
+)
+from requant.merging.stored import stored_updates, with_token_rows
+from requant.merging.updates import (
+    Apply,
+    LowRank,
+    Update,
+    chained,
+    merge_low_rank,
+    square_of,
+)
+from requant.weights import TensorHeader
+
+
+def lora_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict[str, Update]:
+    """Say what a LoRA adapter does to each tensor of the original.
+
+    LoRA, rsLoRA (alpha / sqrt(rank), arXiv:2312.03732), DoRA, of linear layers and embeddings, with
+    patterns of rank and alpha, trained biases, fully trained modules, trained tokens and a resized
+    vocabulary.
+
+    Args:
+        adapter: Of peft_type LORA.
+        original: Tensor name to header, with the names as in its files.
+
+    Raises:
+        ContractError: Naming the tensors of the adapter that do not fit or are missing.
+    """
+    factors, _ = split_names(adapter.tensors)
+    stored = stored_updates(adapter, original)
+    updates = dict(stored)
+    for module, names in factors.items():
+        _check_factors(adapter, module, names)
+        weight = locate(f"{module}.weight", original)
+        transposed = "lora_embedding_A" in names or _is_transposed(adapter, module, original)
+        update = _low_rank(adapter, module, names, transposed)
+        updates[weight] = chained(updates.get(weight), update)
+        if "lora_B.bias" in names:
+            bias = locate(f"{module}.bias", original)
+            updates[bias] = chained(updates.get(bias), _shift(adapter, module))
+    _check_expected(adapter, factors, original)
+    _check_whole(adapter, factors, stored.keys(), original)
+    return with_token_rows(adapter, updates, original)
+
+
+def is_target(config: Mapping[str, Any], module: str) -> bool:
+    """Tell whether an adapter's configuration asks for a module.
+
+    The rules of peft 0.21, tuners/tuners_utils.py `check_target_module_exists`.
+    """
+    saved = config.get("modules_to_save") or ()
+    if _named(config.get("exclude_modules"), module) or any(
+        re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved
+    ):
+        return False
+    targets = config.get("target_modules")
+    if isinstance(targets, str) or module in (targets or ()) or not _named(targets, module):
+        return _named(targets, module)
+    layers = config.get("layers_to_transform")
+    if layers is None or layers == []:
+        return True
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+            return int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def _named(names: str | Iterable[str] | None, module: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(module == name or module.endswith(f".{name}") for name in names or ())
+
+
+def pattern_value(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
+    """Look a module up in rank_pattern or alpha_pattern; peft 0.21 utils/other.py."""
+    found = (
+        value
+        for pattern, value in (patterns or {}).items()
+        if re.match(rf"(.*\.)?({pattern})$", module)
+    )
+    return next(found, otherwise)
+
+
+def _check_factors(adapter: Adapter, module: str, names: set[str]) -> None:
+    needed = (
+        {"lora_embedding_A", "lora_embedding_B"}
+        if names & {"lora_embedding_A", "lora_embedding_B"}
+        else {"lora_A.weight", "lora_B.weight"}
+    )
+    if adapter.config.get("use_dora"):
+        needed.add("lora_magnitude_vector")
+    if lacking := needed - names:
+        raise ContractError(
+            f"{adapter.folder / WEIGHTS_NAME}: {module} lacks {some(sorted(lacking))}; the file is "
+            "incomplete: train the adapter again"
+        )
+    if any(len(adapter.tensors[f"{module}.{name}"].shape) > 2 for name in needed):
+        raise ContractError(
+            f"{adapter.folder}: {module} is a convolution; requant merges linear layers and "
+            "embeddings: train without it"
+        )
+    rank = pattern_value(adapter.config.get("rank_pattern"), module, adapter.config["r"])
+    first = next(name for name in needed if name.endswith(("lora_A.weight", "embedding_A")))
+    found = adapter.tensors[f"{module}.{first}"].shape[0]
+    if found != rank:
+        raise ContractError(
+            f"{adapter.folder}: {module}.{first} has rank {found}, {CONFIG_NAME} says {rank} (r or "
+            "rank_pattern); the two files do not belong together"
+        )
+
+
+def _check_expected(
+    adapter: Adapter, factors: Iterable[str], original: Mapping[str, TensorHeader]
+) -> None:
+    """Refuse an adapter that has nothing for a module its configuration asks for."""
+    have = {locate(f"{name}.weight", original) for name in factors}
+    prefixes = {
+        f"{name.partition('.')[0]}." for name in factors if f"{name}.weight" not in original
+    }
+    missing = []
+    for name, header in original.items():
+        module = name.removesuffix(".weight")
+        # Experts lie in single tensors in the file and in one in the model, which peft passes over.
+        # Layers for predicting several tokens (`mtp`) are not part of the loaded model.
+        if module == name or len(header.shape) != 2 or {"experts", "mtp"} & {*name.split(".")}:
+            continue
+        named = {module, *(prefix + module for prefix in prefixes)}
+        if name not in have and any(is_target(adapter.config, item) for item in named):
+            missing.append(module)
+    if missing:
+        raise ContractError(
+            f"{adapter.folder / WEIGHTS_NAME}: holds nothing for {some(missing)}, which "
+            f"{CONFIG_NAME} target_modules asks for; the file is incomplete: train the adapter "
+            "again"
+        )
+    for name in adapter.config.get("modules_to_save") or ():
+        if not any(f".{name}." in f".{tensor}" for tensor in adapter.tensors):
+            raise ContractError(
+                f"{adapter.folder / WEIGHTS_NAME}: holds nothing for modules_to_save={name!r}; the "
+                "file is incomplete: train the adapter again"
+            )
+
+
+def _scale(config: Mapping[str, Any], module: str) -> float:
+    rank = pattern_value(config.get("rank_pattern"), module, config["r"])
+    alpha = pattern_value(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
+
+
+def _is_transposed(adapter: Adapter, module: str, original: Mapping[str, TensorHeader]) -> bool:
+    """Tell whether the file holds W transposed, as GPT-2's Conv1D does.
+
+    peft has one fan_in_fan_out for all modules, whatever each of them is.
+    """
+    outputs = adapter.tensors[f"{module}.lora_B.weight"].shape[0]
+    inputs = adapter.tensors[f"{module}.lora_A.weight"].shape[1]
+    header = original.get(locate(f"{module}.weight", original))
+    if header is not None and inputs != outputs:
+        return header.shape == (inputs, outputs)
+    joint = [item.shape for name, item in original.items() if name.endswith("attn.c_attn.weight")]
+    conv1d = any(shape[1] == 3 * shape[0] for shape in joint)
+    return conv1d and module.rpartition(".")[2] in {"c_attn", "c_proj", "c_fc", "q_attn"}
+
+
+def _check_whole(
+    adapter: Adapter,
+    factors: Mapping[str, set[str]],
+    whole: Set[str],
+    original: Mapping[str, TensorHeader],
+) -> None:
+    """Refuse an adapter that lacks a tensor it was to train whole."""
+    config = adapter.config
+    targets = {locate(f"{module}.bias", original) for module in factors}
+    saved = tuple(config.get("modules_to_save") or ())
+    expected = {
+        name
+        for name in original
+        if any(f".{item}." in f".{name}" for item in saved)
+        or (name.endswith(".bias") and config.get("bias") == "all")
+        or (name in targets and config.get("bias") == "lora_only")
+    }
+    missing = sorted(expected - whole)
+    if config.get("lora_bias"):
+        missing += [
+            f"{m}.lora_B.bias" for m, names in factors.items() if "lora_B.bias" not in names
+        ]
+    if missing:
+        raise ContractError(
+            f"{adapter.folder / WEIGHTS_NAME}: lacks {some(missing)}, which {CONFIG_NAME} asks for "
+            "(bias, lora_bias or modules_to_save); the file is incomplete: train the adapter again"
+        )
+
+
+def _low_rank(adapter: Adapter, module: str, names: set[str], transposed: bool) -> Update:
+    embedding = "lora_embedding_A" in names
+    a, b = (
+        ("lora_embedding_A", "lora_embedding_B")
+        if embedding
+        else ("lora_A.weight", "lora_B.weight")
+    )
+    inputs = adapter.tensors[f"{module}.{a}"].shape[1]
+    outputs = adapter.tensors[f"{module}.{b}"].shape[0]
+    dora = "lora_magnitude_vector" in names
+
+    def load() -> LowRank:
+        left, right = adapter.load(f"{module}.{b}"), adapter.load(f"{module}.{a}")
+        if transposed:
+            left, right = right.T.contiguous(), left.T.contiguous()
+        magnitude = adapter.load(f"{module}.lora_magnitude_vector").flatten() if dora else None
+        scale = _scale(adapter.config, module)
+        return LowRank(left, right, scale, magnitude, "columns" if transposed else "rows")
+
+    def open_factors() -> Apply:
+        low_rank = load()
+        return lambda weight, rows: merge_low_rank(weight, low_rank, rows)
+
+    return Update(
+        shape=(inputs, outputs) if transposed else (outputs, inputs),
+        open=open_factors,
+        by_rows=not (dora and transposed),
+        open_square=None if dora else lambda: square_of(load()),
+    )
+
+
+def _shift(adapter: Adapter, module: str) -> Update:
+    """LoRA's own bias: b' = b + s b_B (peft's lora_bias)."""
+    name = f"{module}.lora_B.bias"
+
+    def open_shift() -> Apply:
+        shift = adapter.load(name) * _scale(adapter.config, module)
+        return lambda bias, rows: bias + shift[rows]
+
+    return Update(adapter.tensors[name].shape, open_shift)
