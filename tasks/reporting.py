@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from requant.errors import RequantError
 from requant.quiet import quiet_logs
 from tasks import tracking
+
+LOGGED_SECONDS = 60
+"""Between two lines of progress in the log, where no terminal shows a bar."""
 
 
 class TaskReporter:
@@ -35,6 +39,7 @@ class TaskReporter:
             transient=True,
             disable=not sys.stderr.isatty(),
         )
+        self._logged = time.monotonic()
         self._row = self._bar.add_task(stage, total=None, unit="", visible=False)
 
     def __enter__(self) -> "TaskReporter":
@@ -54,6 +59,9 @@ class TaskReporter:
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self._bar.update(self._row, completed=done, total=total, unit=unit, visible=True)
+        if self._bar.disable and time.monotonic() - self._logged >= LOGGED_SECONDS:
+            self._logged = time.monotonic()
+            self._logger.info(f"{done} of {total} {unit}")
 
     def message(self, text: str) -> None:
         self._logger.info(text)

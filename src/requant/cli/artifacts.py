@@ -59,5 +59,7 @@ def gc(
 
         store = open_store(state)
         garbage = find_garbage(store, keep) if dry_run else collect(store, keep)
+    for path in (*garbage.folders, *garbage.records):
+        typer.echo(path)
     done = "would delete" if dry_run else "deleted"
     typer.echo(f"{done} {garbage.in_words}")

@@ -39,7 +39,7 @@ def promote(config: ConfigFile, version: VersionOption = None, overrides: Overri
             found = version_of(registry_of(loaded), version)
             server.ready()
             promotion = promote_version(loaded, found)
-            typer.echo(f"{found.model}: version {found.version} ({found.digest[:12]}) serves")
+            typer.echo(f"{found.model}: version {found.version} ({found.digest[:12]}) is champion")
             if promotion.to_deploy:
                 deploy(loaded, found.version, server.ours)
             else:
@@ -58,7 +58,8 @@ def rollback(config: ConfigFile, overrides: Overrides = None) -> None:
 
             server.ready()
             earlier = roll_back(loaded)
-            typer.echo(f"{earlier.model}: version {earlier.version} ({earlier.digest[:12]}) serves")
+            said = f"version {earlier.version} ({earlier.digest[:12]}) is champion again"
+            typer.echo(f"{earlier.model}: {said}")
             deploy(loaded, earlier.version, server.ours)
 
 
@@ -123,7 +124,7 @@ def notify(
 
 
 def deploy(config: "Config", version: int, here: bool) -> None:
-    """Deploy a version that serves now: here, or leave it to who listens for its event."""
+    """Deploy the champion: here, or leave it to who listens for its event."""
     if not here:
         typer.echo("model.promoted is sent: deploy-model starts on the server; else repeat this")
         return
