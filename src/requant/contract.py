@@ -165,6 +165,14 @@ def tokenizer_digest(folder: Path) -> str:
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
+def same_tokens(first: Path, second: Path) -> bool:
+    """Tell whether two folders turn text into the same token ids, chat templates aside."""
+    ids = token_ids(first), token_ids(second)
+    if all(ids):
+        return ids[0] == ids[1]
+    return _tokenizer_content(first) == _tokenizer_content(second)
+
+
 def _tokenizer_content(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer.json"
     if path.exists():

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from requant.canonical import canonical_json
-from requant.config.sections import Columns
 from requant.errors import ContractError
+
+if TYPE_CHECKING:
+    from requant.config.sections import Columns
 
 ROLES = ("system", "user", "assistant")
 EXPECTED = (
@@ -40,7 +42,7 @@ def conversation(prompt: str, response: str) -> Conversation:
     }
 
 
-def parse_row(row: Any, columns: Columns, where: str) -> Conversation:
+def parse_row(row: Any, columns: "Columns", where: str) -> Conversation:
     """Check one row and bring it into the one shape of this project.
 
     Args:
@@ -84,7 +86,7 @@ def parse_row(row: Any, columns: Columns, where: str) -> Conversation:
     return {"messages": [{key: item[key] for key in ("role", "content")} for item in messages]}
 
 
-def read_file(path: Path, columns: Columns, cache: Path) -> list[Conversation]:
+def read_file(path: Path, columns: "Columns", cache: Path) -> list[Conversation]:
     """Read and check a .jsonl or .parquet file.
 
     Args:

@@ -53,15 +53,18 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files a model is loaded from: those of its index, else model.safetensors, else all.
+    """List the files transformers loads: model.safetensors, else those of the index, else all.
 
     Some folders hold the same weights a second time under another name.
     """
     index, single = folder / INDEX_NAME, folder / "model.safetensors"
-    if index.exists():
-        named = set(json.loads(index.read_bytes())["weight_map"].values())
-        return sorted(path for path in folder.glob("*.safetensors") if path.name in named)
-    return [single] if single.exists() else sorted(folder.glob("*.safetensors"))
+    if single.exists():
+        return [single]
+    found = sorted(folder.glob("*.safetensors"))
+    if not index.exists():
+        return found
+    named = set(json.loads(index.read_bytes())["weight_map"].values())
+    return [path for path in found if path.name in named]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from requant.errors import ContractError, ParityError
 from requant.merging import Mix, plan_merge, scaled, write_plan
-from requant.merging.adapter import PREFIX
+from requant.merging.adapter import MERGEABLE, PREFIX
 from requant.merging.lora import is_target
 from requant.merging.stream import write_merged
 from requant.merging.updates import LowRank, Update, merge_low_rank
@@ -137,6 +137,50 @@ def test_it_is_pefts_own_merge_rounded_once(
     for file in base.glob("*.safetensors"):
         assert read_shard_header(file).raw == read_shard_header(tmp_path / "out" / file.name).raw
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_every_type_peft_has_is_merged_exactly_or_refused(base: Path, tmp_path: Path) -> None:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    shown = {config.peft_type.value for config in CASES.values()}
+    assert shown == set(MERGEABLE)
+    save_adapter(base, lora(), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for kind in {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} - shown:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "peft_type": kind}))
+        with pytest.raises(ContractError, match=r"cannot be merged|not among those requant has"):
+            plan_merge(base, [tmp_path])
+
+
+@pytest.mark.parametrize("case", ["ln_tuning", "ia3", "hra", "saved_beside_ia3", "conv1d_norms"])
+def test_a_plan_can_be_written_twice(
+    case: str, base: Path, transposed_base: Path, tmp_path: Path
+) -> None:
+    model = transposed_base if case == "conv1d_norms" else base
+    norms = peft.LNTuningConfig(target_modules=["ln_1", "ln_f"])
+    reference = save_adapter(model, CASES.get(case, norms), tmp_path / "adapter")
+    plan = plan_merge(model, [tmp_path / "adapter"])
+    for attempt in ("first", "second"):
+        out = tmp_path / attempt
+        out.mkdir()
+        write_plan(plan, out)
+        for name, tensor in tensors(out).items():
+            if name in reference:
+                assert_rounded_once(tensor, reference[name])
+            else:
+                assert_rounded_once(tensor, reference[f"transformer.{name}"])
+
+
+def test_peft_saves_the_base_with_an_output_layer_and_it_is_passed_over(
+    base: Path, tied_base: Path, tmp_path: Path
+) -> None:
+    config = peft.IA3Config(target_modules=["q_proj", "lm_head"], feedforward_modules=[])
+    reference = save_adapter(base, config, tmp_path / "adapter")
+    merged = tensors(merge(base, tmp_path / "out", tmp_path / "adapter"))
+    assert_rounded_once(merged["lm_head.weight"], reference["lm_head.weight"])
+    save_adapter(tied_base, config, tmp_path / "tied")
+    with pytest.raises(ContractError, match=r"trained lm_head.weight, but .* are tied"):
+        plan_merge(tied_base, [tmp_path / "tied"])
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
@@ -276,6 +320,56 @@ def changed(adapter: Path, change) -> None:
 
 def key(module: str, leaf: str) -> str:
     return f"{PREFIX}model.layers.0.{module}.{leaf}"
+
+
+@pytest.mark.parametrize(
+    ("ending", "resized", "told"),
+    [
+        (
+            "lora_B.weight",
+            (slice(None), slice(3)),
+            r"lora_B.weight is \[64, 3\], expected 4 columns",
+        ),
+        ("magnitude_vector", slice(1), r"lora_magnitude_vector is \[1\], expected 64 entries"),
+    ],
+)
+def test_factors_that_do_not_fit_each_other_are_refused(
+    ending: str, resized, told: str, base: Path, tmp_path: Path
+) -> None:
+    save_adapter(base, lora(target_modules=["q_proj"], use_dora=True), tmp_path)
+    path, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith(ending))
+    save_file({**weights, name: weights[name][resized].contiguous()}, path)
+    with pytest.raises(ContractError, match=told):
+        plan_merge(base, [tmp_path])
+    save_file(weights, path)
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "use_dora": False}))
+    with pytest.raises(ContractError, match=r"has a magnitude and .* says use_dora=false"):
+        plan_merge(base, [tmp_path])
+
+
+def test_weights_that_are_no_floats_are_refused_before_the_work(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base, folder)
+    save_adapter(base, lora(target_modules=["q_proj"]), tmp_path / "adapter")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    (file,) = (f for f in folder.glob("*.safetensors") if name in load_file(f))
+    save_file({n: t.to(torch.int8) if n == name else t for n, t in load_file(file).items()}, file)
+    with pytest.raises(ContractError, match=r"q_proj.weight \(I8\), which cannot be merged into"):
+        plan_merge(folder, [tmp_path / "adapter"])
+
+
+def test_the_index_names_every_shard_whatever_it_is_called(base: Path, tmp_path: Path) -> None:
+    folder, adapter = tmp_path / "base", tmp_path / "adapter"
+    shutil.copytree(base, folder)
+    save_adapter(base, lora(), adapter)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    (tmp_path / "out").mkdir()
+    write_plan(plan_merge(folder, [adapter]), tmp_path / "out", dtype="float32")
+    written = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert written["weight_map"] == content["weight_map"]
 
 
 def test_half_an_adapter_and_a_stranger_are_refused(base: Path, tmp_path: Path) -> None:
@@ -555,7 +649,7 @@ def test_a_resized_vocabulary_is_carried_over(tied: bool, tmp_path: Path) -> Non
         scaled(plan_merge(base, [adapter]), 0.5)
     (base / "chat_template.jinja").write_text("old")
     out = merge(base, tmp_path / "again", adapter)
-    assert not (out / "chat_template.jinja").exists()
+    assert (out / "chat_template.jinja").read_text() == "old"
     with pytest.raises(ContractError, match=r"changes the vocabulary .* merge it alone"):
         plan_merge(base, [adapter, adapter])
     tokenizer_with(adapter, 140)

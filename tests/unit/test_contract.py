@@ -198,8 +198,11 @@ def test_the_tokenizer_digest_ignores_how_it_is_written(original: Path) -> None:
             "names lm_head.weight, which no *.safetensors",
         ),
         (
-            lambda folder: (folder / "model.safetensors.index.json").write_text(
-                '{"weight_map": {"lm_head.weight": "model-2.safetensors"}}'
+            lambda folder: (
+                (folder / "model.safetensors").rename(folder / "x.safetensors")
+                and (folder / "model.safetensors.index.json").write_text(
+                    '{"weight_map": {"lm_head.weight": "model-2.safetensors"}}'
+                )
             ),
             ArtifactError,
             "names files of which none is beside it",

@@ -105,7 +105,7 @@ def compare(
 ) -> None:
     """Measure how far model B is from model A: KL, agreement, loss, with paired standard errors."""
     with errors():
-        from requant.contract import token_ids
+        from requant.contract import same_tokens
         from requant.errors import ConfigError, ContractError
         from requant.fidelity import compare_log_probs
         from requant.models import read_model_config, resolve_device
@@ -116,7 +116,7 @@ def compare(
             if not folder.is_dir():
                 raise ConfigError(f"{folder}: is no folder; give a Hugging Face model")
             read_model_config(folder)
-        if token_ids(a) != token_ids(b):
+        if not same_tokens(a, b):
             raise ContractError(f"{a} and {b}: have different tokenizers; compare models of one")
         chosen = resolve_device(device)
         batches = file_batches(a, text, sequences)

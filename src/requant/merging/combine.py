@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 Combination = Literal["cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
+MEANS: tuple[Combination, ...] = ("ties", "dare_ties")
+"""Those that average what they keep of each weight, so that shares would be taken twice."""
 BY_ROWS: tuple[Combination, ...] = ("cat", "linear")
 """Those that look at one weight at a time; the others rank the weights of a whole tensor."""
 

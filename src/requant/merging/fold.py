@@ -9,19 +9,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from requant.contract import some
+from requant.contract import chat_template, some
 from requant.errors import ContractError, ParityError
 from requant.merging.adapter import Adapter, is_additive, read_adapter
-from requant.merging.combine import BY_ROWS, Combination, combined_updates
+from requant.merging.combine import BY_ROWS, MEANS, Combination, combined_updates
 from requant.merging.dequantize import dequantized_updates
 from requant.merging.lora import lora_updates
 from requant.merging.stored import stored_updates, with_token_rows
-from requant.merging.stream import Change, write_merged
+from requant.merging.stream import TORCH_NAMES, Change, write_merged
 from requant.merging.updates import Update, interpolated
 from requant.merging.vocabulary import Vocabulary, is_vocabulary, settle_vocabulary
 from requant.model_folder import INDEX_NAME, copy_companions, copy_tokenizer, set_fields
 from requant.models import read_model_config
-from requant.weights import TensorHeader, read_headers
+from requant.weights import TensorHeader, read_headers, read_shard_header, weight_files
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Mix:
 
     method: Combination = "cat"
     weights: Sequence[float] = ()
-    """Of each adapter; empty for equal shares of one."""
+    """Of each adapter; empty for equal shares of one, or for 1 each where the method takes means
+    (ties, dare_ties)."""
     density: float = 0.5
     seed: int = 0
 
@@ -65,10 +66,11 @@ def plan_merge(
     headers = read_headers(original)
     fitted = [_fit(original, folder, headers, untie) for folder in adapters]
     mix = mix or Mix()
-    weights = mix.weights or [1 / len(fitted)] * len(fitted)
+    equal = 1.0 if mix.method in MEANS else 1 / len(fitted)
+    weights = mix.weights or [equal] * len(fitted)
     if len(weights) != len(fitted):
         raise ContractError(f"{len(weights)} weights for {len(fitted)} adapters; give one for each")
-    if len(fitted) == 1:
+    if len(fitted) == 1 and mix.method in BY_ROWS:
         updates, vocabulary = fitted[0]
         plan = MergePlan(original, updates, vocabulary, [(adapters[0], 1.0)])
         return scaled(plan, weights[0])
@@ -148,6 +150,12 @@ def _check_shapes(
         raise ContractError(
             f"{adapter.folder}: {len(missing)} of its {len(updates)} tensors are not in the "
             f"original: {some(missing)}; it was trained on another architecture"
+        )
+    dtypes = {name: headers[added.get(name, name)].dtype for name in updates}
+    if odd := [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in TORCH_NAMES]:
+        raise ContractError(
+            f"{adapter.folder}: changes {some(odd)}, which cannot be merged into as they are "
+            f"stored; expected one of {', '.join(TORCH_NAMES)}"
         )
     wrong = []
     for name, update in updates.items():
@@ -253,9 +261,12 @@ def _write_companions(plan: MergePlan, out: Path, fields: Mapping[str, Any]) -> 
         ready = Path(name)
         copy_companions(plan.original, ready, with_index=True)
         if plan.vocabulary.tokenizer:
+            template = chat_template(ready)
             copy_tokenizer(plan.vocabulary.tokenizer, ready)
+            if template is not None and chat_template(ready) is None:
+                (ready / "chat_template.jinja").write_text(template)
         if fields:
-            _mend_index(ready, out)
+            _mend_index(ready, plan.original, out)
         set_fields(ready, fields)
         # Without it nothing loads the folder.
         last = ready / "config.json"
@@ -286,13 +297,17 @@ def per_tensor(changes: Mapping[str, Change]) -> list[dict[str, Any]]:
     ]
 
 
-def _mend_index(folder: Path, shards: Path) -> None:
+def _mend_index(folder: Path, original: Path, shards: Path) -> None:
     """Bring the shard index in line with shards that gained a tensor, rows or another dtype."""
     path = folder / INDEX_NAME
     if not path.exists():
         return
     index = json.loads(path.read_bytes())
-    headers = read_headers(shards)
+    headers = {
+        name: header
+        for file in weight_files(original)
+        for name, header in read_shard_header(shards / file.name).tensors.items()
+    }
     files = dict(sorted((name, header.file.name) for name, header in headers.items()))
     size = sum(header.end - header.start for header in headers.values())
     metadata = {**index.get("metadata", {}), "total_size": size}

@@ -1,5 +1,6 @@
 """What a LoRA adapter does to each tensor of the original, by the files alone."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
@@ -121,6 +122,25 @@ def _check_factors(adapter: Adapter, module: str, names: set[str]) -> None:
             f"{adapter.folder}: {module}.{first} has rank {found}, {CONFIG_NAME} says {rank} (r or "
             "rank_pattern); the two files do not belong together"
         )
+    shapes = {name: adapter.tensors[f"{module}.{name}"].shape for name in names}
+    second = next(name for name in names if name.endswith(("lora_B.weight", "embedding_B")))
+    outputs = shapes[second][0]
+    if shapes[second][1] != rank:
+        raise ContractError(
+            f"{adapter.folder}: {module}.{second} is {list(shapes[second])}, expected {rank} "
+            "columns, its rank; the file is damaged: train the adapter again"
+        )
+    magnitude = shapes.get("lora_magnitude_vector")
+    if magnitude is not None and not adapter.config.get("use_dora"):
+        raise ContractError(
+            f"{adapter.folder}: {module} has a magnitude and {CONFIG_NAME} says use_dora=false; "
+            "the two files do not belong together"
+        )
+    if magnitude is not None and math.prod(magnitude) != outputs:
+        raise ContractError(
+            f"{adapter.folder}: {module}.lora_magnitude_vector is {list(magnitude)}, expected "
+            f"{outputs} entries, one for each output; the file is damaged: train the adapter again"
+        )
 
 
 def _check_expected(
@@ -188,9 +208,10 @@ def _check_whole(
     saved = tuple(config.get("modules_to_save") or ())
     expected = {
         name
-        for name in original
+        for name, header in original.items()
         if any(f".{item}." in f".{name}" for item in saved)
-        or (name.endswith(".bias") and config.get("bias") == "all")
+        # GPT-2's files hold its attention mask as a `bias` of four dimensions.
+        or (name.endswith(".bias") and config.get("bias") == "all" and len(header.shape) == 1)
         or (name in targets and config.get("bias") == "lora_only")
     }
     missing = sorted(expected - whole)

@@ -38,6 +38,7 @@ def tuner_updates(
     import_gptqmodel()
     with quiet_libraries():
         model = _with_adapter(original, adapter)
+    from peft.tuners.ln_tuning.layer import LNTuningLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import AuxiliaryTrainingWrapper
 
@@ -46,16 +47,20 @@ def tuner_updates(
     updates: dict[str, Update] = {}
     for path, module in model.named_modules():
         name = path.removeprefix(PREFIX)
+        trained = None
         if isinstance(module, AuxiliaryTrainingWrapper):
             trained = module.get_submodule(f"modules_to_save.{module.active_adapters[0]}")
+        elif isinstance(module, LNTuningLayer):
+            # Its merge swaps the two layers and would be undone by the next.
+            trained = module.ln_tuning_layers[module.active_adapters[0]]
+        if trained is not None:
             for leaf, tensor in trained.named_parameters():
                 updates[locate(f"{name}.{leaf}", headers)] = _constant(tensor)
         elif isinstance(module, BaseTunerLayer):
             for leaf, _ in module.get_base_layer().named_parameters(recurse=False):
                 tensor_name = locate(f"{name}.{leaf}", headers)
-                if tensor_name in headers:
-                    shape = headers[tensor_name].shape
-                    updates[tensor_name] = _through(module, leaf, shape, lock)
+                shape = tuple(getattr(module.get_base_layer(), leaf).shape)
+                updates[tensor_name] = _through(module, leaf, shape, lock)
     return updates
 
 
@@ -75,7 +80,12 @@ def _with_adapter(original: Path, adapter: Adapter) -> Any:
             setattr(module, name, torch.nn.Parameter(_weightless(parameter.shape)))
     peft_config = PeftConfig.from_pretrained(str(adapter.folder))
     wrapped = get_peft_model(model, peft_config)
-    state = load_file(adapter.folder / WEIGHTS_NAME)
+    # peft saves what it wraps of an embedding or output layer with it: the base's, unchanged.
+    state = {
+        name: tensor
+        for name, tensor in load_file(adapter.folder / WEIGHTS_NAME).items()
+        if ".base_layer." not in name
+    }
     expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False).keys()
     for names, what in (
         (expected - state.keys(), "lacks"),

@@ -78,7 +78,8 @@ def square_of(update: LowRank) -> Callable[[slice], float]:
 
     def square(rows: slice) -> float:
         left = update.left[rows]
-        return update.scale**2 * float(((left @ gram) * left).sum())
+        # Of an update that cancels out the sum of float32 products may fall below zero.
+        return max(0.0, update.scale**2 * float(((left @ gram) * left).sum()))
 
     return square
 
