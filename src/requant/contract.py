@@ -60,10 +60,26 @@ def check_complete(folder: Path) -> None:
             short.
         ContractError: If the tokenizer knows tokens that have no row in the embedding.
     """
+    check_weights(folder)
     config = read_model_config(folder)
     for name in ("architectures", "vocab_size"):
         if not config.get(name):
             raise ArtifactError(f"{folder / 'config.json'}: has no {name}; not a language model")
+    tokens = max(token_ids(folder).values(), default=-1) + 1
+    if tokens > config["vocab_size"]:
+        raise ContractError(
+            f"{folder}: the tokenizer's token ids reach {tokens - 1} and config.json vocab_size="
+            f"{config['vocab_size']}; resize the embedding or use the tokenizer it was trained with"
+        )
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder some of whose weights are missing.
+
+    Raises:
+        ArtifactError: If config.json or weights are missing, or a weights file is cut short.
+    """
+    read_model_config(folder)
     tensors = read_headers(folder)
     index = folder / INDEX_NAME
     if index.exists():
@@ -73,12 +89,6 @@ def check_complete(folder: Path) -> None:
                 f"{index}: names {some(lacking)}, which no *.safetensors beside it holds; "
                 "copy the missing shards"
             )
-    tokens = max(token_ids(folder).values(), default=-1) + 1
-    if tokens > config["vocab_size"]:
-        raise ContractError(
-            f"{folder}: the tokenizer's token ids reach {tokens - 1} and config.json vocab_size="
-            f"{config['vocab_size']}; resize the embedding or use the tokenizer it was trained with"
-        )
 
 
 def check_pairing(original: Path, quantized: Path) -> None:

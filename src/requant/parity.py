@@ -1,10 +1,10 @@
 """A model folder measured against another one."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from requant.conversation import IGNORED, read_rows
 from requant.errors import ContractError
@@ -69,6 +69,7 @@ def folder_log_probs(
     adapters: Sequence[tuple[Path, float]] = (),
     exact: bool = False,
     vocabulary: int | None = None,
+    watch: Callable[[Any], None] = lambda model: None,
 ) -> Iterator["torch.Tensor"]:
     """Load a model, with adapters beside its weights where they are given, and run it.
 
@@ -82,7 +83,9 @@ def folder_log_probs(
         device: cpu or cuda.
         adapters: See `with_adapters`.
         exact: Compute in float32 on every device, so that two models that should be equal are.
-        vocabulary: Rows the embedding is brought to, where the adapters need another number.
+        vocabulary: Rows the embedding is brought to, where the adapters need another number; new
+            ones are zero.
+        watch: Gets the model before it runs.
 
     Yields:
         As `token_log_probs`.
@@ -91,16 +94,29 @@ def folder_log_probs(
 
     dtype = torch.float32 if exact else compute_dtype(device)
     model = load_model(folder, device, dtype=dtype)
+    if adapters and set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}:
+        # DoRA reads weights of its base past the hooks that would fetch them.
+        model = load_model(folder, "cpu", dtype=dtype)
     if vocabulary is not None:
-        model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        _resize(model, vocabulary)
     if adapters:
-        if set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}:
-            # DoRA reads weights of its base past the hooks that would fetch them.
-            model = load_model(folder, "cpu", dtype=dtype)
         model = with_adapters(model, adapters)
+    watch(model)
     yield from token_log_probs(model, batches)
     del model
     clear_memory()
+
+
+def _resize(model: Any, rows: int) -> None:
+    """Bring the vocabulary to a number of rows, the new ones zero: random ones differ each time."""
+    import torch
+
+    before = model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None:
+                layer.weight[before:] = 0
 
 
 def old_batches(model: Path, data: Path, documents: int) -> list[Batch]:

@@ -3,23 +3,31 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from adapters import qwen, save_adapter, save_model
 from conftest import STEPS, make_context
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from requant.config.sections import MergeFp16, QuantizeBase, TrainAdapter
 from requant.errors import ContractError, ParityError
 from requant.merging import MergePlan, Mix, plan_merge, scaled, write_dequantized, write_plan
-from requant.merging.parity import check_parity, measure_parity
+from requant.merging.parity import (
+    Parity,
+    check_parity,
+    check_result,
+    check_rounding,
+    measure_parity,
+)
+from requant.merging.stream import Change
 from requant.merging.vocabulary import Vocabulary
 from requant.models import load_model
 from requant.parity import batches_for
 from requant.provenance import weights_digest, write_provenance
-from requant.stage import Metrics
 from requant.stages import merge_fp16, quantize_base, train_adapter
 
 SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5, trained_max_loss=1.0)
@@ -38,16 +46,21 @@ class Inputs:
         context = make_context(folder)
         return context.out, merge_fp16.execute(section, context, **vars(self), **past)
 
-    def measured(self, merged: Path, adapters: Sequence[tuple[Path, float]] = ()) -> Metrics:
-        measured = measure_parity(
+    def measured(
+        self,
+        merged: Path,
+        changes: Mapping[str, Change],
+        adapters: Sequence[tuple[Path, float]] = (),
+    ) -> Parity:
+        return measure_parity(
             merged=merged,
+            changes=changes,
             original=self.original,
             trained_on=self.trained_on,
             adapters=adapters or [(self.adapter, 1.0)],
             batches=batches_for(merged, self.data / "heldout.jsonl", 4),
             device="cpu",
         )
-        return {"rounding_ratio": 0.0, **measured}
 
 
 @pytest.fixture(scope="module")
@@ -105,21 +118,55 @@ def test_a_merge_that_does_not_do_what_the_adapter_does(
     fault: str, inputs: Inputs, tmp_path: Path
 ) -> None:
     plan = plan_merge(inputs.original, [inputs.adapter])
-    merged = tmp_path
+    merged, changes = tmp_path, {}
     if fault == "no-op":
         merged = inputs.original
     elif fault == "half":
-        write_plan(scaled(plan, 0.5), merged)
+        changes = write_plan(scaled(plan, 0.5), merged)
     else:
         kept = {n: u for n, u in plan.updates.items() if "layers.0.mlp.down_proj" not in n}
-        write_plan(dataclasses.replace(plan, updates=kept), merged)
-    measured = inputs.measured(merged)
+        changes = write_plan(dataclasses.replace(plan, updates=kept), merged)
+    measured = inputs.measured(merged, changes)
+    off = {"no-op": 1.0, "half": 0.5, "module": 1.0}[fault]
+    assert measured.metrics["parity_module_error"] == pytest.approx(off, abs=0.1)
     with pytest.raises(
         ParityError,
-        match=r"does not do what the adapter does: merged against original\+adapter .* against the "
-        r"quantized base\+adapter .* likely a missed module or a wrong scale",
+        match=r"layers.0.*.weight.*: the output is off by up to .* merged against "
+        r"original\+adapter .* against the quantized base\+adapter",
     ):
-        check_parity(measured, SECTION)
+        check_parity(measured, SECTION.model_copy(update={"parity_max_kl": 1e-9}))
+    # The logits tell as well.
+    blind = dataclasses.replace(measured, modules={})
+    with pytest.raises(ParityError, match=r"does not do what .* likely a missed module or a wrong"):
+        check_parity(blind, SECTION.model_copy(update={"parity_max_kl": 1e-9}))
+
+
+@pytest.mark.parametrize("dropped", ["layers.14.self_attn.k_proj", "layers.27.mlp.down_proj"])
+def test_one_missed_module_of_a_deep_model_is_named(dropped: str, tmp_path: Path) -> None:
+    base, adapter, right, wrong = (tmp_path / n for n in ("base", "adapter", "right", "wrong"))
+    save_model(qwen(num_hidden_layers=28), base)
+    save_adapter(base, LoraConfig(r=4, target_modules="all-linear"), adapter)
+    plan = plan_merge(base, [adapter])
+    kept = {name: u for name, u in plan.updates.items() if dropped not in name}
+    assert len(kept) == len(plan.updates) - 1
+    parity = {}
+    for folder, updates in ((right, plan.updates), (wrong, kept)):
+        folder.mkdir()
+        parity[folder] = measure_parity(
+            merged=folder,
+            changes=write_plan(dataclasses.replace(plan, updates=updates), folder),
+            original=base,
+            trained_on=base,
+            adapters=[(adapter, 1.0)],
+            batches=[(torch.arange(100).unsqueeze(0),) * 2],
+            device="cpu",
+        )
+    check_parity(parity[right], SECTION)
+    # What the logits show of it is lost in the rounding of the others.
+    shown = parity[wrong].metrics["parity_kl"] / parity[wrong].metrics["update_kl"]
+    assert shown < SECTION.parity_max_share + (2 * parity[wrong].rounding_ratio) ** 2
+    with pytest.raises(ParityError, match=rf"merge_fp16: model.{dropped}.weight: the output is"):
+        check_parity(parity[wrong], SECTION)
 
 
 def test_a_diverged_adapter_is_refused(altered: Inputs, tmp_path: Path) -> None:
@@ -160,17 +207,24 @@ def test_over_a_limit_both_figures_are_named(inputs: Inputs, tmp_path: Path) -> 
     ):
         inputs.merge(tmp_path, tight)
     good = {
-        "parity_kl": 0.0, "trained_kl": 0.0, "update_kl": 1.0, "rounding_ratio": 0.1,
+        "parity_kl": 0.0, "trained_kl": 0.0, "update_kl": 1.0,
         "trained_agreement": 1.0, "trained_loss_change": 0.0,
     }  # fmt: skip
-    check_parity(good, SECTION)
-    for name in good.keys() - {"update_kl"}:
+    parity = Parity(good, {"a.weight": 0.05}, 0.02)
+    check_parity(parity, SECTION)
+    for name in good:
         with pytest.raises(ParityError):
-            check_parity({**good, name: float("nan")}, SECTION)
+            check_parity(dataclasses.replace(parity, metrics={**good, name: float("nan")}), SECTION)
     with pytest.raises(ParityError, match="moves the model by 1e-06 nats per token, too little"):
-        check_parity({**good, "update_kl": 1e-6}, SECTION)
-    with pytest.raises(ParityError, match=r"rounding takes 0.6 of the update's norm"):
-        check_parity({**good, "rounding_ratio": 0.6}, SECTION)
+        check_parity(dataclasses.replace(parity, metrics={**good, "update_kl": 1e-6}), SECTION)
+    for error in (0.2, float("nan")):
+        with pytest.raises(ParityError, match=r"a.weight: the output is off by up to"):
+            check_parity(dataclasses.replace(parity, modules={"a.weight": error}), SECTION)
+    for ratio in (0.6, float("nan")):
+        with pytest.raises(ParityError, match=r"rounding takes .* of the update's norm"):
+            check_rounding(ratio, SECTION)
+    with pytest.raises(ParityError, match=r"what was combined loses 2 nats per token"):
+        check_result(2.0, SECTION)
 
 
 # -------------------------------------------------------------------- what is merged into
@@ -283,13 +337,15 @@ def test_a_wrong_share_of_a_past_night_is_refused(
     adapters = [inputs.adapter, yesterdays]
     asked = plan_merge(inputs.original, adapters, mix=Mix(weights=(0.6, 0.4)))
     right, wrong = tmp_path / "right", tmp_path / "wrong"
+    changes = {}
     for folder, weights in ((right, (0.6, 0.4)), (wrong, (0.6, 0.3))):
         folder.mkdir()
-        write_plan(plan_merge(inputs.original, adapters, mix=Mix(weights=weights)), folder)
+        plan = plan_merge(inputs.original, adapters, mix=Mix(weights=weights))
+        changes[folder] = write_plan(plan, folder)
     assert asked.beside == [(inputs.adapter, 0.6), (yesterdays, 0.4)]
-    check_parity(inputs.measured(right, asked.beside), SECTION)
-    with pytest.raises(ParityError, match="does not do what the adapter does"):
-        check_parity(inputs.measured(wrong, asked.beside), SECTION)
+    check_parity(inputs.measured(right, changes[right], asked.beside), SECTION)
+    with pytest.raises(ParityError, match="the output is off by up to"):
+        check_parity(inputs.measured(wrong, changes[wrong], asked.beside), SECTION)
     assert scaled(asked, 0.5).beside == [(inputs.adapter, 0.3), (yesterdays, 0.2)]
     assert plan_merge(inputs.original, adapters, mix=Mix("ties")).beside is None
 
@@ -303,6 +359,11 @@ def test_what_has_no_unmerged_twin_is_proved_by_tonights_adapter(
     assert (metrics["parity_of_result"], alone["parity_of_result"]) == (0.0, 1.0)
     assert metrics["parity_kl"] == alone["parity_kl"]
     assert metrics["changed_share"] != alone["changed_share"]
+    assert abs(metrics["result_loss_change"]) < 0.1
+    limits = {"weights": (500.0, 500.0), "trained_max_loss": 0.1}
+    absurd = section.model_copy(update=limits)
+    with pytest.raises(ParityError, match=r"what was combined loses \S+ nats per token"):
+        inputs.merge(tmp_path / "absurd", absurd, past_1=yesterdays)
 
 
 def test_what_was_left_of_a_killed_attempt_is_not_used(inputs: Inputs, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_killed_merge_leaves_no_folder_of_that_name(words: list[object], tmp_p
     command = [str(Path(sys.executable).with_name("requant")), *map(str, words)]
     with subprocess.Popen(command) as merging:
         # The weights are written then; what is left are measuring and the name.
-        while not list(tmp_path.glob(".out-*/merged/config.json")):
+        while not list(tmp_path.glob(".out-*/unproved/config.json")):
             assert merging.poll() is None
             time.sleep(0.01)
         merging.kill()

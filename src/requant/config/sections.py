@@ -303,6 +303,9 @@ class MergeFp16(Section):
     parity_max_share: Relative = Field(
         5e-4, description="allowed beyond that, as a share of the update's own KL: rounding"
     )
+    parity_max_module: Relative = Field(
+        0.1, description="a module's output off, as a share of the adapter's, beyond rounding"
+    )
     trained_max_kl: Relative = Field(
         0.2, description="nats per token, merged against quantized base+adapter"
     )

@@ -2,19 +2,27 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from requant.canonical import canonical_json
 from requant.config.sections import MergeFp16
-from requant.contract import check_pairing
+from requant.contract import check_pairing, check_weights
 from requant.errors import ConfigError
 from requant.fidelity import Batch
 from requant.merging.fold import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
-from requant.merging.parity import check_parity, measure_parity
+from requant.merging.parity import (
+    check_parity,
+    check_result,
+    check_rounding,
+    measure_parity,
+)
+from requant.merging.stream import Change
 from requant.model_folder import MERGE_NAME
 from requant.models import quantization_of, read_model_config
+from requant.parity import folder_loss
 from requant.provenance import check_provenance, read_provenance, weights_digest
 from requant.stage import Metrics
 
@@ -44,7 +52,8 @@ def plan_request(request: Request) -> MergePlan:
         ConfigError: If a folder is missing, quantized, or `out` holds something.
         ContractError: If the folders do not belong together.
     """
-    for folder in (request.base, *request.adapters):
+    given = [request.base, *request.adapters]
+    for folder in given if request.trained_on is None else [*given, request.trained_on]:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: is no folder; give a Hugging Face model or peft adapter")
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
@@ -55,6 +64,7 @@ def plan_request(request: Request) -> MergePlan:
             f"--base {request.base}: is quantized ({method}); merging would round the update away. "
             "Give the original in 16 or 32 bit, and this one as --trained-on"
         )
+    check_weights(request.base)
     plan = plan_merge(request.base, list(request.adapters), untie=request.untie, mix=request.mix)
     digests = {"original": request.base}
     if request.trained_on is not None:
@@ -95,30 +105,51 @@ def merge_request(
         ParityError: As the stage merge_fp16; nothing is left then.
     """
     out = request.out.resolve()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    partial = work / "merged"
-    partial.mkdir()
-    try:
+    with _folder_beside(out) as work:
+        partial = work / "unproved"
+        partial.mkdir()
         plan = scaled(plan, request.scale)
         changes = write_plan(plan, partial, dtype=request.dtype, on_shard=on_shard)
         (partial / MERGE_NAME).write_bytes(canonical_json(per_tensor(changes)))
         metrics = totals(changes)
+        check_rounding(metrics["rounding_ratio"], request.limits)
         if batches is not None:
-            metrics |= _prove(request, plan, partial, metrics["rounding_ratio"], batches, device)
-        if out.exists():
-            out.rmdir()
-        partial.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            metrics |= _prove(request, plan, partial, changes, batches, device)
+        try:
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: was made by somebody else meanwhile") from error
     return metrics
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """Make a hidden folder where `out` will be, and in the end remove it and what held nothing."""
+    missing = [folder for folder in out.parents if not folder.exists()]
+    work = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        yield work
+    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+        if work is not None:
+            raise
+        raise ConfigError(f"--out {out}: cannot be made: {error.strerror}") from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
 
 
 def _prove(
     request: Request,
     plan: MergePlan,
     merged: Path,
-    rounding_ratio: float,
+    changes: Mapping[str, Change],
     batches: Callable[[Path], list[Batch]],
     device: str,
 ) -> Metrics:
@@ -128,29 +159,32 @@ def _prove(
         The figures, of the adapter that was furthest off where there are several proofs.
     """
     if plan.beside is not None:
-        return _measure(request, plan, merged, rounding_ratio, batches, device)
-    worst: Metrics = {}
+        metrics = _measure(request, plan, merged, changes, batches, device)
+        return {**metrics, "parity_of_result": 1.0}
+    proofs: list[Metrics] = []
     for adapter in request.adapters:
         whole = plan_merge(request.base, [adapter], untie=request.untie)
         with tempfile.TemporaryDirectory(dir=merged.parent) as name:
-            proof = Path(name)
-            ratio = totals(write_plan(whole, proof, dtype=request.dtype))["rounding_ratio"]
-            metrics = _measure(request, whole, proof, ratio, batches, device)
-        if not worst or metrics["parity_kl"] > worst["parity_kl"]:
-            worst = metrics
-    return {**worst, "parity_of_result": 0.0}
+            alone = write_plan(whole, Path(name), dtype=request.dtype)
+            proofs.append(_measure(request, whole, Path(name), alone, batches, device))
+    worst = max(proofs, key=lambda metrics: metrics["parity_kl"])
+    loss = folder_loss(merged, batches(merged), device)
+    change = loss - max(metrics["trained_loss_reference"] for metrics in proofs)
+    check_result(change, request.limits)
+    return {**worst, "parity_of_result": 0.0, "result_loss_change": change}
 
 
 def _measure(
     request: Request,
     plan: MergePlan,
     merged: Path,
-    rounding_ratio: float,
+    changes: Mapping[str, Change],
     batches: Callable[[Path], list[Batch]],
     device: str,
 ) -> Metrics:
-    metrics = measure_parity(
+    parity = measure_parity(
         merged=merged,
+        changes=changes,
         original=request.base,
         trained_on=request.trained_on or request.base,
         adapters=plan.beside or [],
@@ -158,5 +192,5 @@ def _measure(
         device=device,
         vocabulary=plan.vocabulary.config.get("vocab_size"),
     )
-    check_parity({**metrics, "rounding_ratio": rounding_ratio}, request.limits)
-    return {**metrics, "parity_of_result": 1.0}
+    check_parity(parity, request.limits)
+    return parity.metrics

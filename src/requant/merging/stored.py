@@ -52,20 +52,20 @@ def with_token_rows(
     }
     asked = _asked_tokens(adapter.config)
     for layers, _ in asked:
-        if not any(_is_one(module, layers) for module in found):
+        if not any(is_one(module, layers) for module in found):
             raise ContractError(
                 f"{adapter.folder / WEIGHTS_NAME}: holds no rows for the tokens of {layers[0]}, "
                 f"which {CONFIG_NAME} asks for; the file is incomplete: train the adapter again"
             )
     merged = dict(updates)
     for module, name in found.items():
-        own = (indices for layers, indices in asked if _is_one(module, layers))
+        own = (indices for layers, indices in asked if is_one(module, layers))
         # The layer tied to the embedding has its rows without being named.
         indices = next(own, asked[0][1] if asked else ())
         tensor = locate(f"{module}.weight", original)
         before = merged.get(tensor)
         # A tied output layer is not in the file; it has the embedding's rows.
-        twin = next((item for item in original if _is_one(item, WEIGHTS)), tensor)
+        twin = next((item for item in original if is_one(item, WEIGHTS)), tensor)
         whole = before or original.get(tensor) or original.get(twin)
         shape = whole.shape if whole else ()
         _check_rows(adapter, name, indices, shape)
@@ -89,7 +89,8 @@ def _asked_tokens(
     return [((layer,), asked) for layer in ([layers] if isinstance(layers, str) else layers)]
 
 
-def _is_one(module: str, layers: Iterable[str]) -> bool:
+def is_one(module: str, layers: Iterable[str]) -> bool:
+    """Tell whether a module or tensor has one of these names, whatever it is inside of."""
     return any(f".{module}".endswith(f".{layer}") for layer in layers)
 
 

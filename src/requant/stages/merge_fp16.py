@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Literal
 from requant.canonical import canonical_json
 from requant.config.sections import MergeFp16
 from requant.errors import ContractError, ParityError
+from requant.fidelity import Batch
 from requant.merging import (
     MergePlan,
     Mix,
@@ -22,7 +23,8 @@ from requant.merging import (
     write_dequantized,
     write_plan,
 )
-from requant.merging.parity import check_parity, measure_parity
+from requant.merging.parity import check_parity, check_result, check_rounding, measure_parity
+from requant.merging.stream import Change
 from requant.model_folder import MERGE_NAME
 from requant.parity import batches_for, folder_loss, old_batches, old_text_path
 from requant.provenance import check_provenance, read_provenance, weights_digest
@@ -70,8 +72,9 @@ def execute(
 
     Returns:
         merged_tensors, rounding_ratio, changed_share; the figures of `measure_parity`, and
-        parity_of_result (1: of the result, 0: of tonight's adapter merged whole); of each model
-        that was tried loss_new/<base>-<scale> and loss_old/..., chosen_scale, chosen_dequantized.
+        parity_of_result (1: of the result, 0: of tonight's adapter merged whole), then with
+        result_loss_change (of the result over what was trained); of each model that was tried
+        loss_new/<base>-<scale> and loss_old/..., chosen_scale, chosen_dequantized.
 
     Raises:
         ContractError: If an adapter does not fit the original, or was trained on another one.
@@ -98,32 +101,42 @@ def execute(
         plan = scaled(plans[variant.adapters], variant.scale)
         return onto_dequantized(plan, trained_on) if variant.base == "dequantized" else plan
 
-    def build(variant: Variant, out: Path) -> Metrics:
+    def build(variant: Variant, out: Path) -> Mapping[str, Change]:
         return _build(plan_of(variant), out, section, context)
+
+    def batches_of(model: Path) -> list[Batch]:
+        return batches_for(model, data / "heldout.jsonl", section.parity_rows)
 
     chosen = variants[0]
     losses: Metrics = {}
     if len(variants) > 1:
         chosen, losses = _choose(variants, build, section, context, data)
     context.reporter.message("merging")
-    metrics = losses | build(chosen, context.out)
+    changes = build(chosen, context.out)
+    metrics = losses | totals(changes)
+    check_rounding(metrics["rounding_ratio"], section)
     proved, proof = chosen, context.out
     if plan_of(chosen).beside is None:
         # Nothing unmerged computes the same; the same code on tonight's adapter, whole, has a twin.
         proved, proof = Variant(chosen.base, 1.0, "tonight"), _empty(context.work / "proof")
-        build(proved, proof)
+        changes = build(proved, proof)
     context.reporter.message("measuring parity")
-    metrics |= measure_parity(
+    parity = measure_parity(
         merged=proof,
+        changes=changes,
         original=_reference(proved.base, plans["tonight"], trained_on, context.work),
         trained_on=trained_on,
         adapters=plan_of(proved).beside or [],
-        batches=batches_for(proof, data / "heldout.jsonl", section.parity_rows),
+        batches=batches_of(proof),
         device=context.device,
         vocabulary=plans["tonight"].vocabulary.config.get("vocab_size"),
     )
-    metrics["parity_of_result"] = float(proved == chosen)
-    check_parity(metrics, section)
+    check_parity(parity, section)
+    metrics |= parity.metrics | {"parity_of_result": float(proved == chosen)}
+    if proved != chosen:
+        loss = folder_loss(context.out, batches_of(context.out), context.device)
+        metrics["result_loss_change"] = loss - parity.metrics["trained_loss_reference"]
+        check_result(metrics["result_loss_change"], section)
     return metrics
 
 
@@ -148,7 +161,9 @@ def _weights(weights: Sequence[float], adapters: int) -> tuple[float, ...]:
     return tuple(weight * sum(weights) / sum(given) for weight in given)
 
 
-def _build(plan: MergePlan, out: Path, section: MergeFp16, context: StageContext) -> Metrics:
+def _build(
+    plan: MergePlan, out: Path, section: MergeFp16, context: StageContext
+) -> Mapping[str, Change]:
     dtype = None if section.dtype == "original" else section.dtype
     changes = write_plan(
         plan,
@@ -157,7 +172,7 @@ def _build(plan: MergePlan, out: Path, section: MergeFp16, context: StageContext
         on_shard=lambda done, total: context.reporter.progress(done, total, "shards"),
     )
     (out / MERGE_NAME).write_bytes(canonical_json(per_tensor(changes)))
-    return totals(changes)
+    return changes
 
 
 def _reference(base: Base, plan: MergePlan, trained_on: Path, work: Path) -> Path:
@@ -171,7 +186,7 @@ def _reference(base: Base, plan: MergePlan, trained_on: Path, work: Path) -> Pat
 
 def _choose(
     variants: Sequence[Variant],
-    build: Callable[[Variant, Path], Metrics],
+    build: Callable[[Variant, Path], Mapping[str, Change]],
     section: MergeFp16,
     context: StageContext,
     data: Path,
