@@ -8,9 +8,10 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError, ContractError
+from requant.json_file import read_object
 from requant.model_folder import INDEX_NAME
 from requant.models import read_model_config
-from requant.weights import Shape, logical_shapes, read_headers
+from requant.weights import Shape, logical_shapes, read_headers, read_index
 
 ARCHITECTURE_FIELDS = (
     "architectures",
@@ -83,7 +84,7 @@ def check_weights(folder: Path) -> None:
     tensors = read_headers(folder)
     index = folder / INDEX_NAME
     if index.exists():
-        named = json.loads(index.read_bytes())["weight_map"].keys()
+        named = read_index(folder).keys()
         if lacking := sorted(named - tensors.keys()):
             raise ArtifactError(
                 f"{index}: names {some(lacking)}, which no *.safetensors beside it holds; "
@@ -189,7 +190,10 @@ def _tokenizer_content(folder: Path) -> dict[str, Any]:
         # Parsed and written by the library: releases differ in how they spell merges and defaults.
         from tokenizers import Tokenizer
 
-        content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
+        try:
+            content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
+        except Exception as error:  # the library raises no narrower one
+            raise ArtifactError(f"{path}: is no tokenizer: {error}; copy it anew") from error
         # Leftovers of the last call that encoded text.
         return {
             name: value for name, value in content.items() if name not in {"padding", "truncation"}
@@ -244,4 +248,4 @@ def token_ids(folder: Path) -> dict[str, int]:
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    return read_object(path) if path.exists() else {}

@@ -19,7 +19,9 @@ def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
     records = all_records(store)
     # What could not be merged alone must not hold up the nights after it.
     merged = {
-        item.key_fields["inputs"]["adapter"] for item in records if item.stage == "merge_fp16"
+        item.key_fields["inputs"]["adapter"]
+        for item in records
+        if item.stage == "merge_fp16" and item.started < tonight.started
     }
     found: dict[str, StageRecord] = {}
     for record in sorted(records, key=lambda item: item.started, reverse=True):

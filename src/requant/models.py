@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import json
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from requant.errors import ArtifactError, ConfigError
+from requant.json_file import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -65,15 +65,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         ArtifactError: If it is missing or not a JSON object.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: is missing; {folder} is not a model folder") from error
-    except ValueError as error:
-        raise ArtifactError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{path}: expected a JSON object, found {type(config).__name__}")
-    return config
+    if not path.exists():
+        raise ArtifactError(f"{path}: is missing; {folder} is not a model folder")
+    return read_object(path)
 
 
 def quantization_of(config: dict[str, Any]) -> str | None:

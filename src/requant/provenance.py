@@ -9,13 +9,17 @@ from requant.model_folder import PROVENANCE_NAME
 from requant.store.manifest import MANIFEST_NAME, Manifest, hash_file
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, *, hashed: bool = False) -> str:
     """Digest a model folder's weights: sha256 over name and sha256 of every *.safetensors.
 
     An artifact's manifest holds the hashes already; other folders are read whole.
+
+    Args:
+        folder: Model folder.
+        hashed: Whether the files are read even so: outside a store nobody has verified them.
     """
     manifest = folder / MANIFEST_NAME
-    if manifest.exists():
+    if manifest.exists() and not hashed:
         entries = Manifest.model_validate_json(manifest.read_bytes()).files
         hashes = {e.path: e.sha256 for e in entries if e.path.endswith(".safetensors")}
     else:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.contract import chat_template
-from requant.errors import ConfigError
+from requant.errors import ConfigError, ContractError
 from requant.evaluation_tasks import chunks
 from requant.fidelity import Batch, held_out_batches, text_batches
 from requant.models import load_tokenizer
@@ -36,7 +36,10 @@ def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
         )
     if not path.is_file():
         raise ConfigError(f"--text {path}: is no file; give .jsonl or plain text")
-    content = path.read_text(encoding="utf-8")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--text {path}: is not UTF-8: {error}") from error
     if path.suffix != ".jsonl":
         return text_batches(tokenizer, chunks(content)[:sequences], TOKENS)
     lines = enumerate(content.split("\n"), start=1)
@@ -51,7 +54,13 @@ def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
         raise ConfigError(
             f"--text {path}: holds conversations, and {model} has no chat template; give plain text"
         )
-    return held_out_batches(tokenizer, rows[:sequences], TOKENS)[:sequences]
+    try:
+        return held_out_batches(tokenizer, rows[:sequences], TOKENS)[:sequences]
+    except ContractError as error:
+        raise ConfigError(
+            f"--text {path}: has no assistant turn in its first {sequences} rows; the tokens of "
+            "those are what is measured"
+        ) from error
 
 
 def _row(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -62,5 +71,18 @@ def _row(path: Path, number: int, line: str) -> dict[str, Any]:
     if not isinstance(row, dict) or not {"messages", "text"} & row.keys():
         raise ConfigError(
             f"--text {path}: line {number} has neither `messages` nor `text`; expected one of them"
+        )
+    if not isinstance(row.get("text", ""), str):
+        raise ConfigError(f"--text {path}: line {number}: `text` is no string")
+    messages = row.get("messages", [])
+    if not isinstance(messages, list) or not all(
+        isinstance(item, dict)
+        and isinstance(item.get("role"), str)
+        and isinstance(item.get("content"), str)
+        for item in messages
+    ):
+        raise ConfigError(
+            f"--text {path}: line {number}: `messages` is no list of objects with `role` and "
+            "`content`"
         )
     return row

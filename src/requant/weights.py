@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ArtifactError
+from requant.json_file import read_object
 from requant.model_folder import INDEX_NAME
 from requant.models import quantization_of
 
@@ -63,8 +64,21 @@ def weight_files(folder: Path) -> list[Path]:
     found = sorted(folder.glob("*.safetensors"))
     if not index.exists():
         return found
-    named = set(json.loads(index.read_bytes())["weight_map"].values())
+    named = set(read_index(folder).values())
     return [path for path in found if path.name in named]
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """Return tensor name to file name as a folder's shard index has it.
+
+    Raises:
+        ArtifactError: If the index is no JSON object with a weight_map.
+    """
+    path = folder / INDEX_NAME
+    files = read_object(path).get("weight_map")
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{path}: has no weight_map; copy it anew")
+    return files
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,8 @@ def read_shard_header(path: Path) -> ShardHeader:
         entries = json.loads(text)
     except ValueError as error:
         raise ArtifactError(f"{path}: is cut short or no safetensors file; copy it anew") from error
+    if not isinstance(entries, dict):
+        raise ArtifactError(f"{path}: is no safetensors file; copy it anew")
     start = 8 + length
     tensors = {
         name: TensorHeader(

@@ -35,6 +35,10 @@ STEPS = Optimisation(
 )
 
 
+Trained = tuple[Path, dict[str, float]]
+"""Folder of an adapter, and the figures of its training."""
+
+
 @dataclass(frozen=True)
 class SilentReporter:
     """Remembers what it was told."""
@@ -91,16 +95,29 @@ def nf4(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return context.out
 
 
-@pytest.fixture(scope="session", params=["lora", "dora"])
-def trained(request, nf4: Path, tiny_data: Path, tmp_path_factory) -> tuple[Path, dict]:
-    """Folder of an adapter trained on `nf4`, and the figures of its training."""
+@pytest.fixture(scope="session")
+def lora(nf4: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train("lora", nf4, tiny_data, tmp_path_factory.mktemp("lora"))
+
+
+@pytest.fixture(scope="session")
+def dora(nf4: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train("dora", nf4, tiny_data, tmp_path_factory.mktemp("dora"))
+
+
+@pytest.fixture(params=["lora", "dora"])
+def trained(request: pytest.FixtureRequest) -> Trained:
+    return request.getfixturevalue(request.param)
+
+
+def train(method: str, nf4: Path, tiny_data: Path, folder: Path) -> Trained:
+    """Train an adapter on `nf4`; return its folder and the figures of its training."""
     from requant.stages import train_adapter
 
-    folder = tmp_path_factory.mktemp("adapter")
     # The rows of one batch: every step sees the same text, so what it learns shows in the loss.
     lines = (tiny_data / "train.jsonl").read_text().splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(lines[: STEPS.batch_size]))
     context = make_context(folder)
-    section = TrainAdapter(method=request.param, rank=4, alpha=8, optimisation=STEPS)
+    section = TrainAdapter(method=method, rank=4, alpha=8, optimisation=STEPS)
     metrics = train_adapter.execute(section, context, base=nf4, data=folder)
     return context.out, metrics

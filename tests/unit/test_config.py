@@ -70,8 +70,17 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             r"scales=\[1.0, 0.5\] are chosen by the loss on new and old text, and there is no old",
         ),
         (
-            {"merge_fp16__weights": [0.5, 0.5]},
-            r"weights=\[0.5, 0.5\]: give past_nights \+ 1 = 1 of them",
+            {"merge_fp16__weights": [0.5, 0.5], "merge_fp16__past_nights": 2},
+            r"weights=\[0.5, 0.5\]: give past_nights \+ 1 = 3 of them",
+        ),
+        ({"merge_fp16__weights": [0.5]}, r"are of several adapters; give past_nights too"),
+        (
+            {"merge_fp16__weights": [1.0, 0.0], "merge_fp16__past_nights": 1},
+            "should be greater than 0",
+        ),
+        (
+            {"merge_fp16__untie": True, "merge_fp16__past_nights": 1},
+            "past_nights=1, untie=true: an adapter that unties the output layer cannot be combined",
         ),
         ({"train_adapter__enabled": False}, "would merge nothing; set merge_fp16.enabled=false"),
         (

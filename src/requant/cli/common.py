@@ -33,6 +33,8 @@ def errors() -> Iterator[None]:
     try:
         yield
     except (RequantError, LookupError) as error:
+        if isinstance(error, (KeyError, IndexError)):
+            raise
         typer.secho(str(error), fg="red", err=True)
         raise typer.Exit(2) from error
     except Exception as error:

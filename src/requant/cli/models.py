@@ -1,5 +1,6 @@
 """Commands on model folders, without a pipeline: merge adapters, compare two models."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -62,7 +63,13 @@ def merge(
 
     with errors():
         from requant.merging import Mix
-        from requant.merging.standalone import Request, merge_request, plan_request, unproved
+        from requant.merging.standalone import (
+            Request,
+            merge_request,
+            named_base,
+            plan_request,
+            unproved,
+        )
         from requant.models import resolve_device
         from requant.text import file_batches
 
@@ -77,12 +84,16 @@ def merge(
             untie=untie,
             limits=_limits(limit or []),
         )
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # As Ctrl-C does: what is half-written goes.
+            signal.signal(number, signal.default_int_handler)
         plan = plan_request(request)
         batches = (lambda model: file_batches(model, text, sequences)) if parity else None
         if batches:
             batches(base)
         for folder in unproved(request):
-            typer.echo(f"{folder}: does not record its base; checked by names, shapes and parity")
+            checked = "names, shapes and parity" if parity else "names and shapes"
+            typer.echo(f"{folder}: trained on {named_base(folder)}; checked by {checked}")
         with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
             bar = progress.add_task("shards", total=None)
             metrics = merge_request(
@@ -120,6 +131,10 @@ def compare(
             raise ContractError(f"{a} and {b}: have different tokenizers; compare models of one")
         chosen = resolve_device(device)
         batches = file_batches(a, text, sequences)
+        if len(batches) < 2:
+            raise ConfigError(
+                f"--text {text}: holds one piece of text; standard errors take two at least"
+            )
         with on_disk(folder_log_probs(a, batches, chosen, exact=True)) as reference:
             fidelity = compare_log_probs(
                 reference, folder_log_probs(b, batches, chosen, exact=True), batches
@@ -148,16 +163,18 @@ def _limits(given: "Sequence[str]") -> "MergeFp16":
 
 def _print_merge(metrics: "Mapping[str, float]") -> None:
     lines = [
-        f"{metrics['merged_tensors']:.0f} tensors merged, {metrics['changed_share']:.1%} of their "
-        f"weights changed; rounding error {metrics['rounding_ratio']:.2%} of the update"
+        f"{metrics['merged_tensors']:.0f} tensors merged; rounding took "
+        f"{metrics['rounding_ratio']:.2%} of the update"
     ]
     if "parity_kl" in metrics:
         if not metrics["parity_of_result"]:
             lines.append("nothing unmerged computes this; of the adapters merged whole, the worst:")
         lines.append(
-            f"against original + adapter: KL {metrics['parity_kl']:.2g} nats per token, agreement "
-            f"{metrics['parity_agreement']:.2%} (the adapter itself: KL {metrics['update_kl']:.2g})"
+            f"against original + adapter: KL {max(0.0, metrics['parity_kl']):.2g} nats per token, "
+            f"agreement {metrics['parity_agreement']:.2%} (the adapter itself: KL "
+            f"{metrics['update_kl']:.2g})"
         )
+        lines.append(f"worst module: {metrics['parity_module_error']:.1%} off beyond rounding")
         if metrics["trained_kl"] != metrics["parity_kl"]:
             lines.append(
                 f"against quantized base + adapter: KL {metrics['trained_kl']:.2g}, agreement "

@@ -280,8 +280,11 @@ class MergeFp16(Section):
     combine: Literal["cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = (
         Field("cat", description="how several adapters become one; cat and linear: weighted sum")
     )
-    weights: tuple[float, ...] = Field(
-        (), description="of tonight's adapter, last night's, ...; empty: equal shares of one"
+    weights: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = Field(
+        (),
+        description="of tonight's adapter, last night's, ...; in the first nights their sum is "
+        "shared by those there are, the very first merges tonight's whole. Empty: equal shares of "
+        "one, or 1 each for ties and dare_ties, which take means",
     )
     density: float = Field(
         0.5, gt=0.0, lt=1.0, description="share of an update that ties, dare and prune keep"
@@ -321,6 +324,16 @@ class MergeFp16(Section):
 
     @model_validator(mode="after")
     def _weights_fit(self) -> "MergeFp16":
+        if self.past_nights and self.untie:
+            raise ValueError(
+                f"past_nights={self.past_nights}, untie=true: an adapter that unties the output "
+                "layer cannot be combined with others; set one of the two to its default"
+            )
+        if self.weights and not self.past_nights:
+            raise ValueError(
+                f"weights={list(self.weights)}: are of several adapters; give past_nights too, or "
+                "scales for a share of tonight's"
+            )
         if self.weights and len(self.weights) != self.past_nights + 1:
             raise ValueError(
                 f"weights={list(self.weights)}: give past_nights + 1 = {self.past_nights + 1} of "

@@ -1,13 +1,16 @@
 """A peft adapter folder, read without peft: its configuration, its tensors, what is refused."""
 
-import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from requant.contract import some
 from requant.errors import ContractError
+from requant.json_file import read_object
 from requant.weights import TensorHeader, read_shard_header
 
 if TYPE_CHECKING:
@@ -87,10 +90,13 @@ def read_adapter(folder: Path) -> Adapter:
         if not (folder / name).is_file():
             raise ContractError(
                 f"{folder / name}: is missing; expected peft's {CONFIG_NAME} and {WEIGHTS_NAME} "
-                "(requant reads no pickles: save the adapter again with a newer peft)"
+                "(requant reads no pickles such as adapter_model.bin: save the adapter again with "
+                "a newer peft)"
             )
-    config = json.loads((folder / CONFIG_NAME).read_bytes())
+    config = read_object(folder / CONFIG_NAME)
     _check_type(folder, config)
+    if config["peft_type"] == "LORA":
+        _check_fields(folder, config)
     headers = read_shard_header(folder / WEIGHTS_NAME).tensors
     foreign = [name for name in headers if not name.startswith(PREFIX)]
     if foreign and config["peft_type"] == "LORA":
@@ -100,6 +106,44 @@ def read_adapter(folder: Path) -> Adapter:
         )
     tensors = {name.removeprefix(PREFIX): header for name, header in headers.items()}
     return Adapter(folder, config, tensors)
+
+
+class _LoraFields(BaseModel):
+    """What is read of a LoRA configuration, with peft's types."""
+
+    r: int = Field(gt=0)
+    lora_alpha: float = Field(allow_inf_nan=False)
+    use_rslora: bool | None = None
+    use_dora: bool | None = None
+    target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    modules_to_save: list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = None
+
+
+def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
+    path = folder / CONFIG_NAME
+    try:
+        fields = _LoraFields.model_validate(config, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise ContractError(
+            f"{path}: {name}={config.get(name)!r}: {first['msg']}; save the adapter again with peft"
+        ) from error
+    patterns = [*(fields.rank_pattern or {}), *(fields.alpha_pattern or {})]
+    patterns += [
+        item for item in (fields.target_modules, fields.exclude_modules) if isinstance(item, str)
+    ]
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ContractError(f"{path}: {pattern!r} is no pattern: {error}") from error
 
 
 def _check_type(folder: Path, config: Mapping[str, Any]) -> None:

@@ -90,6 +90,8 @@ def _gptq(
     """
     import torch
 
+    if 32 % bits:
+        raise ContractError(f"{module}: is packed with {bits} bits; expected 2, 4 or 8")
     packed, zeros, scales, groups = (_load(module + part, headers) for part in GPTQ_PARTS)
     steps = torch.arange(0, 32, bits)
     mask = (1 << bits) - 1

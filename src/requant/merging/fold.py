@@ -11,6 +11,7 @@ from typing import Any
 
 from requant.contract import chat_template, some
 from requant.errors import ContractError, ParityError
+from requant.json_file import read_object
 from requant.merging.adapter import Adapter, is_additive, read_adapter
 from requant.merging.combine import BY_ROWS, MEANS, Combination, combined_updates
 from requant.merging.dequantize import dequantized_updates
@@ -70,6 +71,8 @@ def plan_merge(
     weights = mix.weights or [equal] * len(fitted)
     if len(weights) != len(fitted):
         raise ContractError(f"{len(weights)} weights for {len(fitted)} adapters; give one for each")
+    if not all(map(math.isfinite, weights)) or not any(weights):
+        raise ContractError(f"weights {list(weights)}: give finite numbers that are not all zero")
     if len(fitted) == 1 and mix.method in BY_ROWS:
         updates, vocabulary = fitted[0]
         plan = MergePlan(original, updates, vocabulary, [(adapters[0], 1.0)])
@@ -206,7 +209,12 @@ def onto_dequantized(plan: MergePlan, quantized: Path) -> MergePlan:
         for name, update in plan.updates.items()
     }
     bare = {
-        name: Update(start.shape, lambda: lambda weight, rows: weight, open_start=start.open)
+        name: Update(
+            start.shape,
+            lambda: lambda weight, rows: weight,
+            open_start=start.open,
+            adapted=False,
+        )
         for name, start in left.items()
     }
     return replace(plan, updates={**bare, **merged})
@@ -302,7 +310,7 @@ def _mend_index(folder: Path, original: Path, shards: Path) -> None:
     path = folder / INDEX_NAME
     if not path.exists():
         return
-    index = json.loads(path.read_bytes())
+    index = read_object(path)
     headers = {
         name: header
         for file in weight_files(original)

@@ -151,12 +151,16 @@ def _check_expected(
     prefixes = {
         f"{name.partition('.')[0]}." for name in factors if f"{name}.weight" not in original
     }
+    experts = any(".experts." in name for name in factors)
     missing = []
     for name, header in original.items():
         module = name.removesuffix(".weight")
-        # Experts lie in single tensors in the file and in one in the model, which peft passes over.
+        # Experts lie in single tensors in the file and in one in newer models, which peft passes
+        # over; adapters of older ones have some of them, and then must have all.
         # Layers for predicting several tokens (`mtp`) are not part of the loaded model.
-        if module == name or len(header.shape) != 2 or {"experts", "mtp"} & {*name.split(".")}:
+        parts = {*name.split(".")}
+        passed = "mtp" in parts or ("experts" in parts and not experts)
+        if module == name or len(header.shape) != 2 or passed:
             continue
         named = {module, *(prefix + module for prefix in prefixes)}
         if name not in have and any(is_target(adapter.config, item) for item in named):
@@ -171,7 +175,8 @@ def _check_expected(
         if not any(f".{name}." in f".{tensor}" for tensor in adapter.tensors):
             raise ContractError(
                 f"{adapter.folder / WEIGHTS_NAME}: holds nothing for modules_to_save={name!r}; the "
-                "file is incomplete: train the adapter again"
+                "file is incomplete, or transformers loads the module under another name, as it "
+                "does with experts, which requant cannot merge"
             )
 
 
@@ -222,7 +227,8 @@ def _check_whole(
     if missing:
         raise ContractError(
             f"{adapter.folder / WEIGHTS_NAME}: lacks {some(missing)}, which {CONFIG_NAME} asks for "
-            "(bias, lora_bias or modules_to_save); the file is incomplete: train the adapter again"
+            "(bias, lora_bias or modules_to_save); the file is incomplete, or transformers loads "
+            "these under other names, as it does with experts, which requant cannot merge"
         )
 
 

@@ -12,6 +12,8 @@ from requant.config.sections import MergeFp16
 from requant.contract import check_pairing, check_weights
 from requant.errors import ConfigError
 from requant.fidelity import Batch
+from requant.json_file import read_object
+from requant.merging.adapter import CONFIG_NAME
 from requant.merging.fold import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
 from requant.merging.parity import (
     check_parity,
@@ -56,6 +58,8 @@ def plan_request(request: Request) -> MergePlan:
     for folder in given if request.trained_on is None else [*given, request.trained_on]:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: is no folder; give a Hugging Face model or peft adapter")
+    if not 0 < request.scale <= 1:
+        raise ConfigError(f"--scale {request.scale:g}: expected more than 0, at most 1")
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
         raise ConfigError(f"--out {request.out}: holds something already; give a new folder")
     method = quantization_of(read_model_config(request.base))
@@ -71,7 +75,7 @@ def plan_request(request: Request) -> MergePlan:
         check_pairing(request.base, request.trained_on)
         digests["trained_on"] = request.trained_on
     if recorded := [folder for folder in request.adapters if read_provenance(folder)]:
-        wanted = {role: weights_digest(folder) for role, folder in digests.items()}
+        wanted = {role: weights_digest(folder, hashed=True) for role, folder in digests.items()}
         for folder in recorded:
             check_provenance(folder, **wanted)
     return plan
@@ -80,6 +84,12 @@ def plan_request(request: Request) -> MergePlan:
 def unproved(request: Request) -> list[Path]:
     """Return the adapters that do not record which model they were trained on."""
     return [folder for folder in request.adapters if not read_provenance(folder)]
+
+
+def named_base(adapter: Path) -> str:
+    """Return what an adapter's configuration calls its base; peft records no digest."""
+    config = read_object(adapter / CONFIG_NAME)
+    return str(config.get("base_model_name_or_path") or "a model it does not name")
 
 
 def merge_request(
@@ -136,7 +146,9 @@ def _folder_beside(out: Path) -> Iterator[Path]:
     except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
         if work is not None:
             raise
-        raise ConfigError(f"--out {out}: cannot be made: {error.strerror}") from error
+        raise ConfigError(
+            f"--out {out}: cannot be made: {error.filename}: {error.strerror}"
+        ) from error
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)

@@ -45,7 +45,7 @@ class Change:
     error: float = 0.0
     """Squared norm of what rounding takes from it."""
     changed: int = 0
-    """Weights that are another number than in the original."""
+    """Weights that are another number than in the model merged into, as it would be stored."""
     weights: int = 0
 
     def __add__(self, other: "Change") -> "Change":
@@ -275,15 +275,16 @@ def _merge_rows(
         part = slice(start, min(start + step, rows.stop))
         count = part.stop - part.start
         before = _read_rows(stored[:count], output.source, part, source)
-        begun = weight[:count].copy_(before)
+        begun, start_rows = weight[:count].copy_(before), before
         if start_of is not None:
             begun = start_of(begun, part).clone()
+            start_rows = begun.to(dtype, copy=True)
         origin = before if start_of is None or square else begun.clone()
         exact = apply(begun, part)
         after = rounded[:count].copy_(exact)
         _write_rows(after, output.target, part, target)
         weights += after.numel()
-        changed += _count_different(before, after)
+        changed += _count_different(start_rows, after)
         if square is None:
             update += _squared_distance(exact, origin)
         error += _squared_distance(exact, after, ours=exact.data_ptr() == weight.data_ptr())
@@ -291,10 +292,12 @@ def _merge_rows(
     if not math.isfinite(update + error) and not _is_finite(output.target, rows, target):
         raise ParityError(
             f"merge_fp16: {output.name} is not finite after merging into {dtype}; the adapter "
-            "diverged or float16 overflowed: look at the training loss, or set "
-            "merge_fp16.dtype=bfloat16"
+            "diverged (look at the training loss)"
+            + (", or float16 overflowed: use bfloat16" if dtype == torch.float16 else "")
         )
-    return (output.name, Change(update, error, changed, weights)) if output.update else None
+    if output.update is None or not output.update.adapted:
+        return None
+    return output.name, Change(update, error, changed, weights)
 
 
 def _squared_distance(a: "torch.Tensor", b: "torch.Tensor", *, ours: bool = False) -> float:

@@ -27,6 +27,8 @@ class Update:
     """Rows can be merged without seeing the others."""
     open_start: Callable[[], Apply] | None = None
     """Opens what the tensor is before the update, where that is not the original itself."""
+    adapted: bool = True
+    """An adapter changes it; false where only its start differs from the original."""
     open_square: "Callable[[], Callable[[slice], float]] | None" = None
     """Opens a function from rows to the squared norm of what is added to them; None where that
     costs no less than the difference."""
