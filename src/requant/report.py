@@ -269,7 +269,7 @@ _PATTERNS: Mapping[str, tuple[Callable[[Mapping[str, float]], str], ...]] = {
     "prepare_data": (_named("{} training rows, {} held out", "train_rows", "heldout_rows"),),
     "quantize_base": (_fidelity(""), _named("{} of the base's size", "size_ratio")),
     "train_adapter": (_training,),
-    "merge_fp16": (_fidelity("parity_"), _fidelity("")),
+    "merge_fp16": (_fidelity("trained_"),),
     "continue_train": (_training,),
     "requantize_gptq": (_fidelity(""), _fidelity("fidelity_")),
     "evaluate": (_score,),
