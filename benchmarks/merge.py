@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import permutations
 from pathlib import Path
 
 from benchmarks.measurement import ROOT, Measurement
@@ -13,7 +14,6 @@ from benchmarks.measurement import ROOT, Measurement
 MEMORY_LIMIT_GB = 0.6
 COPY_LIMIT = 2.0
 PEFT_LIMIT = 0.5
-REPEATS = 5
 RANK = 16
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -90,8 +90,9 @@ def measure() -> Measurement:
         folder = Path(name)
         _run(MAKE.format(folder=name))
         runs: dict[str, list[tuple[float, float]]] = {"copy": [], "requant": [], "peft": []}
-        for _ in range(REPEATS):
-            for what, script in (("copy", COPY), ("requant", REQUANT), ("peft", PEFT)):
+        # In every order: the memory one run frees is what the next one finds at hand.
+        for order in permutations((("copy", COPY), ("requant", REQUANT), ("peft", PEFT))):
+            for what, script in order:
                 out = folder / what
                 text = script.format(base=f"{name}/base", adapter=f"{name}/adapter", out=str(out))
                 seconds, gigabytes = json.loads(_run(TIMED + text).splitlines()[-1])
