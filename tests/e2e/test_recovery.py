@@ -1,51 +1,11 @@
-"""Nights on a real Prefect server and worker: killed, cancelled, overdue, retried."""
+"""Nights on a real Prefect server and worker: overlapping, cancelled, overdue, killed stages."""
 
 import time
-from typing import Any
 
 from requant.services import stop
 from requant.store import Store
-from tests.e2e.machine import Machine, eventually, kill
-
-STEPS = 160
-CHECKPOINT = 10
-LONG = {
-    "train_adapter": {
-        "optimisation": {
-            "max_steps": STEPS,
-            "batch_size": 16,
-            "max_length": 96,
-            "checkpoint_steps": CHECKPOINT,
-        }
-    },
-    "merge_fp16": {"trained_max_kl": 5.0},
-    "continue_train": {"enabled": False},
-    "requantize_gptq": {"enabled": False},
-    "evaluate": {"enabled": False},
-    "promote": {"enabled": False},
-}
-"""A night whose training takes long enough to be killed in, and that ends soon after."""
-
-
-def long_night(machine: Machine, seed: int, launcher: str = "inline", **more: Any) -> str:
-    """Start a night whose training has not been done yet, and wait until it trains."""
-    config = machine.config(**LONG, **more)
-    config["train_adapter"]["alpha"] = 8 + seed
-    config["runtime"]["launcher"] = launcher
-    run = machine.start(config)
-    machine.wait_for_log(run, f"for {STEPS} steps")
-    return run
-
-
-def wait_for_checkpoint(machine: Machine, run: str) -> int:
-    return max(eventually("a checkpoint", lambda: machine.checkpoints(run)))
-
-
-def resumed_at(machine: Machine, run: str) -> int:
-    """Return the step a training went on from, as its log says."""
-    log = machine.log(run)
-    return int(log.rpartition("resuming from checkpoint-")[2].split()[0])
-
+from tests.e2e.long_night import long_night, resumed_at, wait_for_checkpoint
+from tests.e2e.machine import Machine, kill
 
 # -------------------------------------------------------------------- nights that must not run
 
@@ -82,35 +42,3 @@ def test_a_killed_stage_goes_on_and_a_server_that_restarts_is_waited_for(machine
     assert resumed_at(machine, run) >= last
     logs = sorted(path.name for path in (machine.state / "logs" / run).glob("train_adapter*"))
     assert logs == ["train_adapter.1.log", "train_adapter.2.log"]
-
-
-def test_a_killed_flow_and_a_stopped_machine_leave_a_run_that_goes_on(machine: Machine) -> None:
-    run = long_night(machine, 3)
-    last = wait_for_checkpoint(machine, run)
-    kill(machine.flow_process())
-    machine.wait(run, "CRASHED", seconds=60)
-    # The worker reports the same end twice, and the second report would undo a retry before it.
-    time.sleep(5)
-    machine.retry(run)
-    machine.wait_for_log(run, "resuming from checkpoint-")
-    assert "Crashed; `prefect flow-run retry` goes on" in machine.down()
-    machine.up()
-    crashed = machine.wait(run, "CRASHED")
-    assert "stopped with the machine by `requant down`" in crashed["state"]["message"]
-    machine.retry(run)
-    ended = machine.wait(run, "COMPLETED")
-    assert ended["name"] == crashed["name"]
-    # At most one checkpoint interval is done again.
-    assert resumed_at(machine, run) >= last
-
-
-def test_a_dead_machine_is_noticed_and_the_night_goes_on(machine: Machine) -> None:
-    run = long_night(machine, 5)
-    last = wait_for_checkpoint(machine, run)
-    kill(machine.worker(), machine.flow_process())
-    crashed = machine.wait(run, "CRASHED", seconds=200)
-    assert "no heartbeat for 90 s" in crashed["state"]["message"]
-    assert "worker: started" in machine.up()
-    machine.retry(run)
-    machine.wait(run, "COMPLETED")
-    assert resumed_at(machine, run) >= last
