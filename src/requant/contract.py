@@ -61,8 +61,8 @@ def check_complete(folder: Path) -> None:
             short.
         ContractError: If the tokenizer knows tokens that have no row in the embedding.
     """
-    check_weights(folder)
     config = read_model_config(folder)
+    check_weights(folder)
     for name in ("architectures", "vocab_size"):
         if not config.get(name):
             raise ArtifactError(f"{folder / 'config.json'}: has no {name}; not a language model")
@@ -78,9 +78,8 @@ def check_weights(folder: Path) -> None:
     """Refuse a folder some of whose weights are missing.
 
     Raises:
-        ArtifactError: If config.json or weights are missing, or a weights file is cut short.
+        ArtifactError: If weights are missing, or a weights file is cut short.
     """
-    read_model_config(folder)
     tensors = read_headers(folder)
     index = folder / INDEX_NAME
     if index.exists():

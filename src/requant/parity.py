@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 FIDELITY_TOKENS = 256
-"""Per assistant turn; with the number of rows it bounds the log-probabilities in memory."""
+"""Per assistant turn or piece of text; with their number it bounds the log-probabilities in
+memory."""
 
 
 def compare_folders(

@@ -9,9 +9,7 @@ from requant.errors import ConfigError, ContractError
 from requant.evaluation_tasks import chunks
 from requant.fidelity import Batch, held_out_batches, text_batches
 from requant.models import load_tokenizer
-
-TOKENS = 256
-"""Per sequence; with the number of sequences it bounds the log-probabilities in memory."""
+from requant.parity import FIDELITY_TOKENS
 
 
 def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
@@ -32,7 +30,7 @@ def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
 
         pieces = [piece for _, text in topics() for piece in chunks(text)]
         return text_batches(
-            tokenizer, pieces[:: max(1, len(pieces) // sequences)][:sequences], TOKENS
+            tokenizer, pieces[:: max(1, len(pieces) // sequences)][:sequences], FIDELITY_TOKENS
         )
     if not path.is_file():
         raise ConfigError(f"--text {path}: is no file; give .jsonl or plain text")
@@ -41,7 +39,7 @@ def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"--text {path}: is not UTF-8: {error}") from error
     if path.suffix != ".jsonl":
-        return text_batches(tokenizer, chunks(content)[:sequences], TOKENS)
+        return text_batches(tokenizer, chunks(content)[:sequences], FIDELITY_TOKENS)
     lines = enumerate(content.split("\n"), start=1)
     rows = [_row(path, number, line) for number, line in lines if line.strip()]
     kinds = {"messages" if "messages" in row else "text" for row in rows}
@@ -49,13 +47,13 @@ def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
         found = "both `messages` and `text`" if kinds else "no row"
         raise ConfigError(f"--text {path}: holds {found}; give rows of one of the two")
     if kinds == {"text"}:
-        return text_batches(tokenizer, [row["text"] for row in rows[:sequences]], TOKENS)
+        return text_batches(tokenizer, [row["text"] for row in rows[:sequences]], FIDELITY_TOKENS)
     if chat_template(model) is None:
         raise ConfigError(
             f"--text {path}: holds conversations, and {model} has no chat template; give plain text"
         )
     try:
-        return held_out_batches(tokenizer, rows[:sequences], TOKENS)[:sequences]
+        return held_out_batches(tokenizer, rows[:sequences], FIDELITY_TOKENS)[:sequences]
     except ContractError as error:
         raise ConfigError(
             f"--text {path}: has no assistant turn in its first {sequences} rows; the tokens of "

@@ -1,7 +1,7 @@
 """Weights files by their headers: names, dtypes and shapes, without a tensor being loaded."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,11 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
             f"{folder}: holds no *.safetensors; save the weights with save_pretrained "
             "(requant reads no pickles)"
         )
+    return headers_of(files)
+
+
+def headers_of(files: Iterable[Path]) -> dict[str, TensorHeader]:
+    """Read the headers of weights files; tensor name to header."""
     return {
         name: header for file in files for name, header in read_shard_header(file).tensors.items()
     }

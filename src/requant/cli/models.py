@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from requant.cli.common import errors
+from requant.combination import Combination
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,7 +24,6 @@ Text = Annotated[
 ]
 Sequences = Annotated[int, typer.Option(min=2, help="pieces of text, 256 tokens each at most")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Method = Literal["cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 
 
 def merge(
@@ -38,7 +38,7 @@ def merge(
     parity: Annotated[
         bool, typer.Option(help="measure the merged model against the unmerged one")
     ] = True,
-    combine: Annotated[Method, typer.Option(help="how several become one")] = "cat",
+    combine: Annotated[Combination, typer.Option(help="how several become one")] = "cat",
     weight: Annotated[
         list[float] | None, typer.Option(help="of each adapter; equal shares of one without it")
     ] = None,
@@ -148,8 +148,7 @@ def _limits(given: "Sequence[str]") -> "MergeFp16":
     from requant.config.sections import MergeFp16
     from requant.errors import ConfigError
 
-    names = [name for name in MergeFp16.model_fields if "_max_" in name or "_min_" in name]
-    names.append("max_rounding_ratio")
+    names = [name for name in MergeFp16.model_fields if "max_" in name or "min_" in name]
     values = dict(text.partition("=")[::2] for text in given)
     if unknown := sorted(values.keys() - set(names)):
         raise ConfigError(f"--limit {unknown[0]}: is no limit; expected one of {', '.join(names)}")

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from requant.combination import Combination
+
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
 Positive = Annotated[int, Field(ge=1)]
@@ -277,8 +279,8 @@ class MergeFp16(Section):
     past_nights: int = Field(
         0, ge=0, le=31, description="adapters of past nights merged with tonight's"
     )
-    combine: Literal["cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"] = (
-        Field("cat", description="how several adapters become one; cat and linear: weighted sum")
+    combine: Combination = Field(
+        "cat", description="how several adapters become one; cat and linear: weighted sum"
     )
     weights: tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...] = Field(
         (),

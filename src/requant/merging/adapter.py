@@ -212,6 +212,11 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in parts if part not in WRAPPERS)
 
 
+def is_one(name: str, known: Iterable[str]) -> bool:
+    """Tell whether a module or tensor has one of these names, whatever it is inside of."""
+    return any(f".{name}".endswith(f".{item}") for item in known)
+
+
 def locate(name: str, original: Mapping[str, TensorHeader]) -> str:
     """Return what the original's files call a tensor of the loaded model.
 

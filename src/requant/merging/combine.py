@@ -7,14 +7,14 @@ is exact for `cat` alone, (A1 + A2)(B1 + B2) being more than A1 B1 + A2 B2.
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from requant.combination import Combination
 from requant.merging.updates import Apply, Update
 
 if TYPE_CHECKING:
     import torch
 
-Combination = Literal["cat", "linear", "ties", "dare_linear", "dare_ties", "magnitude_prune"]
 MEANS: tuple[Combination, ...] = ("ties", "dare_ties")
 """Those that average what they keep of each weight, so that shares would be taken twice."""
 BY_ROWS: tuple[Combination, ...] = ("cat", "linear")

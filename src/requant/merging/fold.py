@@ -9,11 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from requant.combination import Combination
 from requant.contract import chat_template, some
 from requant.errors import ContractError, ParityError
 from requant.json_file import read_object
 from requant.merging.adapter import Adapter, is_additive, read_adapter
-from requant.merging.combine import BY_ROWS, MEANS, Combination, combined_updates
+from requant.merging.combine import BY_ROWS, MEANS, combined_updates
 from requant.merging.dequantize import dequantized_updates
 from requant.merging.lora import lora_updates
 from requant.merging.stored import stored_updates, with_token_rows
@@ -22,7 +23,7 @@ from requant.merging.updates import Update, interpolated
 from requant.merging.vocabulary import Vocabulary, is_vocabulary, settle_vocabulary
 from requant.model_folder import INDEX_NAME, copy_companions, copy_tokenizer, set_fields
 from requant.models import read_model_config
-from requant.weights import TensorHeader, read_headers, read_shard_header, weight_files
+from requant.weights import TensorHeader, headers_of, read_headers, weight_files
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class MergePlan:
     beside: Sequence[tuple[Path, float]] | None = None
     """Adapters and weights which, unmerged beside the model merged into, compute what the merged
     one does; None where none do (a share of a DoRA, ties)."""
+    additive: bool = False
+    """A share of the update is that share of each of them."""
 
 
 def plan_merge(
@@ -64,8 +67,15 @@ def plan_merge(
         ContractError: Naming the tensors: of a type that cannot be merged, missing in one of the
             two, of another shape, or of another vocabulary.
     """
-    headers = read_headers(original)
-    fitted = [_fit(original, folder, headers, untie) for folder in adapters]
+    headers, config = read_headers(original), read_model_config(original)
+    if "text_config" in config:
+        raise ContractError(
+            f"{original}: is a model of several modalities (text_config in config.json); requant "
+            "merges language models"
+        )
+    read = [read_adapter(folder) for folder in adapters]
+    fitted = [_fit(original, adapter, headers, config, untie) for adapter in read]
+    additive = all(map(is_additive, read))
     mix = mix or Mix()
     equal = 1.0 if mix.method in MEANS else 1 / len(fitted)
     weights = mix.weights or [equal] * len(fitted)
@@ -75,7 +85,7 @@ def plan_merge(
         raise ContractError(f"weights {list(weights)}: give finite numbers that are not all zero")
     if len(fitted) == 1 and mix.method in BY_ROWS:
         updates, vocabulary = fitted[0]
-        plan = MergePlan(original, updates, vocabulary, [(adapters[0], 1.0)])
+        plan = MergePlan(original, updates, vocabulary, [(adapters[0], 1.0)], additive)
         return scaled(plan, weights[0])
     for folder, (_, vocabulary) in zip(adapters, fitted, strict=True):
         if vocabulary != Vocabulary():
@@ -86,30 +96,21 @@ def plan_merge(
     updates = combined_updates(
         [updates for updates, _ in fitted], mix.method, weights, density=mix.density, seed=mix.seed
     )
-    beside = _weighted(adapters, weights) if mix.method in BY_ROWS else None
-    return MergePlan(original, updates, Vocabulary(), beside)
-
-
-def _weighted(
-    adapters: Sequence[Path], weights: Sequence[float]
-) -> Sequence[tuple[Path, float]] | None:
-    additive = all(is_additive(read_adapter(folder)) for folder in adapters)
-    return list(zip(adapters, weights, strict=True)) if additive else None
+    additive = additive and mix.method in BY_ROWS
+    beside = list(zip(adapters, weights, strict=True)) if additive else None
+    return MergePlan(original, updates, Vocabulary(), beside, additive)
 
 
 def _fit(
-    original: Path, folder: Path, headers: Mapping[str, TensorHeader], untie: bool
+    original: Path,
+    adapter: Adapter,
+    headers: Mapping[str, TensorHeader],
+    config: Mapping[str, Any],
+    untie: bool,
 ) -> tuple[dict[str, Update], Vocabulary]:
-    adapter = read_adapter(folder)
-    config = read_model_config(original)
-    if "text_config" in config:
-        raise ContractError(
-            f"{original}: is a model of several modalities (text_config in config.json); requant "
-            "merges language models"
-        )
     updates = _updates(adapter, original, _loaded(headers, config))
     if not updates:
-        raise ContractError(f"{folder}: holds no tensor that changes the model")
+        raise ContractError(f"{adapter.folder}: holds no tensor that changes the model")
     updates, vocabulary = settle_vocabulary(
         adapter, updates, original, headers, config, untie=untie
     )
@@ -187,9 +188,9 @@ def scaled(plan: MergePlan, scale: float) -> MergePlan:
     if scale == 1:
         return plan
     updates = {name: interpolated(update, scale) for name, update in plan.updates.items()}
-    beside = plan.beside and _weighted(
-        [folder for folder, _ in plan.beside], [scale * weight for _, weight in plan.beside]
-    )
+    beside = None
+    if plan.beside is not None and plan.additive:
+        beside = [(folder, scale * weight) for folder, weight in plan.beside]
     return replace(plan, updates=updates, beside=beside)
 
 
@@ -311,11 +312,7 @@ def _mend_index(folder: Path, original: Path, shards: Path) -> None:
     if not path.exists():
         return
     index = read_object(path)
-    headers = {
-        name: header
-        for file in weight_files(original)
-        for name, header in read_shard_header(shards / file.name).tensors.items()
-    }
+    headers = headers_of(shards / file.name for file in weight_files(original))
     files = dict(sorted((name, header.file.name) for name, header in headers.items()))
     size = sum(header.end - header.start for header in headers.values())
     metadata = {**index.get("metadata", {}), "total_size": size}

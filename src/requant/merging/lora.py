@@ -11,6 +11,7 @@ from requant.merging.adapter import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     Adapter,
+    is_one,
     locate,
     split_names,
 )
@@ -83,7 +84,7 @@ def is_target(config: Mapping[str, Any], module: str) -> bool:
 def _named(names: str | Iterable[str] | None, module: str) -> bool:
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None
-    return any(module == name or module.endswith(f".{name}") for name in names or ())
+    return is_one(module, names or ())
 
 
 def pattern_value(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import ParityError
 from requant.merging.adapter import PREFIX, locate
-from requant.merging.stored import WEIGHTS, is_one
+from requant.merging.stored import EMBEDDINGS, find_weight
 from requant.weights import TensorHeader, read_headers
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _tensor_of(name: str, headers: Mapping[str, TensorHeader]) -> str:
     found = locate(name, headers)
     if found not in headers:
         # A tied output layer is not in the file.
-        found = next((item for item in headers if is_one(item, WEIGHTS)), name)
+        found = find_weight(headers, EMBEDDINGS, name)
     return found
 
 

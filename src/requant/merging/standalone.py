@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from secrets import token_hex
 
 from requant.canonical import canonical_json
 from requant.config.sections import MergeFp16
@@ -138,20 +139,19 @@ def merge_request(
 def _folder_beside(out: Path) -> Iterator[Path]:
     """Make a hidden folder where `out` will be, and in the end remove it and what held nothing."""
     missing = [folder for folder in out.parents if not folder.exists()]
-    work = None
+    # Named before it is made: an interrupt in between would leave it.
+    work = out.parent / f".{out.name}-{token_hex(4)}"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            work.mkdir()
+        except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+            raise ConfigError(
+                f"--out {out}: cannot be made: {error.filename}: {error.strerror}"
+            ) from error
         yield work
-    except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
-        if work is not None:
-            raise
-        raise ConfigError(
-            f"--out {out}: cannot be made: {error.filename}: {error.strerror}"
-        ) from error
     finally:
-        if work is not None:
-            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)
         with suppress(OSError):
             for folder in missing:
                 folder.rmdir()
@@ -170,39 +170,31 @@ def _prove(
     Returns:
         The figures, of the adapter that was furthest off where there are several proofs.
     """
+
+    def measured(plan: MergePlan, folder: Path, changes: Mapping[str, Change]) -> Metrics:
+        parity = measure_parity(
+            merged=folder,
+            changes=changes,
+            original=request.base,
+            trained_on=request.trained_on or request.base,
+            adapters=plan.beside or [],
+            batches=batches(folder),
+            device=device,
+            vocabulary=plan.vocabulary.config.get("vocab_size"),
+        )
+        check_parity(parity, request.limits)
+        return parity.metrics
+
     if plan.beside is not None:
-        metrics = _measure(request, plan, merged, changes, batches, device)
-        return {**metrics, "parity_of_result": 1.0}
+        return {**measured(plan, merged, changes), "parity_of_result": 1.0}
     proofs: list[Metrics] = []
     for adapter in request.adapters:
         whole = plan_merge(request.base, [adapter], untie=request.untie)
         with tempfile.TemporaryDirectory(dir=merged.parent) as name:
             alone = write_plan(whole, Path(name), dtype=request.dtype)
-            proofs.append(_measure(request, whole, Path(name), alone, batches, device))
+            proofs.append(measured(whole, Path(name), alone))
     worst = max(proofs, key=lambda metrics: metrics["parity_kl"])
     loss = folder_loss(merged, batches(merged), device)
     change = loss - max(metrics["trained_loss_reference"] for metrics in proofs)
     check_result(change, request.limits)
     return {**worst, "parity_of_result": 0.0, "result_loss_change": change}
-
-
-def _measure(
-    request: Request,
-    plan: MergePlan,
-    merged: Path,
-    changes: Mapping[str, Change],
-    batches: Callable[[Path], list[Batch]],
-    device: str,
-) -> Metrics:
-    parity = measure_parity(
-        merged=merged,
-        changes=changes,
-        original=request.base,
-        trained_on=request.trained_on or request.base,
-        adapters=plan.beside or [],
-        batches=batches(merged),
-        device=device,
-        vocabulary=plan.vocabulary.config.get("vocab_size"),
-    )
-    check_parity(parity, request.limits)
-    return parity.metrics

@@ -11,6 +11,7 @@ from requant.merging.adapter import (
     TOKEN_ROWS,
     WEIGHTS_NAME,
     Adapter,
+    is_one,
     locate,
     plain_name,
     split_names,
@@ -23,7 +24,21 @@ if TYPE_CHECKING:
 
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "embeddings")
 """What models call their embedding."""
-WEIGHTS = tuple(f"{name}.weight" for name in EMBEDDINGS)
+
+
+def find_weight(names: Iterable[str], layers: Iterable[str], otherwise: str) -> str:
+    """Return the first weight of a layer of one of these names."""
+    weights = [f"{layer}.weight" for layer in layers]
+    return next((name for name in names if is_one(name, weights)), otherwise)
+
+
+def token_rows(adapter: Adapter) -> dict[str, str]:
+    """Return the modules rows of which were trained, and what the adapter calls the rows."""
+    return {
+        plain_name(name).removesuffix(f".{TOKEN_ROWS}"): name
+        for name in adapter.tensors
+        if name.endswith(f".{TOKEN_ROWS}")
+    }
 
 
 def stored_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict[str, Update]:
@@ -45,11 +60,7 @@ def with_token_rows(
     Raises:
         ContractError: If the rows are not those the configuration names, or lie past the end.
     """
-    found = {
-        plain_name(name).removesuffix(f".{TOKEN_ROWS}"): name
-        for name in adapter.tensors
-        if name.endswith(f".{TOKEN_ROWS}")
-    }
+    found = token_rows(adapter)
     asked = _asked_tokens(adapter.config)
     for layers, _ in asked:
         if not any(is_one(module, layers) for module in found):
@@ -65,7 +76,7 @@ def with_token_rows(
         tensor = locate(f"{module}.weight", original)
         before = merged.get(tensor)
         # A tied output layer is not in the file; it has the embedding's rows.
-        twin = next((item for item in original if is_one(item, WEIGHTS)), tensor)
+        twin = find_weight(original, EMBEDDINGS, tensor)
         whole = before or original.get(tensor) or original.get(twin)
         shape = whole.shape if whole else ()
         _check_rows(adapter, name, indices, shape)
@@ -87,11 +98,6 @@ def _asked_tokens(
     if layers is None:
         return [(EMBEDDINGS, asked)]
     return [((layer,), asked) for layer in ([layers] if isinstance(layers, str) else layers)]
-
-
-def is_one(module: str, layers: Iterable[str]) -> bool:
-    """Tell whether a module or tensor has one of these names, whatever it is inside of."""
-    return any(f".{module}".endswith(f".{layer}") for layer in layers)
 
 
 def _check_rows(

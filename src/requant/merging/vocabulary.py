@@ -7,8 +7,8 @@ from typing import Any
 
 from requant.contract import has_tokenizer, token_ids, tokenizer_digest
 from requant.errors import ContractError
-from requant.merging.adapter import TOKEN_ROWS, Adapter, plain_name
-from requant.merging.stored import EMBEDDINGS
+from requant.merging.adapter import Adapter
+from requant.merging.stored import EMBEDDINGS, find_weight, token_rows
 from requant.merging.updates import Update
 from requant.weights import TensorHeader
 
@@ -60,8 +60,8 @@ def settle_vocabulary(
             end with different numbers of rows, or if tokenizer and rows do not agree.
     """
     names: dict[str, TensorHeader | Update] = {**headers, **updates}
-    embedding = _find(names, EMBEDDINGS, "model.embed_tokens.weight")
-    output = _find(names, OUTPUT_LAYERS, "lm_head.weight")
+    embedding = find_weight(names, EMBEDDINGS, "model.embed_tokens.weight")
+    output = find_weight(names, OUTPUT_LAYERS, "lm_head.weight")
     kept = dict(updates)
     changes: dict[str, Any] = {}
     added: dict[str, str] = {}
@@ -69,7 +69,9 @@ def settle_vocabulary(
     if tied and {embedding, output} & updates.keys():
         both = {embedding, output} <= updates.keys()
         alike = both and _acts_alike(updates[embedding], updates[output])
-        if alike or (not both and _is_of_tokens(adapter, embedding)):
+        # Of those rows peft ties the output layer's to the embedding's.
+        of_tokens = embedding.removesuffix(".weight") in token_rows(adapter)
+        if alike or (not both and of_tokens):
             kept.pop(output, None)
             # A file that holds both is read as two tensors unless they stay equal.
             if output in headers:
@@ -104,21 +106,6 @@ def settle_vocabulary(
 def is_vocabulary(name: str) -> bool:
     """Tell whether a tensor has a row for each token."""
     return name.split(".")[-2:-1] in ([leaf] for leaf in EMBEDDINGS + OUTPUT_LAYERS)
-
-
-def _find(names: Mapping[str, object], leaves: tuple[str, ...], otherwise: str) -> str:
-    endings = tuple(f".{leaf}.weight" for leaf in leaves)
-    return next((name for name in names if f".{name}".endswith(endings)), otherwise)
-
-
-def _is_of_tokens(adapter: Adapter, embedding: str) -> bool:
-    """Tell whether rows of the embedding were trained, which peft then ties the output layer to."""
-    named = {plain_name(name) for name in adapter.tensors}
-    return any(
-        embedding == f"{name.removesuffix(TOKEN_ROWS)}weight"
-        for name in named
-        if name.endswith(f".{TOKEN_ROWS}")
-    )
 
 
 def _acts_alike(first: Update, second: Update) -> bool:
