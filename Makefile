@@ -6,10 +6,16 @@ STATE := .requant
 # Threads that spin long while they wait fight the Prefect server for the cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo test lint bench up down clean
+.PHONY: demo real test lint bench up down clean
 
 demo: .venv/ready
 	PREFECT_HOME=$(CURDIR)/$(STATE)/prefect $(BIN)/requant run configs/tiny.yaml
+
+# The same on a real pretrained model, fetched once: a quarter of an hour.
+real: .venv/ready-real
+	$(BIN)/python -m benchmarks.real_model fetch
+	PREFECT_HOME=$(CURDIR)/$(STATE)/prefect $(BIN)/requant run configs/smollm2-135m.yaml
+	$(BIN)/python -m benchmarks.real_model answers
 
 test: .venv/ready-dev lint
 	# A tiny model has no work for a second thread, the suite has for a second process.
@@ -40,6 +46,10 @@ clean:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/ready-real: .venv/ready
+	$(BIN)/pip install -q -c constraints.txt -e '.[real]'
 	touch $@
 
 .venv/ready-dev: .venv/ready
