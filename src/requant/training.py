@@ -186,7 +186,7 @@ def _arguments(optimisation: Optimisation, context: StageContext, steps: int) ->
         # The samples are encoded, cut and labelled already.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        gradient_checkpointing=optimisation.gradient_checkpointing,
+        activation_checkpointing=optimisation.gradient_checkpointing,
         save_strategy="steps",
         save_steps=optimisation.checkpoint_steps,
         save_total_limit=2,
