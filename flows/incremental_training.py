@@ -30,9 +30,12 @@ class Call(Protocol[Result]):
 
 
 class Past(Protocol[Result]):
-    """Finds the adapters of past nights that are merged with tonight's, by role."""
+    """Finds what past nights left of the kind of tonight's result, by the role it takes.
 
-    def __call__(self, adapter: Result | None) -> Mapping[str, Result]:
+    Adapters that are merged with tonight's, datasets whose held-out rows are evaluated too.
+    """
+
+    def __call__(self, tonight: Result | None) -> Mapping[str, Result]:
         """Empty where the configuration asks for none."""
 
 
@@ -67,6 +70,7 @@ def chain(config: Config, call: Call[Result], past: Past[Result]) -> None:
         merged=merged,
         continued=continued,
         requantized=requantized,
+        **past(data),
     )
 
 

@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 
 from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
-from requant.history import past_adapters
+from requant.history import past_of
 from requant.models import resolve_device
 from requant.report import StageRow
 from requant.stage import stage_key
@@ -57,23 +57,24 @@ class OpenNight:
             touch_record(self._night.store, record)
             if cached:
                 retrying(config)(self._track_cached, record, given)
-        except BaseException:
-            self._rows.append(StageRow(stage.name, "failed"))
+        except BaseException as error:
+            said = str(error) or type(error).__name__
+            self._rows.append(StageRow(stage.name, "failed", error=said))
             raise
         self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
         return result
 
-    def past(self, adapter: StageResult | None) -> dict[str, StageResult]:
-        """Find the adapters of past nights that the configuration merges with tonight's."""
-        nights = self._night.config.merge_fp16.past_nights
-        if adapter is None or not nights:
+    def past(self, tonight: StageResult | None) -> dict[str, StageResult]:
+        """Find what past nights left that the configuration uses with tonight's."""
+        if tonight is None:
             return {}
         store = self._night.store
+        found = past_of(store, record_of(store, tonight), self._night.config)
         return {
             role: StageResult(
                 stage=record.stage, key=record.key, artifact=artifact_of(store, record)
             )
-            for role, record in past_adapters(store, record_of(store, adapter), nights).items()
+            for role, record in found.items()
         }
 
     def promote(self) -> None:
@@ -97,7 +98,8 @@ class OpenNight:
         attempt = (
             (lambda call, *words: call(*words)) if status == "KILLED" else retrying(night.config)
         )
-        attempt(tracking.close_parent, night.parent, status, lineage, report, metrics)
+        failure = "\n\n".join(f"{row.stage}: {row.error}" for row in self._rows if row.error)
+        attempt(tracking.close_parent, night.parent, status, lineage, report, metrics, failure)
         publish_artifacts(night, summary, records)
 
     def _track_cached(self, record: StageRecord, inputs: Mapping[str, StageResult]) -> None:

@@ -1,10 +1,12 @@
 """What a person reads of a night: summary, report, lineage page, and Prefect's artifacts."""
 
+import html
 import json
-import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +14,7 @@ from requant.config import STAGE_NAMES, Config
 from requant.errors import TransientError
 from requant.lineage import lineage_html
 from requant.model_folder import MERGE_NAME
+from requant.names import artifact_key, markdown, markdown_block
 from requant.report import StageRow, StageState, headline, night_report
 from requant.stages.evaluate import CHAIN
 from requant.store import StageRecord, Store
@@ -34,6 +37,8 @@ class SummaryRow(BaseModel):
     """Of the execution that made the artifact, in this night or an earlier one."""
     digest: str | None
     headline: str
+    error: str = ""
+    """Why it failed and the way out."""
 
 
 class NightSummary(BaseModel):
@@ -62,14 +67,21 @@ def write_pages(
     names = {row.stage for row in reached}
     missing = [StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in names]
     rows = [*reached, *missing]
-    lineage = lineage_html(
-        records,
-        links=_links(night, records),
-        cached=[row.stage for row in rows if row.state == "cached"],
-        title=title,
-    )
-    scores, paired = _evaluation(night.store, records)
-    report = night_report(title, rows, scores, paired, _merged_tensors(night.store, records))
+
+    def draw_lineage() -> str:
+        return lineage_html(
+            records,
+            links=_links(night, records),
+            cached=[row.stage for row in rows if row.state == "cached"],
+            title=title,
+        )
+
+    def draw_report() -> str:
+        scores, paired = _evaluation(night.store, records)
+        merged = _merged_tensors(night.store, records)
+        return night_report(title, rows, scores, paired, merged)
+
+    lineage, report = _drawn("lineage", draw_lineage), _drawn("report", draw_report)
     path = night.store.report_path(night.parent.flow_run_id)
     summary = NightSummary(
         rows=(
@@ -87,6 +99,16 @@ def write_pages(
     return summary, lineage, report
 
 
+def _drawn(page: str, draw: Callable[[], str]) -> str:
+    """Draw a page; one that cannot be drawn says so and fails nothing: the night is what it was."""
+    try:
+        return draw()
+    except Exception as error:
+        get_run_logger().exception(f"the {page} could not be drawn")
+        text = html.escape(f"{type(error).__name__}: {error}")
+        return f"<!doctype html><title>{page}</title><p>This page could not be drawn: {text}</p>"
+
+
 def promotes(config: Config) -> bool:
     """Tell whether a night that ends well registers a model."""
     return config.promote.enabled and config.requantize_gptq.enabled and config.evaluate.enabled
@@ -101,7 +123,7 @@ def read_summary(config: Config, run_id: object) -> NightSummary | None:
 
 def publish_artifacts(night: Night, summary: NightSummary, records: list[StageRecord]) -> None:
     """Show the stages and the scores on the flow run's own page in Prefect."""
-    key = re.sub(r"[^a-z0-9]+", "-", night.config.name)
+    key = artifact_key(night.config.name)
     create_markdown_artifact(
         _stage_table(summary), key=f"night-{key}", description=f"Stages of {night.config.name}"
     )
@@ -117,11 +139,18 @@ def publish_artifacts(night: Night, summary: NightSummary, records: list[StageRe
 def _stage_table(summary: NightSummary) -> str:
     page = summary.mlflow_page
     link = f"[the night in MLflow]({page})" if page.startswith("http") else f"MLflow: `{page}`"
-    lines = ["| stage | state | seconds | digest | headline |", "|---|---|--:|---|---|"]
+    failures = [
+        f"**{row.stage} failed**\n\n{markdown_block(row.error)}\n"
+        for row in summary.rows
+        if row.error
+    ]
+    lines = [*failures, "| stage | state | seconds | digest | headline |", "|---|---|--:|---|---|"]
     for row in summary.rows:
         seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
         digest = f"`{row.digest[:12]}`" if row.digest else ""
-        lines.append(f"| {row.stage} | {row.state} | {seconds} | {digest} | {row.headline} |")
+        lines.append(
+            f"| {row.stage} | {row.state} | {seconds} | {digest} | {markdown(row.headline)} |"
+        )
     return "\n".join([*lines, "", link, "", f"Report: `{summary.report}`"])
 
 
@@ -162,6 +191,7 @@ def _summary_row(row: StageRow) -> SummaryRow:
         seconds=record.seconds if record else None,
         digest=record.digest if record else None,
         headline=headline(record) if record else "",
+        error=row.error,
     )
 
 

@@ -51,7 +51,9 @@ def register(
         for name, value in evaluation.metrics.items()
         if name.startswith(prefix)
     }
-    return versions.ensure_version(registry_of(config), night, model, scores)
+    samples = Store(config.state.resolve()).object_path(evaluation.digest) / "samples"
+    documents = sum(len(path.read_bytes().splitlines()) for path in samples.glob("requantized.*"))
+    return versions.ensure_version(registry_of(config), night, model, scores, documents)
 
 
 def promote(

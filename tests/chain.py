@@ -8,7 +8,7 @@ import yaml
 
 from flows.incremental_training import chain
 from requant.config import Config
-from requant.history import past_adapters
+from requant.history import past_of
 from requant.stage import perform, stage_key
 from requant.store import StageRecord, Store, artifact_of
 from tasks.policy import StageTask
@@ -91,9 +91,8 @@ def run_chain(config: Config, force: Iterable[str] = ()) -> dict[str, StageRecor
         )
         return records[stage.name]
 
-    def past(adapter: StageRecord | None) -> dict[str, StageRecord]:
-        nights = config.merge_fp16.past_nights
-        return past_adapters(store, adapter, nights) if adapter and nights else {}
+    def past(tonight: StageRecord | None) -> dict[str, StageRecord]:
+        return past_of(store, tonight, config) if tonight else {}
 
     chain(config, call, past)
     return records

@@ -1,6 +1,24 @@
 """What earlier nights of a model line left that tonight can build on."""
 
+from typing import TYPE_CHECKING
+
 from requant.store import StageRecord, Store, all_records
+
+if TYPE_CHECKING:
+    from requant.config import Config
+
+
+def past_of(store: Store, tonight: StageRecord, config: "Config") -> dict[str, StageRecord]:
+    """Return what earlier nights left of the kind tonight's record is, by the role it takes.
+
+    Adapters go to merge_fp16, datasets to evaluate; of anything else, or where the configuration
+    asks for none, there is nothing.
+    """
+    if tonight.stage == "train_adapter":
+        return past_adapters(store, tonight, config.merge_fp16.past_nights)
+    if tonight.stage == "prepare_data":
+        return past_datasets(store, tonight, config.evaluate.past_nights)
+    return {}
 
 
 def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
@@ -34,3 +52,25 @@ def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
         if alike and record.started < tonight.started and record.digest != tonight.digest:
             found.setdefault(record.digest, record)
     return {f"past_{age}": record for age, record in enumerate([*found.values()][:nights], 1)}
+
+
+def past_datasets(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
+    """Return the datasets of the nights before as evaluate's inputs: past_data_1 is last night's.
+
+    Args:
+        store: Of the model line.
+        tonight: Record of tonight's dataset. Only what was prepared before it counts, so that a
+            night that is repeated later takes the same ones.
+        nights: At most as many; what was deleted is left out.
+    """
+    found: dict[str, StageRecord] = {}
+    for record in sorted(all_records(store), key=lambda item: item.started, reverse=True):
+        alike = (
+            record.stage == tonight.stage
+            and record.labels.get("pipeline") == tonight.labels.get("pipeline")
+            and record.started < tonight.started
+            and record.digest != tonight.digest
+        )
+        if alike and store.object_path(record.digest).is_dir():
+            found.setdefault(record.digest, record)
+    return {f"past_data_{age}": record for age, record in enumerate([*found.values()][:nights], 1)}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from requant.names import markdown, markdown_block
 from requant.report import duration, headline
 from requant.store import StageRecord
 
@@ -114,6 +115,7 @@ def night_note(
     status: str,
     crumbs: Sequence[Crumb] = (),
     pages: Mapping[str, str] | None = None,
+    failure: str = "",
 ) -> str:
     """Describe a night: the path to its model, its stages, its pages.
 
@@ -122,11 +124,12 @@ def night_note(
         status: How it ended.
         crumbs: Models and adapters of the night.
         pages: Name to address of its own pages.
+        failure: Cause and way out; comes before everything else.
     """
     items = [
         f"1. [{line.stage}]({line.url}) {line.state}"
         + (f", `{line.digest[:12]}`" if line.digest else "")
-        + (f": {line.headline}" if line.headline else "")
+        + (f": {markdown(line.headline)}" if line.headline else "")
         for line in lines
     ]
     links = " and ".join(f"[{name}]({url})" for name, url in (pages or {}).items())
@@ -135,6 +138,7 @@ def night_note(
     # what leads on stands on those two, joined by a Markdown line break.
     return "\n".join(
         [
+            *([markdown_block(failure), ""] if failure else []),
             *([breadcrumb(crumbs) + "  "] if crumbs else []),
             f"{intro} Open its {links}." if links else intro,
             "",

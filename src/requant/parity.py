@@ -7,7 +7,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from requant.conversation import IGNORED, read_rows
-from requant.errors import ContractError
 from requant.evaluation_tasks import OLD_PERPLEXITY
 from requant.fidelity import (
     Batch,
@@ -121,23 +120,10 @@ def _resize(model: Any, rows: int) -> None:
 
 
 def old_batches(model: Path, data: Path, documents: int) -> list[Batch]:
-    """Encode the first documents of the old text a dataset artifact carries.
-
-    Raises:
-        ContractError: If it carries none.
-    """
-    path = old_text_path(data)
-    if not path.exists():
-        raise ContractError(
-            f"{path}: is missing; to compare models on old text give prepare_data.source.old_text"
-        )
+    """Encode the first documents of the old text a dataset artifact carries."""
+    path = data / "evaluation" / f"{OLD_PERPLEXITY}.jsonl"
     texts = [row["text"] for row in read_rows(path, documents)]
     return text_batches(load_tokenizer(model), texts, FIDELITY_TOKENS)
-
-
-def old_text_path(data: Path) -> Path:
-    """Where a dataset artifact keeps its old text; not every one has it."""
-    return data / "evaluation" / f"{OLD_PERPLEXITY}.jsonl"
 
 
 @contextmanager

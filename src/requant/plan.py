@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from requant.config import Config, Section
-from requant.history import past_adapters
+from requant.history import past_of
 from requant.stage import Stage, StageKey, stage_key
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
 
@@ -70,14 +70,14 @@ class Plan:
         self.stages.append(plan)
         return plan
 
-    def past(self, adapter: PlannedStage | None) -> dict[str, PlannedStage]:
-        """Plan with the adapters of past nights; not before tonight's own is there."""
-        nights = self._config.merge_fp16.past_nights
-        if adapter is None or adapter.record is None or not nights:
+    def past(self, tonight: PlannedStage | None) -> dict[str, PlannedStage]:
+        """Plan with what past nights left; not before tonight's own is there."""
+        if tonight is None or tonight.record is None:
             return {}
+        found = past_of(self._store, tonight.record, self._config)
         return {
             role: PlannedStage(record.stage, "cached", "of a past night", record)
-            for role, record in past_adapters(self._store, adapter.record, nights).items()
+            for role, record in found.items()
         }
 
 

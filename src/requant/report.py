@@ -28,6 +28,8 @@ class StageRow:
     state: StageState
     record: StageRecord | None = None
     """None where there is no artifact."""
+    error: str = ""
+    """Why it failed and the way out; empty where it did not."""
 
 
 def headline(record: StageRecord) -> str:
@@ -77,7 +79,7 @@ def night_report(
         scores: Content of the evaluation's scores.json.
         paired: Content of the evaluation's paired.json: entries with earlier, later, task, metric,
             higher_is_better, mean (of `later` minus `earlier` over the same documents), stderr,
-            low and high (95%), n.
+            low and high (95%; None on a single document), n.
         merged: Content of the merged model's merge.json: a row for each tensor.
     """
     records = [row.record for row in rows if row.record]
@@ -86,6 +88,7 @@ def night_report(
         "report.html.j2",
         title=title,
         rows=[_row(row) for row in rows],
+        failures=[row for row in rows if row.error],
         score_table=score_table(scores or {}),
         models=list(scores or {}),
         steps=[_step(entry) for entry in paired],
@@ -132,10 +135,13 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
-def verdict(
-    low: float, high: float, *, higher_is_better: bool
-) -> Literal["better", "worse", "no clear change"]:
-    """Judge a paired difference by its 95% interval."""
+Verdict = Literal["better", "worse", "no clear change", "too few documents"]
+
+
+def verdict(low: float | None, high: float | None, *, higher_is_better: bool) -> Verdict:
+    """Judge a paired difference by its 95% interval, which one document does not have."""
+    if low is None or high is None:
+        return "too few documents"
     if low <= 0 <= high:
         return "no clear change"
     return "better" if (low > 0) == higher_is_better else "worse"
@@ -208,18 +214,20 @@ def _cell(score: Mapping[str, float | None] | None) -> dict[str, str] | None:
 
 
 def _step(entry: Mapping[str, Any]) -> dict[str, Any]:
-    mean, low, high = (float(entry[name]) for name in ("mean", "low", "high"))
+    mean, low, high = (entry[name] for name in ("mean", "low", "high"))
+    known = low is not None and high is not None
     # Whisker and dot on an axis whose middle is zero and whose ends are the interval's farther end.
-    reach = max(abs(low), abs(high)) or 1.0
+    ends = (low, mean, high) if known else (mean, mean, mean)
+    reach = max(map(abs, ends)) or 1.0
     return {
         "step": f"{entry['earlier']} → {entry['later']}",
         "task": entry["task"],
         "metric": entry["metric"],
         "mean": f"{mean:+.4g}",
-        "interval": f"{low:+.4g} to {high:+.4g}",
+        "interval": f"{low:+.4g} to {high:+.4g}" if known else "",
         "n": entry["n"],
         "verdict": verdict(low, high, higher_is_better=bool(entry["higher_is_better"])),
-        "whisker": [f"{50 + 45 * end / reach:.1f}" for end in (low, mean, high)],
+        "whisker": [f"{50 + 45 * end / reach:.1f}" for end in ends],
     }
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,7 +138,7 @@ def shuffled(rows: Sequence[Conversation], seed: int, salt: str) -> tuple[Conver
     return tuple(random.Random(f"{seed}-{salt}").sample(rows, len(rows)))
 
 
-def normalised(row: Conversation) -> str:
+def normalised(row: Mapping[str, Any]) -> str:
     """The conversation's text with case and white space evened out."""
     return "\0".join(
         f"{message['role']}:{' '.join(message['content'].casefold().split())}"
@@ -146,9 +146,9 @@ def normalised(row: Conversation) -> str:
     )
 
 
-def answer(row: Conversation) -> str:
+def answer(row: Mapping[str, Any]) -> str:
     """The assistant's last message."""
-    return row["messages"][-1]["content"].strip()
+    return str(row["messages"][-1]["content"]).strip()
 
 
 def question(row: Conversation) -> str:

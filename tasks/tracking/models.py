@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from requant.lineage import causes_first, parents
 from requant.model_folder import MERGE_NAME
+from requant.names import tracking_key
 from requant.notes import Crumb, model_note, with_led_to
 from requant.store import StageRecord, Store, locked
 from tasks.tracking.connection import TrackingRun, page, reaching
@@ -110,6 +111,7 @@ def scores_on_models(
         if not score or role not in chain:
             continue
         model = models[inputs[role].digest]
+        score = tracking_key(score)
         if any(old.key == score and old.value == value for old in model.metrics or ()):
             continue
         step = chain.index(role)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from requant.errors import ConfigError
+from requant.names import TAG_CHARACTERS, tracking_key, tracking_value
 from requant.notes import Crumb, NightLine, flat, night_note
 from tasks.tracking.connection import (
     SQLITE,
@@ -19,7 +20,7 @@ from tasks.tracking.connection import (
     transient,
 )
 from tasks.tracking.models import NOTE
-from tasks.tracking.runs import CACHE, DIGEST, HEADLINE, STAGE, Status, metric_name, open_run
+from tasks.tracking.runs import CACHE, DIGEST, HEADLINE, STAGE, Status, open_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -66,8 +67,18 @@ def close_parent(
     lineage_html: str,
     report_html: str,
     metrics: Mapping[str, float],
+    failure: str = "",
 ) -> None:
-    """End the run of a night with its pages; stages left running by a crash are ended as failed."""
+    """End the run of a night with its pages; stages left running by a crash are ended as failed.
+
+    Args:
+        parent: Of the night.
+        status: How it ended.
+        lineage_html: Page of the lineage.
+        report_html: Page of the night.
+        metrics: Of the evaluation.
+        failure: Cause and way out, for the top of the run's description.
+    """
     from mlflow.entities import Metric, RunTag
 
     children = sorted(
@@ -91,11 +102,12 @@ def close_parent(
         parent.client.log_text(parent.run_id, texts[name], f"{name}.html")
     lines = [_line(child) for child in children]
     crumbs = [crumb for child in children for crumb in _crumbs(child)]
+    note = night_note(lines, status, crumbs, pages, failure)
     now = int(time.time() * 1000)
     parent.client.log_batch(
         parent.run_id,
-        metrics=[Metric(metric_name(name), value, now, 0) for name, value in metrics.items()],
-        tags=[RunTag(NOTE, night_note(lines, status, crumbs, pages))],
+        metrics=[Metric(tracking_key(name), value, now, 0) for name, value in metrics.items()],
+        tags=[RunTag(NOTE, tracking_value(note, TAG_CHARACTERS))],
     )
     parent.client.set_terminated(parent.run_id, status=status)
 

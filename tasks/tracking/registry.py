@@ -41,6 +41,8 @@ class ModelVersion:
     model_id: str
     """Of its LoggedModel."""
     scores: Mapping[str, float]
+    documents: int
+    """The scores are of, all tasks together; 0 where it was not written down."""
     replaced: int | None
     """Version that was champion before it."""
     marks: Mapping[str, str]
@@ -66,24 +68,36 @@ def open_registry(uri: str, model: str) -> Registry:
 
 
 def ensure_version(
-    registry: Registry, night: TrackingRun, model: StageRecord, scores: Mapping[str, float]
+    registry: Registry,
+    night: TrackingRun,
+    model: StageRecord,
+    scores: Mapping[str, float],
+    documents: int,
 ) -> ModelVersion:
     """Find the version of a model by its digest, or register it; it becomes the challenger.
+
+    The scores of a version that is there already are replaced by those of an evaluation on as many
+    documents or more: a look at one document must not stand where a whole evaluation stood.
 
     Args:
         registry: Where to.
         night: Run whose experiment holds the model's LoggedModel.
         model: Record of the requantized model.
         scores: Of the model, `task/metric` to value.
+        documents: The scores are of, all tasks together.
 
     Raises:
         ContractError: If the model was never tracked.
     """
+    tags = {"scores": json.dumps(dict(scores)), "documents": str(documents)}
     found = [item for item in all_versions(registry) if item.digest == model.digest]
     if found:
-        version = replace(found[-1], scores=dict(scores))
-        with transient(registry.uri):
-            _tag(registry, version, "scores", json.dumps(dict(scores)))
+        version = found[-1]
+        if documents >= version.documents:
+            version = replace(version, scores=dict(scores), documents=documents)
+            with transient(registry.uri):
+                for name, value in tags.items():
+                    _tag(registry, version, name, value)
     else:
         logged = find_models(night, [model.digest]).get(model.digest)
         if logged is None:
@@ -99,7 +113,7 @@ def ensure_version(
                 source=logged.artifact_location,
                 run_id=logged.source_run_id,
                 model_id=logged.model_id,
-                tags={"digest": model.digest, "scores": json.dumps(dict(scores))},
+                tags={"digest": model.digest, **tags},
             )
         version = _version(made)
     with transient(registry.uri):
@@ -208,6 +222,7 @@ def _version(found: "MlflowVersion") -> ModelVersion:
         digest=tags["digest"],
         model_id=found.model_id or "",
         scores=json.loads(tags.get("scores", "{}")),
+        documents=int(tags.get("documents", 0)),
         replaced=int(replaced) if replaced else None,
         marks={name: tags[name] for name in ("deployed", "rolled_back") if name in tags},
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from requant.errors import TransientError
+from requant.names import TAG_CHARACTERS, markdown_block, tracking_key, tracking_value
 from requant.notes import flat, stage_note
 from requant.report import headline
 from requant.store import StageRecord, Store
@@ -66,7 +67,7 @@ def log_points(run: TrackingRun, values: Mapping[str, float], step: int) -> None
     now = int(time.time() * 1000)
     waiting = len(run.points)
     run.points.extend(
-        Metric(key=metric_name(name), value=float(value), timestamp=now, step=step)
+        Metric(key=tracking_key(name), value=float(value), timestamp=now, step=step)
         for name, value in values.items()
     )
     age = (now - run.points[0].timestamp) / 1000 if run.points else 0.0
@@ -91,7 +92,8 @@ def fail_stage(run: TrackingRun, error: BaseException) -> None:
         probe(run.uri)
         _flush(run)
         with transient(run.uri):
-            run.client.set_tag(run.run_id, NOTE, f"**Failed.**\n\n```\n{text[:4000]}\n```")
+            note = f"**Failed.**\n\n{markdown_block(tracking_value(text, TAG_CHARACTERS // 2))}"
+            run.client.set_tag(run.run_id, NOTE, note)
             run.client.set_terminated(run.run_id, status="FAILED")
     except TransientError:
         return
@@ -155,15 +157,17 @@ def _write_figures(
 ) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
-    params = {
-        **flat(record.key_fields),
-        "key": record.key,
-        "digest": record.digest,
-        "uri": store.ref(record.kind, record.digest).uri,
-    }
+    params = fit_params(
+        {
+            **flat(record.key_fields),
+            "key": record.key,
+            "digest": record.digest,
+            "uri": store.ref(record.kind, record.digest).uri,
+        }
+    )
     now = int(time.time() * 1000)
     metrics = [
-        Metric(metric_name(name), value, now, 0)
+        Metric(tracking_key(name), value, now, 0)
         for name, value in {**record.metrics, "seconds": record.seconds}.items()
     ]
     executed_in = record.labels.get("mlflow_run_id", "")
@@ -181,7 +185,7 @@ def _write_figures(
             RunTag(CACHE, "hit" if cached else "miss"),
             RunTag(DIGEST, record.digest),
             RunTag(HEADLINE, headline(record)),
-            RunTag(NOTE, note),
+            RunTag(NOTE, tracking_value(note, TAG_CHARACTERS)),
         ],
     )
 
@@ -211,7 +215,8 @@ def open_run(
         run = client.create_run(
             experiment_id, tags={**about, **identity, **(tags or {})}, run_name=name
         )
-    new = [Param(key, value) for key, value in params.items() if key not in run.data.params]
+    fit = fit_params(params)
+    new = [Param(key, value) for key, value in fit.items() if key not in run.data.params]
     if new:
         client.log_batch(run.info.run_id, params=new)
     run_id = run.info.run_id
@@ -228,16 +233,16 @@ def open_run(
     )
 
 
+def fit_params(params: Mapping[str, str]) -> dict[str, str]:
+    """Make names and values of parameters that MLflow takes."""
+    return {tracking_key(name): tracking_value(text) for name, text in params.items()}
+
+
 def _flush(run: TrackingRun) -> None:
     if run.points:
         with transient(run.uri):
             run.client.log_batch(run.run_id, metrics=list(run.points))
         run.points.clear()
-
-
-def metric_name(name: str) -> str:
-    """Replace what mlflow refuses in the name of a metric."""
-    return "".join(letter if letter.isalnum() or letter in "_-. /:" else "_" for letter in name)
 
 
 def _user() -> str:

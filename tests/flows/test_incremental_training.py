@@ -1,8 +1,10 @@
 """A night through the command line, on a real Prefect server and a real MLflow database."""
 
 import json
+import random
 import re
 from pathlib import Path
+from string import ascii_letters
 
 import pytest
 import yaml
@@ -92,6 +94,77 @@ def test_a_stage_over_its_limit_fails_the_night_and_says_what_to_do(folder: Path
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
     failed = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")
     assert {run.info.run_name.split()[0] for run in failed} == {"merge_fp16", "micro"}
+    # Cause and way out stand first, wherever a person looks.
+    for run in failed:
+        assert "use a finer quantize_base.method" in run.data.tags["mlflow.note.content"][:1000]
+    page = newest_report(folder)
+    assert page.index("merge_fp16 failed") < page.index("use a finer") < page.index("Stages")
+
+
+def test_one_document_is_evaluated_and_leaves_what_is_registered(folder: Path) -> None:
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
+    before = {v.version: v.tags for v in client.search_model_versions("name = 'micro'")}
+    output = requant("run", folder / "micro.yaml", "--set", "evaluate.limit=1")
+    assert states(output)["evaluate"] == "done"
+    assert "too few documents" in newest_report(folder)
+    after = {v.version: v.tags for v in client.search_model_versions("name = 'micro'")}
+    assert after == before
+
+
+def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
+    """Its own held-out rows like it: it is the text that no night brings that refuses it."""
+    requant("promote", folder / "micro.yaml")
+    draw = random.Random(0)
+    with (folder / "noise.jsonl").open("w") as file:
+        for _ in range(80):
+            question, answer = ("".join(draw.choices(ascii_letters, k=60)) for _ in range(2))
+            turns = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    changes = (
+        f"prepare_data.source={{kind: files, train: [{folder}/noise.jsonl]}}",
+        "prepare_data.heldout_fraction=0.2",
+        "train_adapter.optimisation.max_steps=40",
+        "merge_fp16={trained_max_kl: 2, trained_max_loss: 2}",
+        "requantize_gptq.fidelity_max_kl=2",
+        "prepare_data.max_evaluation_rows=16",
+    )
+    words = [word for change in changes for word in ("--set", change)]
+    auto = ["--set", "promote.auto=true"]
+    refused = requant("run", folder / "micro.yaml", *words, *auto, fails=2)
+    assert "promote.auto: true with promote.guard=[]: nothing guards it" in refused
+    own = ["--set", "promote.guard=[heldout_perplexity]"]
+    refused = requant("run", folder / "micro.yaml", *words, *auto, *own, fails=2)
+    assert "only rows of this and earlier nights guard it" in refused
+
+    guard = ["--set", "promote.guard=[old_perplexity, past_heldout_perplexity]"]
+    output = requant("run", folder / "micro.yaml", *words, *auto, *guard)
+
+    assert re.search(r"promote\s+failed.*old_perplexity is worse than the base's", output, re.S)
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
+    serving = client.get_model_version_by_alias("micro", "champion")
+    noise = client.get_model_version_by_alias("micro", "challenger")
+    assert serving.version != noise.version
+    # The nights before held docstrings out: those are evaluated too.
+    assert "past_heldout_perplexity" in noise.tags["scores"]
+
+
+def test_a_page_that_cannot_be_drawn_fails_no_night(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*words: object) -> str:
+        raise ZeroDivisionError("<nothing to draw>")
+
+    monkeypatch.setattr("tasks.pages.night_report", broken)
+    assert states(requant("run", folder / "micro.yaml"))["evaluate"] == "cached"
+    assert "could not be drawn: ZeroDivisionError: &lt;nothing to draw&gt;" in newest_report(folder)
+
+
+def newest_report(folder: Path) -> str:
+    pages = (folder / "state/reports").glob("*/report.html")
+    return max(pages, key=lambda path: path.stat().st_mtime).read_text()
 
 
 def test_two_nights_of_one_line_never_run_at_once(folder: Path) -> None:
@@ -113,6 +186,7 @@ def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:
     planned = requant("gc", "--keep", "1", "--dry-run", *state)
     assert requant("gc", "--keep", "1", *state) == planned.replace("would delete", "deleted")
     assert "artifacts are right" in requant("verify", *state)
+    last = next(r for r in reversed(all_records(store)) if r.stage == "requantize_gptq")
     (store.object_path(last.digest) / "config.json").unlink()
     assert "config.json: is missing" in requant("verify", *state, fails=1)
     broken = store.record_path("0" * 64)
@@ -147,6 +221,8 @@ def test_the_report_stands_alone(folder: Path) -> None:
     assert len(reports) == len(summaries) >= 1
     for path in reports:
         page = path.read_text()
+        if "could not be drawn" in page:
+            continue
         assert "http://" not in re.sub(r'xmlns="[^"]*"', "", page)
         assert all(stage in page for stage in STAGE_NAMES)
 
@@ -156,6 +232,6 @@ def test_a_missing_data_file_is_refused_before_any_work(folder: Path, tmp_path: 
     output = requant(
         "run", folder / "micro.yaml", "--set", f"state={tmp_path}", "--set", source, fails=1
     )
-    assert "prepare_data.source.train[0]: none.jsonl is not a file; give an existing one" in output
+    assert "prepare_data.source.train.0: none.jsonl is not a file; give an existing one" in output
     assert states(output)["prepare_base"] == "not reached"
     assert all_records(Store(tmp_path)) == []

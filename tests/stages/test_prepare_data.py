@@ -184,7 +184,7 @@ def test_digests_follow_the_bytes_not_the_paths(tmp_path: Path) -> None:
     assert digest == prepare_data.content_digests(section(moved))
     assert digest != prepare_data.content_digests(section(changed))
     both = prepare_data.content_digests(section(first, changed, old_text=moved))
-    assert set(both) == {"train[0]", "heldout", "old_text"}
+    assert set(both) == {"train.0", "heldout", "old_text"}
     with pytest.raises(ConfigError, match=r"source\.train\[0\]: .*absent\.jsonl is not a file"):
         prepare_data.content_digests(section(tmp_path / "absent.jsonl"))
 

@@ -63,13 +63,6 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             "rounded to the same grid again, which takes back most of what was trained",
         ),
         (
-            {
-                "merge_fp16__scales": [1.0, 0.5],
-                "prepare_data__source": {"kind": "hub", "repo": "a/b"},
-            },
-            r"scales=\[1.0, 0.5\] are chosen by the loss on new and old text, and there is no old",
-        ),
-        (
             {"merge_fp16__weights": [0.5, 0.5], "merge_fp16__past_nights": 2},
             r"weights=\[0.5, 0.5\]: give past_nights \+ 1 = 3 of them",
         ),
@@ -90,6 +83,14 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         (
             {"promote__guard": ["heldout_perplexity", "mmlu"]},
             "promote.guard: 'mmlu' will not be evaluated; the tasks of this night are heldout_perp",
+        ),
+        (
+            {"promote__auto": True},
+            r"promote.auto: true with promote.guard=\[\]: nothing guards it, .*old_perplexity",
+        ),
+        (
+            {"promote__auto": True, "promote__guard": ["past_heldout_perplexity"]},
+            "only rows of this and earlier nights guard it",
         ),
         ({"train_adapter__optimisation__epochs": 2}, "set exactly one of max_steps=60 and epochs"),
         ({"continue_train__layers": 2}, "layers=2 with scope='full'"),

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from requant.config.sections import UNMERGEABLE_METHODS, FilesData, StdlibData
+from requant.config.sections import UNMERGEABLE_METHODS, StdlibData
 from requant.evaluation_tasks import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
+    PAST_PERPLEXITY,
     RESPONSE_CHOICE,
 )
 
@@ -96,31 +97,31 @@ def _check_merge(config: "Config") -> None:
             "rounded to the same grid again, which takes back most of what was trained; set "
             "merge_fp16.base=original, or another group_size or quantize_base.method"
         )
-    if merge.tries and not _has_old_text(config):
-        raise ValueError(
-            f"merge_fp16: base={merge.base!r}, scales={list(merge.scales)} are chosen by the loss "
-            "on new and old text, and there is no old text; give prepare_data.source.old_text "
-            "(kind files), or one scale and base=original or dequantized"
-        )
 
 
 def _check_guard(config: "Config") -> None:
-    """Tasks by name may be groups, whose members only lm-eval knows."""
-    if config.evaluate.tasks or not config.evaluate.enabled:
-        return
+    """A model that serves by itself is guarded by text that tonight's file does not decide.
+
+    Tasks by name may be groups, whose members only lm-eval knows.
+    """
     stdlib = isinstance(config.prepare_data.source, StdlibData)
-    made = [HELDOUT_PERPLEXITY, DESCRIBE_CHOICE if stdlib else RESPONSE_CHOICE]
-    made += [OLD_PERPLEXITY] if _has_old_text(config) else []
-    unknown = [task for task in config.promote.guard if task not in made]
-    if unknown:
+    tonight = (HELDOUT_PERPLEXITY, DESCRIBE_CHOICE if stdlib else RESPONSE_CHOICE)
+    # In a first night there is no past one.
+    fixed = (OLD_PERPLEXITY,) if config.evaluate.generated_tasks else ()
+    made = (*tonight, *fixed, PAST_PERPLEXITY) if config.evaluate.generated_tasks else ()
+    guard, named = config.promote.guard, config.evaluate.tasks
+    unknown = [task for task in guard if task not in made]
+    if unknown and not named and config.evaluate.enabled:
         raise ValueError(
             f"promote.guard: {', '.join(map(repr, unknown))} will not be evaluated; the tasks of "
             f"this night are {', '.join(made)}; add others to evaluate.tasks"
         )
-
-
-def _has_old_text(config: "Config") -> bool:
-    source = config.prepare_data.source
-    return isinstance(source, StdlibData) or (
-        isinstance(source, FilesData) and source.old_text is not None
+    if not config.promote.auto or set(guard) & set(fixed) or (unknown and named):
+        return
+    valid = ", ".join((*fixed, *named)) or "none: name some in evaluate.tasks"
+    raise ValueError(
+        f"promote.auto: true with promote.guard={list(guard)}: "
+        + ("only rows of this and earlier nights guard it" if guard else "nothing guards it")
+        + ", so whatever a night learns would serve, noise too. Add a task that tonight's rows do "
+        f"not decide to promote.guard ({valid}), or set promote.auto=false"
     )

@@ -393,6 +393,10 @@ class Evaluate(Section):
     generated_tasks: bool = Field(
         True, description="the tasks prepare_data made from the held-out part"
     )
+    past_nights: int = Field(
+        7, ge=0, le=365, description="earlier nights whose held-out rows are evaluated too"
+    )
+    past_rows: Positive = Field(64, description="of them in all, shared by the nights")
     tasks: tuple[str, ...] = Field((), description="further lm-eval task names; most need the hub")
     limit: int | None = Field(None, ge=1, description="documents per task; null: all")
     few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")

@@ -1,16 +1,19 @@
 """evaluate: lm-eval on every model of the night, and their paired comparison."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
 from requant.canonical import canonical_json
 from requant.config.sections import Evaluate
+from requant.conversation import Row, read_rows
 from requant.errors import ContractError
 from requant.evaluation import TaskScores, local_tasks, paired, score_model, task_manager
-from requant.rows import write_jsonl
+from requant.evaluation_tasks import PAST_PERPLEXITY, write_perplexity_task
+from requant.names import file_name
+from requant.rows import answer, normalised, write_jsonl
 from requant.stage import Metrics, Stage, StageContext
 
 CHAIN = ("base", "adapted", "merged", "continued", "requantized")
@@ -25,7 +28,7 @@ def execute(
     *,
     data: Path,
     adapter: Path | None = None,
-    **models: Path,
+    **inputs: Path,
 ) -> Metrics:
     """Write scores.json, paired.json and samples/<model>.<task>.jsonl into `context.out`.
 
@@ -36,24 +39,33 @@ def execute(
         context: Where to.
         data: Artifact of prepare_data.
         adapter: peft folder, for the role `adapted` alone.
-        **models: Folders by role: any of `CHAIN`.
+        **inputs: Folders by role: models, any of `CHAIN`; `past_data_<n>`, the dataset artifact of
+            an earlier night, 1 being last night's.
 
     Returns:
-        `<model>/<task>/<metric>` -> value.
+        `<model>/<task>/<metric>` -> value; past_rows and past_rows_trained_on (held-out rows of
+        earlier nights that were evaluated, and that were left out because tonight trains on them).
 
     Raises:
         ContractError: If no model is given, or one of an unknown role.
         ConfigError: If lm-eval does not know a task.
         ParityError: If a score is not finite.
     """
+    past = [inputs[role] for role in sorted(inputs, key=_night) if _night(role)]
+    models = {role: folder for role, folder in inputs.items() if not _night(role)}
     unknown = sorted(models.keys() - set(CHAIN))
     if unknown or not models:
         raise ContractError(
             f"evaluate: got models {sorted(models)}; expected some of {', '.join(CHAIN)}"
         )
     work = context.work / "tasks"
-    generated = local_tasks(data / "evaluation", work) if section.generated_tasks else []
     work.mkdir(parents=True, exist_ok=True)
+    generated: list[str] = []
+    counts: Metrics = {}
+    if section.generated_tasks:
+        counts = _write_past(past, data, section.past_rows, context)
+        folders = (data / "evaluation", context.work / "past")
+        generated = [task for folder in folders for task in local_tasks(folder, work)]
     manager = task_manager(work, section.tasks)
     chain = [name for name in CHAIN if name in models]
     scores = {}
@@ -63,7 +75,7 @@ def execute(
         context.reporter.message(f"{name}: {_headline(scores[name])}")
         context.reporter.progress(done, len(chain), "models")
     _write(context.out, scores)
-    return {
+    return counts | {
         f"{model}/{task}/{metric}": estimate.value
         for model, tasks in scores.items()
         for task, result in tasks.items()
@@ -95,6 +107,55 @@ def compare(scores: Scores) -> list[dict[str, Any]]:
         for task, result in scores[later].items()
         if result.documents
     ]
+
+
+def past_heldout(past: Sequence[Path], data: Path, limit: int) -> tuple[list[Row], list[Row]]:
+    """Choose held-out rows of earlier nights, as many of each night as the limit allows.
+
+    Args:
+        past: Dataset artifacts, last night's first.
+        data: Tonight's dataset artifact; what it holds out is evaluated already.
+        limit: Rows at most.
+
+    Returns:
+        The rows, and those that tonight trains on: a model that has read the answers proves
+        nothing.
+    """
+    trained = {normalised(row) for row in read_rows(data / "train.jsonl")}
+    seen = {normalised(row) for row in read_rows(data / "heldout.jsonl")}
+    nights: list[list[Row]] = []
+    left_out: list[Row] = []
+    for folder in past:
+        kept: list[Row] = []
+        for row in read_rows(folder / "heldout.jsonl"):
+            text = normalised(row)
+            if text in seen:
+                continue
+            seen.add(text)
+            (left_out if text in trained else kept).append(row)
+        nights.append(kept)
+    by_turns = [row for turn in zip_longest(*nights) for row in turn if row is not None]
+    return by_turns[:limit], left_out
+
+
+def _write_past(past: Sequence[Path], data: Path, limit: int, context: StageContext) -> Metrics:
+    """Write the task of earlier nights' held-out rows, where there are any, and count them."""
+    rows, left_out = past_heldout(past, data, limit)
+    folder = context.work / "past"
+    folder.mkdir(exist_ok=True)
+    if rows:
+        write_perplexity_task(folder, PAST_PERPLEXITY, [answer(row) for row in rows])
+    if past:
+        context.reporter.message(
+            f"{PAST_PERPLEXITY}: {len(rows)} rows that {len(past)} earlier nights held out; "
+            f"{len(left_out)} more are trained on tonight and left out"
+        )
+    return {"past_rows": float(len(rows)), "past_rows_trained_on": float(len(left_out))}
+
+
+def _night(role: str) -> int:
+    """Return how many nights ago a role's dataset was prepared; 0 for a model."""
+    return int(role.removeprefix("past_data_")) if role.startswith("past_data_") else 0
 
 
 def _score(
@@ -151,7 +212,7 @@ def _write(out: Path, scores: Scores) -> None:
         for task, result in tasks.items():
             if result.documents:
                 rows = [asdict(document) for document in result.documents]
-                write_jsonl(out / "samples" / f"{model}.{task}.jsonl", rows)
+                write_jsonl(out / "samples" / f"{model}.{file_name(task)}.jsonl", rows)
 
 
 def _document_metric(result: TaskScores) -> str:
@@ -169,7 +230,7 @@ def _headline(tasks: Mapping[str, TaskScores]) -> str:
 
 STAGE = Stage(
     name="evaluate",
-    version=2,
+    version=3,
     kind="evaluation",
     libraries=(
         "lm_eval",

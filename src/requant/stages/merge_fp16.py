@@ -26,7 +26,7 @@ from requant.merging import (
 from requant.merging.parity import check_parity, check_result, check_rounding, measure_parity
 from requant.merging.stream import Change
 from requant.model_folder import MERGE_NAME
-from requant.parity import batches_for, folder_loss, old_batches, old_text_path
+from requant.parity import batches_for, folder_loss, old_batches
 from requant.provenance import check_provenance, read_provenance, weights_digest
 from requant.stage import Metrics, Stage, StageContext
 
@@ -195,8 +195,6 @@ def _choose(
 
     The best has the lowest loss_new + old_weight * loss_old, nats per token.
     """
-    # The configuration asks for old text where there is something to choose.
-    has_old = old_text_path(data).exists()
     losses: Metrics = {}
     scores = {}
     for variant in variants:
@@ -205,16 +203,12 @@ def _choose(
         new = folder_loss(
             folder, batches_for(folder, data / "heldout.jsonl", section.parity_rows), context.device
         )
-        losses[f"loss_new/{variant}"] = scores[variant] = new
-        said = f"{variant}: loss {new:.4g} on new text"
-        if has_old:
-            batches = old_batches(folder, data, section.parity_rows)
-            old = folder_loss(folder, batches, context.device)
-            losses[f"loss_old/{variant}"] = old
-            scores[variant] += section.old_weight * old
-            said += f", {old:.4g} on old"
+        batches = old_batches(folder, data, section.parity_rows)
+        old = folder_loss(folder, batches, context.device)
+        losses |= {f"loss_new/{variant}": new, f"loss_old/{variant}": old}
+        scores[variant] = new + section.old_weight * old
         shutil.rmtree(folder)
-        context.reporter.message(said)
+        context.reporter.message(f"{variant}: loss {new:.4g} on new text, {old:.4g} on old")
     if not all(map(math.isfinite, scores.values())):
         raise ParityError(f"merge_fp16: a loss is not finite: {losses}; look at the training loss")
     chosen = min(scores, key=lambda variant: scores[variant])

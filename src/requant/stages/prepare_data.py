@@ -54,15 +54,12 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         TransientError: If the hub cannot be reached.
     """
     source = section.source
-    old_text: str | None = None
     choice_task = RESPONSE_CHOICE
     if isinstance(source, StdlibData):
         split = split_by_module(docstrings(), source, section.heldout_fraction)
-        old_text = "\n\n".join(text for _, text in topics())
         choice_task = DESCRIBE_CHOICE
     elif isinstance(source, FilesData):
         split = _split_files(source, section, context)
-        old_text = _require(source.old_text, "old_text").read_text() if source.old_text else None
     else:
         split = _split_hub(source, section, context)
     for name, rows in (("training", split.train), ("held-out", split.heldout)):
@@ -76,7 +73,7 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     heldout = shuffled(split.heldout, context.seed, "heldout")
     write_jsonl(context.out / "train.jsonl", train)
     write_jsonl(context.out / "heldout.jsonl", heldout)
-    documents = _write_tasks(section, context, heldout, choice_task, old_text)
+    documents = _write_tasks(section, context, heldout, choice_task, _old_text(section))
     return {
         "train_rows": float(len(train)),
         "heldout_rows": float(len(heldout)),
@@ -133,11 +130,20 @@ def content_digests(section: PrepareData) -> dict[str, str]:
         from requant.hub import resolve_commit
 
         commit = resolve_commit(source.repo, source.revision, "dataset", "prepare_data.source")
-        return {"commit": commit}
-    files = {f"train[{index}]": path for index, path in enumerate(source.train)}
+        return {"commit": commit, "old_text": corpus_digest()}
+    files = {f"train.{index}": path for index, path in enumerate(source.train)}
     files |= {"heldout": source.heldout} if source.heldout else {}
     files |= {"old_text": source.old_text} if source.old_text else {}
-    return {field: hash_file(_require(path, field)) for field, path in files.items()}
+    digests = {role: hash_file(_require(path, role)) for role, path in files.items()}
+    return {"old_text": corpus_digest(), **digests}
+
+
+def _old_text(section: PrepareData) -> str:
+    """Return text that tonight's rows do not decide, so that what they take away is seen."""
+    source = section.source
+    if isinstance(source, FilesData) and source.old_text is not None:
+        return _require(source.old_text, "old_text").read_text()
+    return "\n\n".join(text for _, text in topics())
 
 
 def _conversations(found: Sequence[Docstring]) -> tuple[Conversation, ...]:
@@ -150,7 +156,7 @@ def _split_files(source: FilesData, section: PrepareData, context: StageContext)
     train = [
         row
         for index, path in enumerate(source.train)
-        for row in read_file(_require(path, f"train[{index}]"), section.columns, cache)
+        for row in read_file(_require(path, f"train.{index}"), section.columns, cache)
     ]
     if source.heldout is None:
         return cut(train, section.heldout_fraction, context.seed)
@@ -205,7 +211,7 @@ def _write_tasks(
     context: StageContext,
     heldout: Sequence[Conversation],
     choice_task: str,
-    old_text: str | None,
+    old_text: str,
 ) -> dict[str, int]:
     folder = context.out / "evaluation"
     limit = section.max_evaluation_rows
@@ -220,11 +226,10 @@ def _write_tasks(
         context.reporter.message(
             f"{choice_task}: left out, the held-out part has fewer than four different answers"
         )
-    if old_text is not None:
-        pieces = list(dict.fromkeys(chunks(old_text)))
-        drawn = random.Random(f"{context.seed}-old").sample(pieces, min(limit, len(pieces)))
-        write_perplexity_task(folder, OLD_PERPLEXITY, drawn)
-        counts[OLD_PERPLEXITY] = len(drawn)
+    pieces = list(dict.fromkeys(chunks(old_text)))
+    drawn = random.Random(f"{context.seed}-old").sample(pieces, min(limit, len(pieces)))
+    write_perplexity_task(folder, OLD_PERPLEXITY, drawn)
+    counts[OLD_PERPLEXITY] = len(drawn)
     return counts
 
 
@@ -238,7 +243,7 @@ def _require(path: Path, field: str) -> Path:
 
 STAGE = Stage(
     name="prepare_data",
-    version=1,
+    version=2,
     kind="dataset",
     libraries=("datasets",),
     execute=execute,
