@@ -1,11 +1,14 @@
 """The files of a Hugging Face model folder that are not weights."""
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requant.errors import ContractError
 from requant.store.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -51,14 +54,28 @@ def copy_companions(source: Path, out: Path, *, with_index: bool) -> None:
 
 
 def stored_dtype(folder: Path) -> "torch.dtype":
-    """Return the dtype of the floating weights in a folder, from the first one's header."""
-    from safetensors import safe_open
+    """Return the floating dtype that most weights of a folder are stored in.
 
-    shard = min(folder.glob("*.safetensors"))
-    with safe_open(shard, framework="pt") as file:
-        names = list(file.keys())
-        dtypes = (file.get_tensor(name).dtype for name in names)
-        return next(dtype for dtype in dtypes if dtype.is_floating_point)
+    Not that of the first tensor: norms of a 16-bit model may be in float32.
+
+    Raises:
+        ContractError: If none is floating-point.
+    """
+    import torch
+
+    from requant.weights import read_headers
+
+    numbers: Counter[str] = Counter()
+    for header in read_headers(folder).values():
+        numbers[header.dtype] += math.prod(header.shape)
+    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    floating = [name for name, _ in numbers.most_common() if name in names]
+    if not floating:
+        raise ContractError(
+            f"{folder}: its weights are {', '.join(numbers) or 'none'}; expected one of "
+            f"{', '.join(names)}"
+        )
+    return getattr(torch, names[floating[0]])
 
 
 def set_dtype(folder: Path, dtype: str) -> None:

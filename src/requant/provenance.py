@@ -7,10 +7,11 @@ from requant.canonical import canonical_json, digest_of
 from requant.errors import ContractError
 from requant.model_folder import PROVENANCE_NAME
 from requant.store.manifest import MANIFEST_NAME, Manifest, hash_file
+from requant.weights import weight_files
 
 
 def weights_digest(folder: Path, *, hashed: bool = False) -> str:
-    """Digest a model folder's weights: sha256 over name and sha256 of every *.safetensors.
+    """Digest a model folder's weights: sha256 over name and sha256 of every file of them.
 
     An artifact's manifest holds the hashes already; other folders are read whole.
 
@@ -23,7 +24,7 @@ def weights_digest(folder: Path, *, hashed: bool = False) -> str:
         entries = Manifest.model_validate_json(manifest.read_bytes()).files
         hashes = {e.path: e.sha256 for e in entries if e.path.endswith(".safetensors")}
     else:
-        hashes = {path.name: hash_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        hashes = {path.name: hash_file(path) for path in weight_files(folder)}
     return digest_of(hashes)
 
 

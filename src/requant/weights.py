@@ -1,6 +1,7 @@
 """Weights files by their headers: names, dtypes and shapes, without a tensor being loaded."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from requant.models import quantization_of
 
 Shape = tuple[int, ...]
 
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
 
 
@@ -44,9 +46,11 @@ def read_headers(folder: Path) -> dict[str, TensorHeader]:
             raise ArtifactError(
                 f"{index}: names files of which none is beside it; copy the missing shards"
             )
+        other = ", ".join(sorted(path.name for path in folder.glob("*.safetensors")))
         raise ArtifactError(
-            f"{folder}: holds no *.safetensors; save the weights with save_pretrained "
-            "(requant reads no pickles)"
+            f"{folder}: holds no *.safetensors that transformers loads (model.safetensors, or "
+            f"model-00001-of-0000N.safetensors{f'; found {other}' if other else ''}); save the "
+            "weights with save_pretrained (requant reads no pickles)"
         )
     return headers_of(files)
 
@@ -59,18 +63,31 @@ def headers_of(files: Iterable[Path]) -> dict[str, TensorHeader]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files transformers loads: model.safetensors, else those of the index, else all.
+    """List the files transformers loads: model.safetensors, else those of the index.
 
-    Some folders hold the same weights a second time under another name.
+    Shards that lost their index are taken where they are numbered and all there. Some folders hold
+    the same weights a second time under another name, or an adapter.
     """
     index, single = folder / INDEX_NAME, folder / "model.safetensors"
     if single.exists():
         return [single]
     found = sorted(folder.glob("*.safetensors"))
+    named = set(read_index(folder).values()) if index.exists() else set()
     if not index.exists():
-        return found
-    named = set(read_index(folder).values())
+        shards, lacking = numbered_shards(path.name for path in found)
+        named = set() if lacking else set(shards)
     return [path for path in found if path.name in named]
+
+
+def numbered_shards(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Return the shards `model-00001-of-00003.safetensors` among names, and those that lack."""
+    shards = [name for name in names if SHARD.fullmatch(name)]
+    wanted = {
+        f"model-{number:05}-of-{total}.safetensors"
+        for total in {name.partition("-of-")[2].partition(".")[0] for name in shards}
+        for number in range(1, int(total) + 1)
+    }
+    return sorted(shards), sorted(wanted - set(shards))
 
 
 def read_index(folder: Path) -> dict[str, str]:
@@ -122,17 +139,20 @@ def read_shard_header(path: Path) -> ShardHeader:
     if not isinstance(entries, dict):
         raise ArtifactError(f"{path}: is no safetensors file; copy it anew")
     start = 8 + length
-    tensors = {
-        name: TensorHeader(
-            file=path,
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            start=start + entry["data_offsets"][0],
-            end=start + entry["data_offsets"][1],
-        )
-        for name, entry in entries.items()
-        if name != "__metadata__"
-    }
+    try:
+        tensors = {
+            name: TensorHeader(
+                file=path,
+                dtype=entry["dtype"],
+                shape=tuple(entry["shape"]),
+                start=start + entry["data_offsets"][0],
+                end=start + entry["data_offsets"][1],
+            )
+            for name, entry in entries.items()
+            if name != "__metadata__"
+        }
+    except (KeyError, TypeError, IndexError) as error:
+        raise ArtifactError(f"{path}: its header is damaged ({error!r}); copy it anew") from error
     needed = max((header.end for header in tensors.values()), default=start)
     if size < needed:
         raise ArtifactError(f"{path}: is cut short: {size} bytes of {needed}; copy it anew")

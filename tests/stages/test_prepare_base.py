@@ -175,9 +175,13 @@ def test_a_missing_shard_and_a_quantized_model_are_refused(tiny_base: Path, tmp_
     copy = shutil.copytree(tiny_base, tmp_path / "copy")
     index = copy / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"w": "model-00002-of-00002.safetensors"}}))
+    weights = (copy / "model.safetensors").rename(copy / "model-00001-of-00002.safetensors")
     with pytest.raises(ConfigError, match=r"lacks model-00002-of-00002\.safetensors"):
         prepare_base.execute(from_folder(copy), make_context(tmp_path))
     index.unlink()
+    with pytest.raises(ConfigError, match=r"lacks shards: model-00002-of-00002\.safetensors"):
+        prepare_base.execute(from_folder(copy), make_context(tmp_path / "again"))
+    weights.rename(copy / "model.safetensors")
     config = json.loads((copy / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq"}
     (copy / "config.json").write_text(json.dumps(config))

@@ -2,21 +2,24 @@
 
 import json
 import shutil
-from collections.abc import Iterable
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from requant.base_folder import (
+    MODEL_FILES,
+    OTHER_FORMATS,
+    inspect_base,
+    missing_index,
+    select_files,
+)
 from requant.canonical import digest_of
 from requant.config.sections import FolderBase, HubBase, PrepareBase, StdlibBase
 from requant.corpus import base_conversations, base_documents, corpus_digest
 from requant.errors import ConfigError
+from requant.model_folder import INDEX_NAME
+from requant.models import load_tokenizer
 from requant.stage import Metrics, Stage, StageContext
-from requant.store.manifest import MANIFEST_NAME, hash_file
-
-# What makes a model: weights without pickles, configuration, tokenizer, template, licence.
-MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
+from requant.store.manifest import hash_file
 
 
 def execute(section: PrepareBase, context: StageContext) -> Metrics:
@@ -26,8 +29,7 @@ def execute(section: PrepareBase, context: StageContext) -> Metrics:
         parameters; for stdlib also loss, tokens and epochs.
 
     Raises:
-        ConfigError: If the folder or repository is unknown, lacks a file a model needs, or holds a
-            model that is quantized already.
+        ConfigError: If the repository is unknown, or for what `check_base` finds in the folder.
         TransientError: If the hub cannot be reached.
     """
     source = section.source
@@ -37,8 +39,7 @@ def execute(section: PrepareBase, context: StageContext) -> Metrics:
         folder, origin = source.path, f"prepare_base.source.path: {source.path}"
     else:
         folder, origin = fetch_model(source), f"prepare_base.source.repo: {source.repo}"
-    copy_model(folder, context, origin)
-    return {"parameters": float(count_parameters(context.out))}
+    return {"parameters": float(copy_model(folder, context, origin))}
 
 
 def train_on_stdlib(source: StdlibBase, context: StageContext) -> Metrics:
@@ -93,91 +94,52 @@ def fetch_model(source: HubBase) -> Path:
     """
     from requant.hub import fetch
 
-    # Subfolders hold other formats of the same weights (onnx/, original/).
+    # Subfolders hold other formats of the same weights (onnx/, original/), as some files do.
     return fetch(
         source.repo,
         source.revision,
         "model",
         "prepare_base.source",
         allow=list(MODEL_FILES),
-        ignore=["*/*"],
+        ignore=["*/*", *OTHER_FORMATS],
     )
 
 
-def copy_model(folder: Path, context: StageContext, origin: str) -> None:
+def copy_model(folder: Path, context: StageContext, origin: str) -> int:
     """Copy the files of `folder` that make a model, links by their content, after checking them.
+
+    What later stages read and the folder lacks is made from what it has: the index of shards, and
+    tokenizer.json from a sentencepiece or vocabulary file.
 
     Args:
         folder: Hugging Face folder, or a snapshot in the hub's cache.
         context: Its `out` gets the files.
         origin: The configuration field and its value, for the error's text.
 
+    Returns:
+        The parameters of the network, tied ones once.
+
     Raises:
-        ConfigError: As `model_files`.
+        ConfigError: With every problem `check_base` finds, one a line.
     """
-    files = model_files(folder, origin)
+    found = inspect_base(folder, origin)
+    if found.problems or found.files is None:
+        raise ConfigError("\n".join(found.problems))
+    for note in found.notes:
+        context.reporter.message(note)
+    files = found.files.taken
     sizes = [path.stat().st_size for path in files]
     for index, path in enumerate(files):
         shutil.copyfile(path, context.out / path.name)
         done = sum(sizes[: index + 1])
         context.reporter.progress(done >> 20, sum(sizes) >> 20, "MiB")
-
-
-def model_files(folder: Path, origin: str) -> list[Path]:
-    """Return the files of a Hugging Face folder that make a 16-bit model, sorted by name.
-
-    Raises:
-        ConfigError: If the folder is missing, lacks config.json, weights (also a shard its index
-            names) or tokenizer, or holds a quantized model.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"{origin} is not a folder; give one with config.json and *.safetensors")
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file()
-        and path.name != MANIFEST_NAME
-        and not path.name.startswith(".")
-        and _matches(path.name, MODEL_FILES)
-    )
-    names = [path.name for path in files]
-    missing = [
-        wanted
-        for wanted, patterns in (
-            ("config.json", ("config.json",)),
-            ("weights (*.safetensors; pickled *.bin are not read)", ("*.safetensors",)),
-            (f"a tokenizer ({', '.join(TOKENIZER_FILES)})", TOKENIZER_FILES),
-        )
-        if not any(_matches(name, patterns) for name in names)
-    ]
-    missing += sorted(_shards(folder / "model.safetensors.index.json") - set(names))
-    if missing:
-        raise ConfigError(
-            f"{origin} lacks {'; '.join(missing)} (found {', '.join(names) or 'none'})"
-        )
-    quantization = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
-    if quantization:
-        raise ConfigError(
-            f"{origin} is quantized ({quantization.get('quant_method')}); the base must be the "
-            "16-bit original, quantize_base makes the quantized one from it"
-        )
-    return files
-
-
-def count_parameters(folder: Path) -> int:
-    """Count the numbers in all weight files of a folder, tied ones once."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            # safe_open gives no mapping: it cannot be iterated.
-            for name in file.keys():  # noqa: SIM118
-                count = 1
-                for size in file.get_slice(name).get_shape():
-                    count *= size
-                total += count
-    return total
+    if (made := missing_index(found.files)) is not None:
+        context.reporter.message(f"made {INDEX_NAME} from the headers of the shards")
+        (context.out / INDEX_NAME).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
+    if not (context.out / "tokenizer.json").exists():
+        context.reporter.message("made tokenizer.json from the tokenizer's older files")
+        load_tokenizer(folder).backend_tokenizer.save(str(context.out / "tokenizer.json"))
+    return found.parameters
 
 
 def content_digests(section: PrepareBase) -> dict[str, str]:
@@ -191,22 +153,12 @@ def content_digests(section: PrepareBase) -> dict[str, str]:
     if isinstance(source, StdlibBase):
         return {"corpus": corpus_digest()}
     if isinstance(source, FolderBase):
-        files = model_files(source.path, f"prepare_base.source.path: {source.path}")
-        return {"folder": digest_of({path.name: hash_file(path) for path in files})}
+        files = select_files(source.path, f"prepare_base.source.path: {source.path}")
+        return {"folder": digest_of({path.name: hash_file(path) for path in files.taken})}
     from requant.hub import resolve_commit
 
     commit = resolve_commit(source.repo, source.revision, "model", "prepare_base.source")
     return {"commit": commit}
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
-
-
-def _shards(index: Path) -> set[str]:
-    if not index.is_file():
-        return set()
-    return set(json.loads(index.read_bytes())["weight_map"].values())
 
 
 def _name_public_class(path: Path) -> None:
@@ -219,7 +171,7 @@ def _name_public_class(path: Path) -> None:
 
 STAGE = Stage(
     name="prepare_base",
-    version=1,
+    version=2,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "safetensors"),
     execute=execute,
