@@ -9,6 +9,9 @@ from requant.store import Store
 from requant.store.gc import collect
 from requant.store.health import examine
 
+PATIENCE_SECONDS = 12 * 3600.0
+"""A night that is in progress ends first."""
+
 
 @flow(name="maintenance")
 def maintenance(state: Path = Path(".requant"), keep: int | None = None) -> None:
@@ -20,6 +23,8 @@ def maintenance(state: Path = Path(".requant"), keep: int | None = None) -> None
     """
     store = Store(state.resolve())
     problems = examine(store, deep=True).problems
-    get_run_logger().info(f"deleted {collect(store, keep).in_words}")
+    logger = get_run_logger()
+    garbage = collect(store, keep, timeout=PATIENCE_SECONDS, say=logger.info)
+    logger.info(f"deleted {garbage.in_words}")
     if problems:
         raise ArtifactError("\n".join([*problems, "the next night makes a harmed artifact again"]))

@@ -10,9 +10,10 @@ from prefect.serializers import JSONSerializer
 from prefect.transactions import IsolationLevel
 from pydantic import BaseModel, ConfigDict
 
+from requant.canonical import digest_of
 from requant.errors import ArtifactError
 from requant.store import ArtifactRef, Store, store_of, verified_record
-from requant.store.locks import acquire, is_held
+from requant.store.locks import Say, acquire, is_held
 
 
 class StageResult(BaseModel):
@@ -53,8 +54,10 @@ class FlockManager:
     `prefect.locking.filesystem` keeps its lock in a file that outlives a SIGKILL.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, what: str = "", say: Say | None = None) -> None:
         self._store = store
+        self._what = what
+        self._say = say
         self._held: dict[str, tuple[str, int]] = {}
 
     def _path(self, key: str) -> Path:
@@ -69,7 +72,7 @@ class FlockManager:
     ) -> bool:
         if self.is_lock_holder(key, holder):
             return True
-        descriptor = acquire(self._path(key), acquire_timeout)
+        descriptor = acquire(self._path(key), acquire_timeout, what=self._what, say=self._say)
         if descriptor is None:
             return False
         self._held[key] = (holder, descriptor)
@@ -97,7 +100,7 @@ class FlockManager:
         return self._held.get(key, ("", -1))[0] == holder
 
     def wait_for_lock(self, key: str, timeout: float | None = None) -> bool:
-        descriptor = acquire(self._path(key), timeout)
+        descriptor = acquire(self._path(key), timeout, say=self._say)
         if descriptor is None:
             return False
         os.close(descriptor)
@@ -107,9 +110,20 @@ class FlockManager:
         return await asyncio.to_thread(self.wait_for_lock, key, timeout)
 
 
-def cache_policy(store: Store) -> CachePolicy:
-    """Cache a task on its `key` parameter; of two runs that race on one key, one works."""
-    policy = CacheKeyFnPolicy(cache_key_fn=lambda _, parameters: parameters["key"].digest)
+def cache_policy(store: Store, what: str = "", say: Say | None = None) -> CachePolicy:
+    """Cache a task on its `key` parameter; of two runs that race on one key, one works.
+
+    Args:
+        store: Of artifacts and locks.
+        what: Who asks, for those who wait for it.
+        say: Is told for whom it waits.
+    """
+    # A result names the folder its artifact lies in: a state folder that was moved or copied must
+    # look for the artifact in itself, not where it came from.
+    place = digest_of(str(store.root.resolve()))[:8]
+    policy = CacheKeyFnPolicy(
+        cache_key_fn=lambda _, parameters: f"{parameters['key'].digest}-{place}"
+    )
     return policy.configure(
-        isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=FlockManager(store)
+        isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=FlockManager(store, what, say)
     )

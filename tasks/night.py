@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
@@ -18,13 +18,15 @@ from requant.models import resolve_device
 from requant.report import StageRow
 from requant.stage import stage_key
 from requant.store import StageRecord, Store, artifact_of, locked, touch_record
-from requant.store.locks import acquire
+from requant.store.locks import acquire, whose
 from tasks import tracking
 from tasks.caching import StageResult
 from tasks.pages import publish_artifacts, write_pages
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
 from tasks.promote import Promotion, paired_of, promote, register
 from tasks.reporting import quiet_libraries
+
+LOOK_SECONDS = 1.0
 
 
 class NightSkipped(RequantError):
@@ -148,11 +150,12 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         )
         opened = OpenNight(Night(config, store, frozenset(force), parent, _first_start()))
         # Between stages too nobody may collect what the next one reads.
-        with locked(store.use_lock, shared=True):
+        with locked(store.use_lock, shared=True, say=get_run_logger().info):
             try:
                 yield opened
             except BaseException as error:
                 get_run_logger().error("%s", str(error) or type(error).__name__)
+                get_run_logger().error("%s", way_on())
                 try:
                     opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
                 except Exception as second:
@@ -162,19 +165,32 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             opened.close("FINISHED")
 
 
+def way_on() -> str:
+    """Say what goes on from where the current flow run stopped."""
+    if deployment.id:
+        return (
+            f"when the cause is mended: `prefect flow-run retry {flow_run.id}`, the Retry button "
+            "or the next night goes on from what is valid"
+        )
+    return (
+        "when the cause is mended: `requant run` with this configuration goes on from what is "
+        "valid. Prefect cannot retry this flow run: it is of no deployment"
+    )
+
+
 @contextmanager
 def _alone(config: Config, store: Store) -> Iterator[None]:
     """Hold the model line: two nights of it would train on the same night's data twice."""
-    path = store.lock_path(f"night-{config.name}")
-    descriptor = acquire(path, timeout=0)
+    path = store.night_lock(config.name)
+    what = f"the night {flow_run.name!r}"
+    # A look at the lock holds it for an instant: that is not a night.
+    descriptor = acquire(path, timeout=LOOK_SECONDS, what=what)
     if descriptor is None:
         raise NightSkipped(
-            f"another night of {config.name} is in progress in {store.root} (flow run "
-            f"{path.read_text()}); this one is skipped"
+            f"another night of {config.name} is in progress in {store.root}: {whose(path)}; this "
+            "one is skipped. Run it again when that has ended: it goes on from what is valid"
         )
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, str(flow_run.name).encode())
         yield
     finally:
         os.close(descriptor)

@@ -2,12 +2,14 @@
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import Task, get_run_logger
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.runtime import task_run
+from prefect.runtime import flow_run, task_run
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -24,6 +26,7 @@ from requant.store import StageRecord, Store, artifact_of, read_record
 from tasks import tracking
 from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
 from tasks.reporting import TaskReporter
+from tasks.waiting import telling_of_slots
 
 ACCELERATOR = "accelerator"
 """Tag of the tasks that fill a GPU, by which Prefect limits how many run at once."""
@@ -80,6 +83,8 @@ def run_stage_task(
         Exception: What the stage raised in its last attempt.
     """
     runtime = night.config.runtime
+    logger = get_run_logger()
+    what = f"{task.stage.name} of {flow_run.name!r}"
     delays = [
         min(runtime.retry_seconds * 2**attempt, MAX_DELAY_SECONDS)
         for attempt in range(runtime.retries)
@@ -89,7 +94,7 @@ def run_stage_task(
         name=task.stage.name,
         task_run_name=f"{task.stage.name}-{key.digest[:8]}",
         tags=task.tags,
-        cache_policy=cache_policy(night.store),
+        cache_policy=cache_policy(night.store, what, logger.info),
         persist_result=True,
         cache_result_in_memory=False,
         result_storage=night.store.results_path(),
@@ -101,7 +106,10 @@ def run_stage_task(
         retry_condition_fn=may_retry,
     )
     section = getattr(night.config, task.stage.name)
-    state = cast(State[Any], prefect_task(night, section, key, inputs, return_state=True))
+    with ExitStack() as waiting:
+        for tag in task.tags:
+            waiting.enter_context(telling_of_slots(tag, UUID(flow_run.id), logger.info))
+        state = cast(State[Any], prefect_task(night, section, key, inputs, return_state=True))
     return state.result(), state
 
 

@@ -66,7 +66,8 @@ def prepare_server(accelerators: int, processors: int) -> None:
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
                     message=f"no heartbeat for {SILENT_HEARTBEATS * HEARTBEAT_SECONDS} s: the "
-                    "process or its machine is gone; retry the run to go on from what is done",
+                    "process or its machine is gone. To go on from what is valid, retry the run; "
+                    "one without a deployment is not retried: give `requant run` again",
                 )
             ],
         )

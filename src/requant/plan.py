@@ -8,6 +8,7 @@ from requant.config import Config, Section
 from requant.history import past_of
 from requant.stage import Stage, StageKey, stage_key
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
+from requant.store.attempts import all_attempts, in_words, read_attempt
 
 State = Literal["cached", "run", "waits", "off"]
 
@@ -116,6 +117,9 @@ def plan_stage(
     record, reason = verified_record(store, key.digest)
     if record is not None:
         return PlannedStage(stage.name, "cached", "verified", record)
+    attempt = read_attempt(store, key.digest)
+    if attempt is not None:
+        return PlannedStage(stage.name, "run", in_words(store, attempt))
     if store.record_path(key.digest).exists():
         return PlannedStage(stage.name, "run", reason)
     return PlannedStage(stage.name, "run", why_not_cached(store, stage.name, key))
@@ -125,7 +129,10 @@ def why_not_cached(store: Store, stage: str, key: StageKey) -> str:
     """Name the fields in which a key differs from the last record of its stage."""
     past = [record for record in all_records(store) if record.stage == stage]
     if not past:
-        return "never ran"
+        attempts = [attempt for attempt in all_attempts(store) if attempt.stage == stage]
+        if not attempts:
+            return "never ran"
+        return f"never ended well; with another key it {in_words(store, attempts[-1])}"
     return "; ".join(str(item) for item in key_difference(past[-1].key_fields, key.fields))
 
 
@@ -133,11 +140,13 @@ def explain_last_run(store: Store, stage: str) -> tuple[StageRecord, StageRecord
     """Return the last record of a stage and the one before it of the same model line.
 
     Raises:
-        LookupError: If the stage has never run.
+        LookupError: If the stage has never ended well.
     """
     past = [record for record in all_records(store) if record.stage == stage]
     if not past:
-        raise LookupError(f"{stage}: has no record in {store.actions}; it never ran")
+        attempts = [attempt for attempt in all_attempts(store) if attempt.stage == stage]
+        came = f"its last attempt {in_words(store, attempts[-1])}" if attempts else "it never ran"
+        raise LookupError(f"{stage}: has no record in {store.actions}; {came}")
     line = past[-1].labels.get("pipeline")
     before = [record for record in past[:-1] if record.labels.get("pipeline") == line]
     return past[-1], before[-1] if before else None

@@ -2,8 +2,8 @@
 
 import platform
 import shutil
+import socket
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -24,6 +24,7 @@ from requant.store import (
     verified_record,
     write_record,
 )
+from requant.store.attempts import attempted
 from requant.store.records import Curve
 
 Metrics = dict[str, float]
@@ -155,9 +156,11 @@ def perform(
         TerminalError: If the disk is full.
         Exception: What the stage raises; then nothing was published, and `work/` is kept.
     """
+    what = f"{stage.name} of {(labels or {}).get('pipeline') or 'an unnamed line'}"
+    say = reporter.message
     with (
-        locked(store.lock_path(f"stage-{key.digest}")),
-        locked(store.use_lock, shared=True),
+        locked(store.stage_lock(key.digest), what=what, say=say),
+        locked(store.use_lock, shared=True, say=say),
     ):
         known = store.record_path(key.digest).exists()
         reason = "forced"
@@ -165,47 +168,79 @@ def perform(
             record, reason = verified_record(store, key.digest)
             if record is not None:
                 return record
-        started = time.time()
-        clock = time.monotonic()
-        draft = store.tmp / f"{stage.name}-{uuid.uuid4().hex}"
-        draft.mkdir(parents=True)
-        work = store.work_path(key.digest)
-        work.mkdir(parents=True, exist_ok=True)
-        recorder = _CurveRecorder(reporter)
-        context = StageContext(out=draft, work=work, seed=seed, device=device, reporter=recorder)
-        try:
-            for ref in inputs.values():
-                check_sizes(store, ref)
-            folders = {role: store.object_path(ref.digest) for role, ref in inputs.items()}
-            metrics = (execute or stage.execute)(section, context, **folders)
-            _check_unchanged(stage, section, key)
-            artifact = publish(store, stage.kind, draft)
-        except Exception as error:
-            if not is_disk_full(error):
-                raise
-            free = shutil.disk_usage(store.root).free >> 20
-            raise TerminalError(
-                f"{stage.name}: the disk of {store.root} is full ({free} MiB free): {error}; "
-                "nothing was published. Free space (`requant gc --keep N`) and run again"
-            ) from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-        record = StageRecord(
-            stage=stage.name,
-            key=key.digest,
-            key_fields=dict(key.fields),
-            kind=stage.kind,
-            digest=artifact.digest,
-            metrics=metrics,
-            curves=recorder.curves(),
-            started=started,
-            seconds=time.monotonic() - clock,
-            # Work whose key is new needs no reason: its key differs from the one before.
-            labels={**(labels or {}), **({"reason": reason} if known else {})},
-        )
-        write_record(store, record)
-        shutil.rmtree(work, ignore_errors=True)
-        return record
+        asked = dict(labels or {})
+        made_in = {"host": socket.gethostname(), "root": str(store.root.resolve())}
+        # Work whose key is new needs no reason: its key differs from the one before.
+        why = {"reason": reason} if known else {}
+        with attempted(store, stage.name, key.digest, asked):
+            return _make(
+                store,
+                stage,
+                key,
+                section,
+                inputs,
+                seed=seed,
+                device=device,
+                reporter=reporter,
+                labels={**asked, **made_in, **why},
+                execute=execute or stage.execute,
+            )
+
+
+def _make(
+    store: Store,
+    stage: Stage,
+    key: StageKey,
+    section: Section,
+    inputs: Mapping[str, ArtifactRef],
+    *,
+    seed: int,
+    device: str,
+    reporter: Reporter,
+    labels: Mapping[str, str],
+    execute: Callable[..., Metrics],
+) -> StageRecord:
+    """Execute, publish and record; see `perform`, which holds the locks."""
+    started = time.time()
+    clock = time.monotonic()
+    draft = store.draft_path(key.digest)
+    draft.mkdir(parents=True)
+    work = store.work_path(key.digest)
+    work.mkdir(parents=True, exist_ok=True)
+    recorder = _CurveRecorder(reporter)
+    context = StageContext(out=draft, work=work, seed=seed, device=device, reporter=recorder)
+    try:
+        for ref in inputs.values():
+            check_sizes(store, ref)
+        folders = {role: store.object_path(ref.digest) for role, ref in inputs.items()}
+        metrics = execute(section, context, **folders)
+        _check_unchanged(stage, section, key)
+        artifact = publish(store, stage.kind, draft)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(store.root).free >> 20
+        raise TerminalError(
+            f"{stage.name}: the disk of {store.root} is full ({free} MiB free): {error}; "
+            "nothing was published. Free space (`requant gc --keep N`) and run again"
+        ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    record = StageRecord(
+        stage=stage.name,
+        key=key.digest,
+        key_fields=dict(key.fields),
+        kind=stage.kind,
+        digest=artifact.digest,
+        metrics=metrics,
+        curves=recorder.curves(),
+        started=started,
+        seconds=time.monotonic() - clock,
+        labels=dict(labels),
+    )
+    write_record(store, record)
+    shutil.rmtree(work, ignore_errors=True)
+    return record
 
 
 def _check_unchanged(stage: Stage, section: Section, key: StageKey) -> None:

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 from word_stage import say, tries
 
@@ -72,20 +73,26 @@ def test_what_can_never_work_is_tried_once(tmp_path: Path) -> None:
     assert tries(tmp_path, "terminal") == 1
 
 
-def test_two_processes_that_race_on_one_key_work_once(tmp_path: Path) -> None:
+def racer(state: Path, text: str) -> "subprocess.Popen[str]":
+    """Start the flow of one stage in a process of its own."""
     environment = {
         **os.environ,
         **get_current_settings().to_environment_variables(exclude_unset=True),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), str(HERE.parents[1])]),
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *sys.path]),
     }
-    command = [sys.executable, str(HERE / "word_stage.py"), str(tmp_path), "slow-3"]
-    racers = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    outputs = [racer.communicate(timeout=120)[0].strip() for racer in racers]
-    assert sorted(outputs) == ["Cached", "Completed"]
-    assert tries(tmp_path, "slow-3") == 1
+    command = [sys.executable, str(HERE / "word_stage.py"), str(state), text]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_two_processes_that_race_on_one_key_work_once(tmp_path: Path) -> None:
+    racers = [racer(tmp_path, "slow-5") for _ in range(2)]
+    outputs = [item.communicate(timeout=120) for item in racers]
+    assert sorted(out.strip() for out, _ in outputs) == ["Cached", "Completed"]
+    assert tries(tmp_path, "slow-5") == 1
+    (said,) = [line for _, log in outputs for line in log.splitlines() if "waiting" in line]
+    assert "waiting since 2 s for evaluate of '" in said
+    assert f"which holds {tmp_path}/locks/task-" in said
 
 
 def test_the_lock_manager_keeps_prefects_promises(tmp_path: Path) -> None:
@@ -104,3 +111,19 @@ def test_the_lock_manager_keeps_prefects_promises(tmp_path: Path) -> None:
     timer.join()
     theirs.release_lock("key", "you")
     assert not ours.is_locked("key")
+
+
+def test_a_stage_that_waits_for_a_slot_says_who_holds_it(tmp_path: Path) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_concurrency_limit("processor", 1)
+    try:
+        racers = [racer(tmp_path / "first", "slow-9"), racer(tmp_path / "second", "slow-8")]
+        outputs = [item.communicate(timeout=120) for item in racers]
+    finally:
+        with get_client(sync_client=True) as client:
+            client.delete_concurrency_limit_by_tag("processor")
+    assert [out.strip() for out, _ in outputs] == ["Completed", "Completed"]
+    said = [line for _, log in outputs for line in log.splitlines() if "for a slot" in line]
+    assert "s for a slot of the tag processor: all 1 are held, by evaluate-" in said[0]
+    # Two lines in ten seconds: the pauses grow.
+    assert 1 <= len(said) <= 3

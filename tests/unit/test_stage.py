@@ -3,9 +3,13 @@
 import errno
 import multiprocessing
 import os
+import re
+import shutil
 import signal
+import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -14,13 +18,31 @@ from requant.config.sections import Evaluate, Optimisation, Section
 from requant.errors import ArtifactError, TerminalError, TransientError, is_transient
 from requant.plan import explain_last_run, key_difference, plan_stage
 from requant.stage import Metrics, Stage, StageContext, StageKey, perform, stage_key
-from requant.store import Store, artifact_of, publish, read_record
+from requant.store import (
+    Store,
+    artifact_of,
+    check_sizes,
+    locks,
+    publish,
+    read_record,
+    verify,
+)
+from requant.store.attempts import in_progress, read_attempt
+from requant.store.gc import collect, find_garbage
 
 
 class Silent:
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
     def progress(self, done: int, total: int, unit: str) -> None: ...
     def message(self, text: str) -> None: ...
+
+
+class Telling(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
 
 
 class Shout(Section):
@@ -37,6 +59,8 @@ def shout(section: Shout, context: StageContext) -> Metrics:
         context.reporter.metrics({"loudness": time_ * 2.0}, time_)
     if section.word == "slow":
         time.sleep(1)
+    if section.word == "long":
+        time.sleep(3)
     if section.word == "fail":
         raise TransientError("the server is away")
     if section.word == "die":
@@ -58,6 +82,21 @@ def run(store: Store, section: Shout, force: bool = False):
     return perform(
         store, STAGE, key, section, {}, seed=0, device="cpu", reporter=Silent(), force=force
     )
+
+
+def child(store: Store, word: str, force: bool = False) -> ForkServerProcess:
+    """Perform the stage in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=run, args=(store, Shout(word=word), force))
+    process.start()
+    return process
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def executions(store: Store) -> int:
@@ -183,6 +222,97 @@ def test_the_plan_says_why(store: Store) -> None:
     assert (waiting.state, waiting.reason) == ("waits", "for shout")
     (store.object_path(record.digest) / "0.txt").write_text("HEX")
     assert "0.txt: was altered" in plan(Shout(word="hey")).reason
+
+
+def test_what_failed_is_told_until_it_ends_well(store: Store) -> None:
+    def reason(word: str) -> str:
+        plan = plan_stage(store, STAGE, Shout(word=word), {}, seed=0)
+        assert plan.state == "run"
+        return plan.reason
+
+    with pytest.raises(TransientError):
+        run(store, Shout(word="fail"))
+    assert re.fullmatch(r"failed \d{4}-.* UTC: the server is away", reason("fail"))
+    assert re.fullmatch(
+        "never ended well; with another key it failed .*: the server is away", reason("hey")
+    )
+    with pytest.raises(LookupError, match=r"last attempt failed .*: the server is away"):
+        explain_last_run(store, "shout")
+    killed = child(store, "die")
+    killed.join(20)
+    assert re.fullmatch(
+        rf"began .* UTC and never ended \(process {killed.pid} on .*\): killed, or its .* died",
+        reason("die"),
+    )
+    key = stage_key(STAGE, Shout(word="hey"), {}, seed=0).digest
+    run(store, Shout(word="hey"))
+    assert read_attempt(store, key) is None
+    assert reason("ho") == "config.word: hey -> ho"
+
+
+def test_what_a_running_stage_works_in_is_not_garbage(store: Store) -> None:
+    crashed = store.draft_path("0" * 64)
+    crashed.mkdir(parents=True)
+    run(store, Shout(word="long"))
+    forced = child(store, "long", force=True)
+    key = stage_key(STAGE, Shout(word="long"), {}, seed=0).digest
+    wait_until(lambda: in_progress(store, key) and list(store.tmp.glob(f"{key}-*")))
+    said: list[str] = []
+    planned = find_garbage(store)
+    assert planned.folders == (crashed,)
+    (user,) = planned.in_use
+    assert re.fullmatch(rf"shout is running since .* \(process {forced.pid} on .*\)", user)
+    with pytest.raises(TransientError, match=r"is used by shout is running since .* nothing was"):
+        collect(store)
+    # Who waits is told for whom.
+    assert collect(store, timeout=20, say=said.append).folders == (crashed,)
+    assert all("nobody uses" in line and "shout is running" in line for line in said)
+    forced.join(20)
+    assert forced.exitcode == 0
+
+
+def test_who_waits_for_a_stage_is_told_for_whom(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "FIRST_WORD_SECONDS", 0.2)
+    other = child(store, "long")
+    key = stage_key(STAGE, Shout(word="long"), {}, seed=0)
+    wait_until(lambda: in_progress(store, key.digest))
+    reporter = Telling()
+    record = perform(
+        store, STAGE, key, Shout(word="long"), {}, seed=0, device="cpu", reporter=reporter
+    )
+    other.join(20)
+    assert read_record(store, key.digest) == record
+    assert executions(store) == 1
+    assert re.fullmatch(
+        rf"waiting since 0 s for shout of an unnamed line \(process {other.pid} on .*, since .*\), "
+        rf"which holds {store.stage_lock(key.digest)}",
+        reporter.lines[0],
+    )
+    # 0.2, 0.4, 0.8: a wait of three seconds is told a few times, not sixty.
+    assert 1 <= len(reporter.lines) <= 4
+
+
+@pytest.mark.parametrize("where", ["here", "copied", "never"])
+def test_what_is_deleted_and_what_is_elsewhere_are_told_apart(store: Store, where: str) -> None:
+    record = run(store, Shout(word="hey"))
+    ref = artifact_of(store, record)
+    other = Store(store.root.with_name("other"))
+    if where == "here":
+        shutil.rmtree(store.object_path(record.digest))
+        other = store
+    if where == "copied":
+        shutil.copytree(store.actions, other.actions)
+    texts = {
+        "here": f"artifact {ref.short} of shout was deleted since it was made here",
+        "copied": f"of shout was made in {store.root} on {socket.gethostname()}; "
+        f"this state folder ({other.root} on ",
+        "never": f") has no record of artifact {ref.short}: it was made in another one",
+    }
+    for look in (verify, check_sizes):
+        with pytest.raises(ArtifactError, match=re.escape(texts[where])):
+            look(other, ref)
 
 
 def test_explain_needs_a_record(store: Store) -> None:

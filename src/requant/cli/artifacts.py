@@ -61,5 +61,7 @@ def gc(
         garbage = find_garbage(store, keep) if dry_run else collect(store, keep)
     for path in (*garbage.folders, *garbage.records):
         typer.echo(path)
+    for user in garbage.in_use:
+        typer.echo(f"in use, its folders are not in this list: {user}")
     done = "would delete" if dry_run else "deleted"
     typer.echo(f"{done} {garbage.in_words}")

@@ -57,7 +57,8 @@ def open_store(state: Path) -> "Store":
     from requant.errors import ConfigError
     from requant.store import Store
 
-    if not (state / "actions").is_dir():
+    # Of a state where nothing has ended well yet there are attempts alone.
+    if not any((state / name).is_dir() for name in ("actions", "attempts")):
         raise ConfigError(
             f"--state {state}: holds no records; give the state folder of a configuration that "
             "has run"

@@ -2,6 +2,7 @@
 
     objects/<dd>/<digest>/  the files + manifest.json; digest = sha256 of the canonical manifest
     actions/<key>.json      which stage key produced which digest, with figures and timings
+    attempts/<key>.json     what came of work that is not done: it runs, failed or was killed
     work/<key>/             resumable scratch of a stage, deleted when its artifact is published
     tmp/  locks/  results/  unfinished publications, flock files, Prefect results
 

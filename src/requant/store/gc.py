@@ -2,13 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from requant.errors import TransientError
+from requant.store.attempts import Attempt, all_attempts, in_progress, in_words
 from requant.store.layout import Store
-from requant.store.locks import acquire
+from requant.store.locks import Say, acquire, holder_of, is_held
 from requant.store.objects import write_durably
 from requant.store.records import StageRecord, all_records, last_used
 
@@ -21,6 +22,8 @@ class Garbage:
     folders: tuple[Path, ...]
     bytes: int
     """Of the folders."""
+    in_use: tuple[str, ...] = ()
+    """Nights and stages that run now, in words: what they work in is not garbage."""
 
     @property
     def in_words(self) -> str:
@@ -37,6 +40,11 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
         keep: Records used last that are kept for each pipeline and stage, and what is pinned, with
             all that they were made from; None keeps every record.
     """
+    # Looked at first: what is made from here on is not among them.
+    found = list(store.objects.glob("*/*"))
+    scratch = list(store.work_path("x").parent.glob("*"))
+    drafts = list(store.tmp.glob("*"))
+    running = {item.key: item for item in all_attempts(store) if in_progress(store, item.key)}
     records = all_records(store)
     pins = pinned_digests(store)
     pinned = [record for record in records if record.digest in pins]
@@ -49,25 +57,43 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
     # A forced stage may have taken the record of a pinned artifact for new bytes.
     digests = {record.digest for record in kept} | pins
     done = {record.key for record in records}
-    folders = [path for path in store.objects.glob("*/*") if path.name not in digests]
-    folders += store.tmp.glob("*")
-    folders += [path for path in store.work_path("x").parent.glob("*") if path.name in done]
+    folders = [path for path in found if path.name not in digests]
+    folders += [*drafts, *(path for path in scratch if path.name in done)]
+    folders = [path for path in folders if path.exists() and not _in_use(path, running)]
     return Garbage(
         records=tuple(store.record_path(key) for key in sorted(done - kept_keys)),
         folders=tuple(sorted(folders)),
         bytes=sum(_size(folder) for folder in folders),
+        in_use=in_use(store, running.values()),
     )
 
 
-def collect(store: Store, keep: int | None = None) -> Garbage:
+def collect(
+    store: Store, keep: int | None = None, *, timeout: float = 0.0, say: Say | None = None
+) -> Garbage:
     """Delete what `find_garbage` lists, while no night runs.
 
+    Args:
+        store: The store.
+        keep: As `find_garbage` takes it.
+        timeout: Seconds to wait for a night to end.
+        say: Is told for whom it waits, with growing pauses.
+
     Raises:
-        TransientError: If a night is running now; it may be about to read what looks unused.
+        TransientError: If a night is running still; it may be about to read what looks unused.
     """
-    descriptor = acquire(store.use_lock, timeout=0)
+
+    def waits(_: str) -> None:
+        # The lock is shared by those who use the store: its file cannot name them all.
+        if say is not None:
+            say(f"garbage is collected when nobody uses {store.root}; now: {users(store)}")
+
+    descriptor = acquire(store.use_lock, timeout, what="garbage collection", say=waits)
     if descriptor is None:
-        raise TransientError(f"{store.root}: a night is running; collect garbage when it is done")
+        raise TransientError(
+            f"{store.root}: is used by {users(store)}; nothing was deleted. Collect garbage when "
+            "that is done; `requant gc --dry-run` lists what could go"
+        )
     try:
         garbage = find_garbage(store, keep)
         for record in garbage.records:
@@ -77,6 +103,29 @@ def collect(store: Store, keep: int | None = None) -> Garbage:
     finally:
         os.close(descriptor)
     return garbage
+
+
+def in_use(store: Store, running: Iterable[Attempt]) -> tuple[str, ...]:
+    """Name the nights in progress, and the stages among the attempts given, in words."""
+    nights = [path for path in sorted(store.night_lock("").parent.glob("night-*")) if is_held(path)]
+    holders = (str(holder_of(path) or path.name) for path in nights)
+    stages = (f"{attempt.stage} {in_words(store, attempt)}" for attempt in running)
+    return (*holders, *stages)
+
+
+def users(store: Store) -> str:
+    """Name who uses a store now."""
+    running = [item for item in all_attempts(store) if in_progress(store, item.key)]
+    return "; ".join(in_use(store, running)) or "a process that has not said what it does"
+
+
+def _in_use(path: Path, running: Mapping[str, Attempt]) -> bool:
+    """Tell whether a running stage made a folder, or may have made it."""
+    key, _, _ = path.name.partition("-")
+    if key in running:
+        return True
+    # What has no record may be about to get one.
+    return any(path.stat().st_ctime >= attempt.started for attempt in running.values())
 
 
 def pin(store: Store, name: str, digest: str) -> None:

@@ -1,5 +1,6 @@
 """Where everything lies below the state folder, and the reference that travels between stages."""
 
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,6 +58,10 @@ class Store:
         """File of the record with this stage key (64 hex digits)."""
         return self.actions / f"{key}.json"
 
+    def draft_path(self, key: str) -> Path:
+        """Fresh folder in which the stage with this key makes its artifact."""
+        return self.tmp / f"{key}-{uuid.uuid4().hex}"
+
     def work_path(self, key: str) -> Path:
         """Resumable scratch of the stage with this key."""
         return self.root / "work" / key
@@ -64,6 +69,18 @@ class Store:
     def lock_path(self, name: str) -> Path:
         """Lock file of this name."""
         return self.root / "locks" / name
+
+    def night_lock(self, line: str) -> Path:
+        """Held by the night of a model line for as long as it lasts."""
+        return self.lock_path(f"night-{line}")
+
+    def stage_lock(self, key: str) -> Path:
+        """Held by who does the work with this key."""
+        return self.lock_path(f"stage-{key}")
+
+    def attempt_path(self, key: str) -> Path:
+        """File that says what came of the last attempt at work that is not done."""
+        return self.root / "attempts" / f"{key}.json"
 
     def results_path(self) -> Path:
         """Folder of Prefect's own task results: small JSON files named by stage key."""

@@ -64,7 +64,7 @@ def verify(store: Store, ref: ArtifactRef) -> Manifest:
         ArtifactError: Naming the first file that is missing, added or altered.
     """
     folder = store.object_path(ref.digest)
-    recorded = read_manifest(folder)
+    recorded = _manifest_of(store, ref)
     if recorded.digest != ref.digest:
         raise ArtifactError(
             f"{folder / MANIFEST_NAME}: was altered: its digest is {recorded.digest}"
@@ -96,7 +96,7 @@ def check_sizes(store: Store, ref: ArtifactRef) -> Manifest:
         ArtifactError: Naming the first file that is missing or of another size.
     """
     folder = store.object_path(ref.digest)
-    manifest = read_manifest(folder)
+    manifest = _manifest_of(store, ref)
     for entry in manifest.files:
         path = folder / entry.path
         size = path.stat().st_size if path.is_file() else None
@@ -139,9 +139,19 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: is missing; the artifact was deleted") from error
+        raise ArtifactError(f"{path}: is missing") from error
     except ValidationError as error:
         raise ArtifactError(f"{path}: is not a manifest: {error}") from error
+
+
+def _manifest_of(store: Store, ref: ArtifactRef) -> Manifest:
+    # An import at the top would go in a circle: records are written durably, by this module.
+    from requant.store.whereabouts import whereabouts
+
+    folder = store.object_path(ref.digest)
+    if not folder.exists():
+        raise ArtifactError(f"{folder}: is missing; {whereabouts(store, ref.digest)}")
+    return read_manifest(folder)
 
 
 def find_object(store: Store, prefix: str) -> Path:
