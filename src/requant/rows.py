@@ -9,7 +9,7 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.errors import ContractError
-from requant.row_formats import Row
+from requant.row_formats import Message, Row
 from requant.wording import shown
 
 
@@ -71,8 +71,7 @@ def normalised(row: Row) -> str:
     if "text" in row:
         return f"text:{_even(row['text'])}"
     said = [f"{message['role']}:{_even(message['content'])}" for message in row["messages"]]
-    for message in row["messages"]:
-        said += [canonical_json(message["tool_calls"]).decode()] * ("tool_calls" in message)
+    said += [canonical_json(found).decode() for found in map(_calls, row["messages"]) if found]
     return "\0".join(said)
 
 
@@ -98,6 +97,10 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def _point(row: Row, seed: int) -> float:
     digest = hashlib.sha256(f"heldout-{seed}\0{normalised(row)}".encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
+
+
+def _calls(message: Message) -> list[Any]:
+    return list(message.get("tool_calls", ()))
 
 
 def _even(text: str) -> str:

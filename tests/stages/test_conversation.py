@@ -127,7 +127,7 @@ WORDS = st.text(st.sampled_from("abcd éß日🙂.,'\n 12[]<>/|"), min_size=1, m
 
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(question=WORDS, answers=st.lists(WORDS, min_size=1, max_size=2))
 def test_what_is_trained_is_what_the_template_gives(
     kind: str, template: str, question: str, answers: list[str]
