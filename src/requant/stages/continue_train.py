@@ -62,7 +62,7 @@ def select_trainable(model: Any, layers: int | None) -> None:
 
 STAGE = Stage(
     name="continue_train",
-    version=1,
+    version=2,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "trl", "accelerate", "bitsandbytes"),
     execute=execute,

@@ -101,7 +101,7 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
 
 STAGE = Stage(
     name="train_adapter",
-    version=2,
+    version=3,
     kind="adapter",
     libraries=(
         "torch",
