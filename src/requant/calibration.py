@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.conversation import Row, read_rows, render_text
+from requant.conversation import read_rows
 from requant.errors import ContractError
+from requant.rendering import check_control, dialect, read_rules, render
+from requant.row_formats import Row
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Calibration:
     rows: tuple[int, ...]
     """Line numbers in train.jsonl, from 0, in the order of `texts`."""
     dropped: int
-    """Sampled rows that are also held out or evaluated on."""
+    """Sampled rows that are also held out or evaluated on, or that spell control tokens."""
     seed: int
 
     def as_record(self) -> dict[str, Any]:
@@ -51,24 +53,32 @@ def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Cali
     """
     train = read_rows(data / "train.jsonl")
     measured = _measured_texts(data)
+    words = dialect(tokenizer, read_rules(data))
     order = random.Random(seed).sample(range(len(train)), len(train))
     taken: list[int] = []
     dropped = 0
     for index in order:
         if len(taken) == rows:
             break
-        if measured.isdisjoint(_answers(train[index])):
+        # Only ids could keep control tokens that a text spells apart, and this is text.
+        spells_control = check_control(words, train[index])
+        if not spells_control and measured.isdisjoint(_answers(train[index])):
             taken.append(index)
         else:
             dropped += 1
     if not taken:
         raise ContractError(
             f"calibration: all {len(train)} rows of {data / 'train.jsonl'} are also held out or "
-            "evaluated on, so figures of the quantized model would mean nothing; give training and "
-            "held-out files with different rows"
+            "evaluated on, or spell control tokens, so figures of the quantized model would mean "
+            "nothing; give training and held-out files with different rows"
         )
     return Calibration(
-        texts=tuple(render_text(tokenizer, train[index]["messages"]) for index in taken),
+        texts=tuple(
+            train[index]["text"]
+            if "text" in train[index]
+            else render(words, train[index]["messages"], train[index])
+            for index in taken
+        ),
         rows=tuple(taken),
         dropped=dropped,
         seed=seed,
@@ -85,10 +95,12 @@ def _measured_texts(data: Path) -> set[str]:
 
 
 def _answers(row: Row) -> set[str]:
+    if "text" in row:
+        return {_normalised(row["text"])}
     return {
         _normalised(message["content"])
         for message in row["messages"]
-        if message["role"] == "assistant"
+        if message["role"] == "assistant" and message["content"].strip()
     }
 
 

@@ -1,104 +1,361 @@
-"""Conversations as the model sees them: rows, the chat template, and which tokens carry loss."""
+"""Rows as the model sees them: token ids, which of them carry loss, and what did not fit."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from requant.errors import ContractError
+from requant.rendering import (
+    Dialect,
+    RowError,
+    Rules,
+    check_control,
+    check_rendered,
+    dialect,
+    ends_turn,
+    read_rules,
+    refuse_endless,
+    render,
+    token_ids,
+)
+from requant.row_formats import Message, Row
 
 IGNORED = -100
 """Label of a token without loss (torch.nn.CrossEntropyLoss's default ignore_index)."""
+NAMED = 3
+"""Rows of one kind of problem that are named; the others are counted."""
 
-Message = Mapping[str, str]
-Row = Mapping[str, Any]
+TooLong = Literal["cut", "drop", "refuse"]
+Sample = dict[str, list[int]]
+"""`input_ids` and `labels` of equal length."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One assistant turn and everything before it, as text."""
+class RowReport:
+    """What is wrong with rows, and what is in them."""
 
-    prompt: str
-    completion: str
+    problems: list[str]
+    """One line each, naming place and rule; of a kind the first few, then how many more."""
+    counts: dict[str, float]
+    """rows, samples, tokens, trained_tokens, cut_samples, dropped_samples, lost_tokens,
+    straddling_tokens, turns_without_loss and rows_with_control_text."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Samples of rows, and how they came about."""
+
+    samples: list[Sample]
+    report: RowReport
+
+
+@dataclass(frozen=True)
+class _Turn:
+    ids: list[int]
+    start: int
+    """First token that carries loss."""
+    prompt_tokens: int
+    """Of the prompt encoded alone, as the served model is given it."""
+
+
+@dataclass
+class _Tally:
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[Row]:
-    """Read `{"messages": [...]}` rows of a prepared .jsonl file, the first `limit` of them."""
-    with path.open() as file:
+    """Read the rows of a prepared .jsonl file, the first `limit` of them."""
+    with path.open(encoding="utf-8") as file:
         lines = list(islice(file, limit))
     return [json.loads(line) for line in lines]
 
 
-def render_text(tokenizer: Any, messages: Iterable[Message]) -> str:
-    """Render a whole conversation through the tokenizer's chat template."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+def placed(path: Path, limit: int | None = None) -> list[tuple[str, Row]]:
+    """Read rows of a prepared file with the line each stands on."""
+    return [
+        (f"{path.name}, line {number}", row) for number, row in enumerate(read_rows(path, limit), 1)
+    ]
 
 
-def assistant_samples(tokenizer: Any, messages: Iterable[Message]) -> list[Sample]:
-    """Cut a conversation into one sample for each assistant turn.
-
-    Each turn is rendered as the last one, because that is how the model will meet it: templates
-    such as Qwen3's render the last assistant turn differently from earlier ones.
+def encode_data(tokenizer: Any, path: Path, max_length: int, too_long: TooLong) -> Encoded:
+    """Encode a file of a dataset artifact for training, by the artifact's rules.
 
     Raises:
-        ContractError: If the template's generation prompt is not a prefix of the rendered turn;
-            then no cut between prompt and completion is right.
+        ContractError: Naming every kind of problem and its first rows, or if nothing is left.
     """
-    conversation = list(messages)
-    samples = []
-    for index, message in enumerate(conversation):
-        if message["role"] != "assistant":
-            continue
-        prompt = str(
-            tokenizer.apply_chat_template(
-                conversation[:index], tokenize=False, add_generation_prompt=True
-            )
+    encoded = encode_rows(tokenizer, placed(path), read_rules(path.parent), max_length, too_long)
+    if problems := encoded.report.problems:
+        raise ContractError("\n".join([f"{path.name}: cannot be trained on", *problems]))
+    if not encoded.samples:
+        raise ContractError(
+            f"{path.name}: no row has an assistant turn that carries loss and fits into "
+            f"optimisation.max_length={max_length} tokens ({summary(encoded.report.counts)}); "
+            "there is nothing to learn"
         )
-        whole = render_text(tokenizer, conversation[: index + 1])
-        if not whole.startswith(prompt):
-            raise ContractError(
-                "chat template: the generation prompt is not a prefix of the rendered assistant "
-                f"turn, so the loss cannot be kept to the assistant's tokens; prompt ends "
-                f"{prompt[-40:]!r}, conversation starts {whole[: len(prompt)][-40:]!r}; "
-                "give the model a template that renders both alike"
-            )
-        samples.append(Sample(prompt=prompt, completion=whole[len(prompt) :]))
-    return samples
+    return encoded
 
 
-def encode_sample(tokenizer: Any, sample: Sample, max_length: int) -> dict[str, list[int]] | None:
-    """Turn a sample into token ids with labels on the completion only.
+def summary(counts: dict[str, float]) -> str:
+    """Say in one line what became samples and what did not."""
+    return (
+        f"{counts['rows']:.0f} rows, {counts['samples']:.0f} samples, "
+        f"{counts['trained_tokens']:.0f} of {counts['tokens']:.0f} tokens carry loss; "
+        f"{counts['cut_samples']:.0f} samples cut, {counts['dropped_samples']:.0f} dropped, "
+        f"{counts['lost_tokens']:.0f} tokens lost; "
+        f"{counts['turns_without_loss']:.0f} assistant turns without loss"
+    )
 
-    Prompt and completion are tokenized apart, so that no token straddles the cut.
+
+def check_rows(
+    tokenizer: Any,
+    rows: Iterable[tuple[str, Row]],
+    rules: Rules,
+    max_length: int | None = None,
+    too_long: TooLong = "cut",
+) -> RowReport:
+    """Render and encode every row as training will; return all that is wrong with them.
+
+    Args:
+        tokenizer: Of the model that is trained.
+        rows: Place (file and line) and row, in the project's shape.
+        rules: Of the dataset.
+        max_length: Tokens a sample may have; None for any number.
+        too_long: What happens to longer ones.
+    """
+    return encode_rows(tokenizer, rows, rules, max_length, too_long).report
+
+
+def encode_rows(
+    tokenizer: Any,
+    rows: Iterable[tuple[str, Row]],
+    rules: Rules,
+    max_length: int | None,
+    too_long: TooLong | Literal["clip"] = "cut",
+) -> Encoded:
+    """Encode every assistant turn that carries loss as one sample, and every plain text.
+
+    Each turn is rendered as the last one, because that is how the model will meet it: templates
+    such as Qwen3's render the last assistant turn differently from earlier ones. The ids are those
+    of the whole conversation as the template gives them. Loss begins where they part from the ids
+    of the prompt, which is what a served model is given: a token across the cut carries loss.
+
+        [/INST] + Paris.</s>   prompt  _[ / INST ]        whole  _[ / INST ] _Paris . </s>
+                               labels   .  .  .   .  Paris . </s>
+
+    (Offsets would say less: tokenizers that trim them leave the white space to nobody.)
 
     Args:
         tokenizer: Of the model.
-        sample: The text.
-        max_length: Tokens; the prompt is cut from the left first, so that the answer stays.
+        rows: Place and row.
+        rules: Of the dataset.
+        max_length: Tokens of a sample; None for any number. A longer plain text becomes several.
+        too_long: cut drops the oldest turns, then the beginning of the last question; system
+            message, headers and answer stay, or the sample is dropped. drop and refuse do what they
+            say. clip, for measuring only, cuts the answer's end too.
 
     Returns:
-        `input_ids` and `labels` of equal length at most `max_length`, or None where the completion
-        has no token.
+        The samples, and a report of the rows that gave none, because something is wrong with them.
     """
-    prompt = tokenizer(sample.prompt, add_special_tokens=False)["input_ids"]
-    completion = tokenizer(sample.completion, add_special_tokens=False)["input_ids"][:max_length]
-    room = max_length - len(completion)
-    prompt = prompt[-room:] if room else []
-    if not completion:
-        return None
-    return {
-        "input_ids": prompt + completion,
-        "labels": [IGNORED] * len(prompt) + completion,
-    }
-
-
-def encode_rows(tokenizer: Any, rows: Iterable[Row], max_length: int) -> list[dict[str, list[int]]]:
-    """Encode every assistant turn of every row; see `encode_sample`."""
-    encoded = (
-        encode_sample(tokenizer, sample, max_length)
-        for row in rows
-        for sample in assistant_samples(tokenizer, row["messages"])
+    words = dialect(tokenizer, rules)
+    tally = _Tally()
+    samples: list[Sample] = []
+    for place, row in rows:
+        tally.counts["rows"] += 1
+        try:
+            samples += list(_row_samples(words, row, max_length, too_long, tally.counts))
+        except RowError as error:
+            tally.problems.setdefault(error.kind, []).append(f"{place}: {error}")
+    tally.counts["samples"] = len(samples)
+    tally.counts["tokens"] = sum(len(sample["input_ids"]) for sample in samples)
+    tally.counts["trained_tokens"] = sum(
+        label != IGNORED for sample in samples for label in sample["labels"]
     )
-    return [sample for sample in encoded if sample is not None]
+    return Encoded(samples, RowReport(_listed(tally.problems), _named(tally.counts)))
+
+
+def _row_samples(
+    words: Dialect,
+    row: Row,
+    max_length: int | None,
+    too_long: TooLong | Literal["clip"],
+    counts: Counter[str],
+) -> Iterator[Sample]:
+    as_text = check_control(words, row)
+    counts["rows_with_control_text"] += as_text
+    if "text" in row:
+        yield from _text_samples(words, row["text"], as_text, max_length, counts)
+        return
+    check_rendered(words, row)
+    messages = row["messages"]
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        if message.get("weight") == 0:
+            counts["turns_without_loss"] += 1
+            continue
+        if index == 0:
+            if too_long == "refuse":
+                raise RowError(
+                    "no prompt",
+                    "messages[0] (assistant): nothing stands before this turn; give it a question "
+                    "or weight 0, or set optimisation.too_long=drop",
+                )
+            counts["dropped_samples"] += 1
+            continue
+        turn = _encode_turn(words, messages[: index + 1], row, as_text)
+        counts["straddling_tokens"] += turn.prompt_tokens - turn.start
+        if words.rules.end_token == "require" and not ends_turn(words, turn.ids):
+            raise refuse_endless(words)
+        fitted = _fit(words, messages[: index + 1], row, as_text, turn, max_length, too_long)
+        kept = 0 if fitted is None else len(fitted["input_ids"])
+        counts["lost_tokens"] += len(turn.ids) - kept
+        counts["cut_samples"] += 0 < kept < len(turn.ids)
+        counts["dropped_samples"] += fitted is None
+        if fitted is not None:
+            yield fitted
+
+
+def _encode_turn(words: Dialect, messages: list[Message], row: Row, as_text: bool) -> _Turn:
+    prompt = render(words, messages[:-1], row, prompt=True)
+    whole = render(words, messages, row)
+    if not whole.startswith(prompt):
+        raise RowError(
+            "generation prompt",
+            "chat template: the generation prompt is not a prefix of the rendered assistant turn, "
+            f"so the loss cannot be kept to the assistant's tokens; prompt ends {prompt[-40:]!r}, "
+            f"conversation has {whole[: len(prompt)][-40:]!r} there; give the model a template "
+            "that renders both alike",
+        )
+    before = token_ids(words, messages[:-1], row, prompt=True, as_text=as_text)
+    ids = token_ids(words, messages, row, as_text=as_text)
+    pairs = zip(before, ids, strict=False)
+    start = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(before), len(ids)))
+    return _Turn(ids, start, len(before))
+
+
+def _fit(
+    words: Dialect,
+    messages: list[Message],
+    row: Row,
+    as_text: bool,
+    turn: _Turn,
+    max_length: int | None,
+    too_long: TooLong | Literal["clip"],
+) -> Sample | None:
+    """Bring a turn to at most `max_length` tokens; None where it is dropped."""
+    if max_length is None or len(turn.ids) <= max_length:
+        return _sample(turn.ids, turn.start)
+    if too_long == "drop":
+        return None
+    if too_long == "refuse":
+        raise RowError(
+            "too long",
+            f"messages[{len(messages) - 1}] (assistant): with what stands before it "
+            f"{len(turn.ids)} tokens, optimisation.max_length={max_length}; raise it, shorten the "
+            "row, or set optimisation.too_long to cut or drop",
+        )
+    shortest = turn
+    for shorter in _without_oldest(messages):
+        messages = shorter
+        shortest = _encode_turn(words, messages, row, as_text)
+        if len(shortest.ids) <= max_length:
+            return _sample(shortest.ids, shortest.start)
+    fitted = _shorten_question(words, messages, row, as_text, max_length)
+    if fitted is None and too_long == "clip":
+        answer = shortest.ids[shortest.start :][: max_length // 2]
+        prompt = shortest.ids[: shortest.start][len(answer) - max_length :]
+        return _sample([*prompt, *answer], len(prompt))
+    return None if fitted is None else _sample(fitted.ids, fitted.start)
+
+
+def _without_oldest(messages: list[Message]) -> Iterator[list[Message]]:
+    """Yield the conversation without its oldest exchange, without its two oldest, ..."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    starts = [
+        index
+        for index, message in enumerate(messages)
+        if message["role"] == "user" and index > len(system)
+    ]
+    for start in starts:
+        yield [*system, *messages[start:]]
+
+
+def _shorten_question(
+    words: Dialect, messages: list[Message], row: Row, as_text: bool, max_length: int
+) -> _Turn | None:
+    """Cut the question's text from the left as little as needed, or return None."""
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    if not users:
+        return None
+    question = messages[users[-1]]["content"]
+
+    def keeping(characters: int) -> _Turn:
+        text = question[len(question) - characters :]
+        shorter = [*messages]
+        shorter[users[-1]] = {**messages[users[-1]], "content": text}
+        return _encode_turn(words, shorter, row, as_text)
+
+    low, high, best = 1, len(question) - 1, None
+    while low <= high:
+        middle = (low + high) // 2
+        turn = keeping(middle)
+        if len(turn.ids) > max_length:
+            high = middle - 1
+        else:
+            low = middle + 1
+            best = turn if question[len(question) - middle :].strip() else best
+    return best
+
+
+def _text_samples(
+    words: Dialect, text: str, as_text: bool, max_length: int | None, counts: Counter[str]
+) -> Iterator[Sample]:
+    tokenizer = words.tokenizer
+    ids = list(tokenizer(text, split_special_tokens=as_text)["input_ids"])
+    # Without it the model would not learn where a text ends.
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    size = max_length or len(ids)
+    for start in range(0, len(ids), size):
+        piece = ids[start : start + size]
+        # The first token of a sample is predicted from nothing, so a lone one teaches nothing.
+        if len(piece) > 1:
+            yield _sample(piece, 0)
+        else:
+            counts["lost_tokens"] += 1
+
+
+def _sample(ids: list[int], start: int) -> Sample:
+    return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
+
+
+def _listed(problems: dict[str, list[str]]) -> list[str]:
+    return [
+        line
+        for kind, texts in problems.items()
+        for line in (
+            *texts[:NAMED],
+            *([f"... and {len(texts) - NAMED} more rows: {kind}"] if len(texts) > NAMED else []),
+        )
+    ]
+
+
+def _named(counts: Counter[str]) -> dict[str, float]:
+    names = (
+        "rows",
+        "samples",
+        "tokens",
+        "trained_tokens",
+        "cut_samples",
+        "dropped_samples",
+        "lost_tokens",
+        "straddling_tokens",
+        "turns_without_loss",
+        "rows_with_control_text",
+    )
+    return {name: float(counts[name]) for name in names}

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from requant.rows import Conversation, answer, question, write_jsonl
+from requant.row_formats import Row
+from requant.rows import answer, question, write_jsonl
 
 HELDOUT_PERPLEXITY = "heldout_perplexity"
 OLD_PERPLEXITY = "old_perplexity"
@@ -69,7 +70,7 @@ def write_choice_task(folder: Path, name: str, documents: Sequence[dict[str, Any
     )
 
 
-def choice_documents(rows: Sequence[Conversation], limit: int, seed: int) -> list[dict[str, Any]]:
+def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[str, Any]]:
     """Ask which of four answers belongs to a question.
 
     The three wrong ones are answers of other rows, drawn by `seed`.
@@ -78,6 +79,8 @@ def choice_documents(rows: Sequence[Conversation], limit: int, seed: int) -> lis
         At most `limit` of {id, question, choices, answer}; none where fewer than four different
         answers exist.
     """
+    # A plain text asks nothing, a bare tool call answers nothing.
+    rows = [row for row in rows if question(row) and answer(row)]
     pool = sorted({answer(row) for row in rows})
     if len(pool) < OPTIONS:
         return []

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from requant.conversation import IGNORED, Row, encode_rows
+from requant.conversation import IGNORED, encode_rows
 from requant.errors import ContractError
+from requant.rendering import Rules
+from requant.row_formats import Row
 
 if TYPE_CHECKING:
     import torch
@@ -54,23 +56,33 @@ class Fidelity:
         }
 
 
-def held_out_batches(tokenizer: Any, rows: Iterable[Row], max_length: int) -> list[Batch]:
+def held_out_batches(
+    tokenizer: Any, rows: Iterable[tuple[str, Row]], max_length: int, rules: Rules | None = None
+) -> list[Batch]:
     """Encode held-out rows one sequence a batch: no padding, so no mask to get wrong.
 
+    Args:
+        tokenizer: Of the model.
+        rows: Place and row.
+        max_length: Tokens; longer ones are cut as for training, and their answers too.
+        rules: Of the dataset; None for the default ones.
+
     Raises:
-        ContractError: If no row has a completion.
+        ContractError: If a row cannot be encoded, or none carries loss.
     """
     import torch
 
-    encoded = encode_rows(tokenizer, rows, max_length)
-    if not encoded:
+    encoded = encode_rows(tokenizer, rows, rules or Rules(), max_length, "clip")
+    if problems := encoded.report.problems:
+        raise ContractError("\n".join(["heldout.jsonl: cannot be measured on", *problems]))
+    if not encoded.samples:
         raise ContractError(
             "heldout.jsonl: no assistant turn to measure on; raise prepare_data.heldout_fraction "
             "or give a longer held-out file"
         )
     return [
         (torch.tensor([sample["input_ids"]]), torch.tensor([sample["labels"]]))
-        for sample in encoded
+        for sample in encoded.samples
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from requant.conversation import IGNORED, read_rows
+from requant.conversation import IGNORED, placed, read_rows
 from requant.evaluation_tasks import OLD_PERPLEXITY
 from requant.fidelity import (
     Batch,
@@ -23,6 +23,7 @@ from requant.models import (
     load_tokenizer,
     with_adapters,
 )
+from requant.rendering import read_rules
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +58,9 @@ def compare_folders(
 
 def batches_for(model: Path, heldout: Path, rows: int) -> list[Batch]:
     """Encode up to `rows` assistant turns of held-out text with a model's tokenizer."""
-    conversations = read_rows(heldout, rows)
-    return held_out_batches(load_tokenizer(model), conversations, FIDELITY_TOKENS)[:rows]
+    return held_out_batches(
+        load_tokenizer(model), placed(heldout, rows), FIDELITY_TOKENS, read_rules(heldout.parent)
+    )[:rows]
 
 
 def folder_log_probs(

@@ -1,38 +1,27 @@
-"""Conversations from outside: read, checked row by row, and cut into training and held-out part."""
+"""Rows of one shape: cut into training and held-out part, compared, ordered, written."""
 
 import hashlib
-import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from requant.canonical import canonical_json
 from requant.errors import ContractError
-
-if TYPE_CHECKING:
-    from requant.config.sections import Columns
-
-ROLES = ("system", "user", "assistant")
-EXPECTED = (
-    'expected [{"role": "system" | "user" | "assistant", "content": "text"}, ...] '
-    "ending with the assistant"
-)
-
-Conversation = dict[str, list[dict[str, str]]]
+from requant.row_formats import Message, Row
+from requant.wording import shown
 
 
 @dataclass(frozen=True)
 class Split:
     """What is trained on and what is never trained on."""
 
-    train: tuple[Conversation, ...]
-    heldout: tuple[Conversation, ...]
+    train: tuple[Row, ...]
+    heldout: tuple[Row, ...]
 
 
-def conversation(prompt: str, response: str) -> Conversation:
+def conversation(prompt: str, response: str) -> Row:
     """One question and its answer."""
     return {
         "messages": [
@@ -42,68 +31,7 @@ def conversation(prompt: str, response: str) -> Conversation:
     }
 
 
-def parse_row(row: Any, columns: "Columns", where: str) -> Conversation:
-    """Check one row and bring it into the one shape of this project.
-
-    Args:
-        row: Mapping of columns.
-        columns: Which of them hold the conversation.
-        where: Of the row, for the error's text: file and line, or dataset and row number.
-
-    Raises:
-        ContractError: Naming the place, the value and the expected shape.
-    """
-    names = [columns.messages] if columns.messages else [columns.prompt, columns.response]
-    for name in names:
-        if not isinstance(row, dict) or row.get(name) is None:
-            found = sorted(row) if isinstance(row, dict) else type(row).__name__
-            raise ContractError(
-                f"{where}: has no column {name!r} (found {found}); "
-                "set prepare_data.columns to the columns that hold the conversation"
-            )
-    if not columns.messages:
-        texts = {str(name): row[name] for name in names}
-        for name, text in texts.items():
-            if not _is_text(text):
-                raise ContractError(f"{where}: {name} is {_shown(text)}; expected non-empty text")
-        return conversation(*texts.values())
-    messages = row[columns.messages]
-    if not isinstance(messages, list) or not messages:
-        raise ContractError(f"{where}: {columns.messages} is {_shown(messages)}; {EXPECTED}")
-    for index, message in enumerate(messages):
-        place = f"{where}: {columns.messages}[{index}]"
-        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ContractError(f"{place} is {_shown(message)}; {EXPECTED}")
-        if message["role"] not in ROLES:
-            raise ContractError(f"{place}.role is {_shown(message['role'])}; {EXPECTED}")
-        if not _is_text(message["content"]):
-            raise ContractError(
-                f"{place}.content is {_shown(message['content'])}, expected non-empty text; "
-                f"{EXPECTED}"
-            )
-    if messages[-1]["role"] != "assistant":
-        raise ContractError(f"{where}: the last message is by {messages[-1]['role']!r}; {EXPECTED}")
-    return {"messages": [{key: item[key] for key in ("role", "content")} for item in messages]}
-
-
-def read_file(path: Path, columns: "Columns", cache: Path) -> list[Conversation]:
-    """Read and check a .jsonl or .parquet file.
-
-    Args:
-        path: The file.
-        columns: Where a row keeps its conversation.
-        cache: Folder for the Arrow copy `datasets` makes of Parquet.
-
-    Raises:
-        ContractError: On the first bad row, naming file, line, value and expected shape.
-    """
-    # JSONL is read here and not by `datasets`: Arrow guesses one type a column, so it fails on
-    # rows that differ, without their line, and turns text that looks like dates into dates.
-    read = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path, cache)
-    return [parse_row(row, columns, where) for where, row in read]
-
-
-def cut(rows: Sequence[Conversation], fraction: float, seed: int) -> Split:
+def cut(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     """Cut about `fraction` of the rows off as held-out.
 
     A row's side depends on its text and the seed alone, so equal rows are on one side, and a row
@@ -128,32 +56,36 @@ def refuse_overlap(split: Split) -> None:
         if (other := heldout.get(normalised(row))) is not None:
             raise ContractError(
                 f"prepare_data.source: training row {number} is held-out row {other} too: "
-                f"{_shown(row['messages'])}; remove it from one of them, or set heldout to null "
-                "to have a part cut off without overlap"
+                f"{shown(row.get('messages') or row['text'])}; remove it from one of them, or set "
+                "heldout to null to have a part cut off without overlap"
             )
 
 
-def shuffled(rows: Sequence[Conversation], seed: int, salt: str) -> tuple[Conversation, ...]:
+def shuffled(rows: Sequence[Row], seed: int, salt: str) -> tuple[Row, ...]:
     """Return the rows in an order that depends on `seed` and `salt` alone."""
     return tuple(random.Random(f"{seed}-{salt}").sample(rows, len(rows)))
 
 
-def normalised(row: Mapping[str, Any]) -> str:
-    """The conversation's text with case and white space evened out."""
-    return "\0".join(
-        f"{message['role']}:{' '.join(message['content'].casefold().split())}"
-        for message in row["messages"]
-    )
+def normalised(row: Row) -> str:
+    """The row's text with case and white space evened out; what differs elsewhere stays apart."""
+    if "text" in row:
+        return f"text:{_even(row['text'])}"
+    said = [f"{message['role']}:{_even(message['content'])}" for message in row["messages"]]
+    said += [canonical_json(found).decode() for found in map(_calls, row["messages"]) if found]
+    return "\0".join(said)
 
 
-def answer(row: Mapping[str, Any]) -> str:
-    """The assistant's last message."""
+def answer(row: Row) -> str:
+    """The assistant's last message, or the whole of a plain text; empty for a bare tool call."""
+    if "text" in row:
+        return str(row["text"]).strip()
     return str(row["messages"][-1]["content"]).strip()
 
 
-def question(row: Conversation) -> str:
-    """Everything before the assistant's last message, as one text."""
-    return "\n\n".join(message["content"].strip() for message in row["messages"][:-1])
+def question(row: Row) -> str:
+    """Everything before the assistant's last message, as one text; empty for a plain text."""
+    said = (message["content"].strip() for message in row.get("messages", ())[:-1])
+    return "\n\n".join(text for text in said if text)
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
@@ -162,57 +94,14 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     path.write_bytes(b"".join(canonical_json(row) + b"\n" for row in rows))
 
 
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Keep the `datasets` library from drawing progress bars while the block runs."""
-    import datasets
-
-    were_on = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_on:
-            datasets.enable_progress_bars()
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ContractError(f"{where}: is not JSON ({error}): {_shown(line)}") from error
-            yield where, row
-
-
-def _parquet_rows(path: Path, cache: Path) -> Iterator[tuple[str, Any]]:
-    import datasets
-
-    try:
-        with quiet_datasets():
-            table = datasets.load_dataset(
-                "parquet", data_files=str(path), split="train", cache_dir=str(cache)
-            )
-    # Arrow's own errors are ValueErrors.
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise ContractError(f"{path}: is not Parquet: {error.__cause__ or error}") from error
-    for number, row in enumerate(table, 1):
-        yield f"{path}, row {number}", row
-
-
-def _point(row: Conversation, seed: int) -> float:
+def _point(row: Row, seed: int) -> float:
     digest = hashlib.sha256(f"heldout-{seed}\0{normalised(row)}".encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def _calls(message: Message) -> list[Any]:
+    return list(message.get("tool_calls", ()))
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+def _even(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from requant.batching import padding_share, samples_to_see, training_order
 from requant.config.sections import Optimisation
-from requant.conversation import encode_rows, read_rows
-from requant.errors import ContractError, TerminalError
+from requant.conversation import encode_data, summary
+from requant.errors import TerminalError
 from requant.stage import Metrics, StageContext
 
 if TYPE_CHECKING:
@@ -45,20 +45,22 @@ def fine_tune(
 
     Returns:
         loss_first and loss_last (means over the first and last tenth of the logged steps, nats per
-        token), steps, samples, passes (over the samples), tokens (seen, without padding),
-        padding_share and trained_parameters.
+        token), steps, passes (over the samples), tokens_seen (without padding), padding_share,
+        trained_parameters, and the counts of `RowReport`.
 
     Raises:
-        ContractError: If no training row has an assistant turn.
+        ContractError: As `encode_data`.
         TerminalError: If a trainable tensor gets no gradient, or loss or gradient is not finite.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTTrainer
 
-    encoded = encode_rows(tokenizer, read_rows(data / "train.jsonl"), optimisation.max_length)
-    if not encoded:
-        raise ContractError("train.jsonl: no row has an assistant turn; there is nothing to learn")
+    found = encode_data(
+        tokenizer, data / "train.jsonl", optimisation.max_length, optimisation.too_long
+    )
+    encoded, counts = found.samples, found.report.counts
+    context.reporter.message(f"train.jsonl: {summary(counts)}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.use_cache = False
@@ -99,10 +101,10 @@ def fine_tune(
         "loss_first": sum(losses[:tenth]) / tenth,
         "loss_last": sum(losses[-tenth:]) / tenth,
         "steps": float(trainer.state.global_step),
-        "samples": float(len(encoded)),
         "passes": passes,
-        "tokens": float(sum(lengths[index] for index in order)),
+        "tokens_seen": float(sum(lengths[index] for index in order)),
         "padding_share": padding_share(lengths, order, optimisation.batch_size),
+        **counts,
         "trained_parameters": float(sum(parameter.numel() for parameter in trained)),
     }
 

@@ -1,5 +1,6 @@
 """What a training sees, and the loss it reports, on a tiny real model."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from conftest import make_context
 
 from requant.config.sections import Optimisation
-from requant.conversation import encode_rows, read_rows
+from requant.conversation import encode_data
 from requant.models import load_model, load_tokenizer
+from requant.rendering import RULES_NAME
 from requant.training import fine_tune
 
 
@@ -52,7 +54,7 @@ def test_the_loss_is_that_of_the_labelled_tokens(
     tokenizer = load_tokenizer(tiny_base)
     model = load_model(tiny_base, "cpu", trainable=True)
     total = tokens = 0
-    for sample in encode_rows(tokenizer, read_rows(data / "train.jsonl"), 96):
+    for sample in encode_data(tokenizer, data / "train.jsonl", 96, "cut").samples:
         ids, labels = (torch.tensor([sample[name]]) for name in ("input_ids", "labels"))
         labelled = int((labels[:, 1:] != -100).sum())
         total += model(input_ids=ids, labels=labels).loss.item() * labelled
@@ -69,4 +71,5 @@ def first_rows(data: Path, folder: Path, rows: int) -> Path:
     folder.mkdir()
     lines = (data / "train.jsonl").read_text().splitlines(keepends=True)
     (folder / "train.jsonl").write_text("".join(lines[:rows]))
+    shutil.copy(data / RULES_NAME, folder)
     return folder

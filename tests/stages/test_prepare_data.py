@@ -8,6 +8,8 @@ import yaml
 
 from requant.config.sections import PrepareData
 from requant.errors import ConfigError, ContractError, RequantError
+from requant.rendering import Rules, read_rules
+from requant.row_sources import placed_rows
 from requant.stages import prepare_data
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_DATA, make_context
@@ -153,9 +155,10 @@ BAD_LINES = {
     '{"messages": []}': "messages is []",
     '{"messages": "x"}': "messages is 'x'",
     '{"messages": [{"role": "assistant", "content": 3}]}': "messages[0].content is 3",
-    '{"text": "x"}': "has no column 'messages'",
+    '{"texts": "x"}': "has no column 'messages', nor those of another format (found ['texts'])",
+    '{"text": " "}': "text is ' '; expected non-empty text",
     '{"messages": [': "is not JSON",
-    '["x"]': "has no column 'messages' (found list)",
+    '["x"]': "is ['x']; expected an object with named columns",
 }
 
 
@@ -210,3 +213,57 @@ def test_a_hub_dataset_is_taken_from_the_cache_when_offline(
     assert prepare_data.content_digests(hub_section()) == {"commit": commit}
     with pytest.raises(RequantError, match=r"owner/rows has no split 'nights' of subset None"):
         prepare_data.execute(hub_section(train_split="nights"), make_context(tmp_path / "bad"))
+
+
+def test_any_rows_become_a_dataset_that_says_what_it_is(tmp_path: Path) -> None:
+    mixed = [
+        *({"instruction": f"{n}?", "input": "", "output": f"{n}!", "id": n} for n in range(20)),
+        *({"text": f"The number {n}."} for n in range(20)),
+        *({"prompt": f"{n} + 1?", "completion": str(n + 1)} for n in range(20)),
+    ]
+    mixed[0]["output"] = "wrong"
+    weighted = rows(100, 101)
+    weighted[0]["messages"][1]["weight"] = 0
+    context = make_context(tmp_path / "run")
+    train = write(tmp_path / "t.jsonl", mixed + weighted)
+    metrics = prepare_data.execute(
+        section(train, clock="2024-05-06T00:00:00", heldout_fraction=0.4), context
+    )
+    assert metrics["rows_with_ignored_fields"] == 20
+    assert context.reporter.messages == [
+        f"{train}: 61 rows, 20 Alpaca (instruction, input, output); 20 plain text; 20 prompt and "
+        "completion; 1 messages",
+        f"{train}: not read: id (20 rows)",
+    ]
+    assert json.loads((context.out / "data_card.json").read_text()) == {
+        "formats": {
+            "Alpaca (instruction, input, output)": 20,
+            "messages": 1,
+            "plain text": 20,
+            "prompt and completion": 20,
+        },
+        "ignored": {"id": 20},
+        "rows": 61,
+        "turns_without_loss": 1,
+    }
+    assert read_rules(context.out) == Rules(clock="2024-05-06T00:00:00")
+    documents = read(context.out / "evaluation" / "response_choice.jsonl")
+    assert all(document["question"] for document in documents)
+    with pytest.raises(ContractError, match="id: nothing reads this"):
+        prepare_data.execute(
+            section(train, unknown_fields="refuse"), make_context(tmp_path / "refused")
+        )
+
+
+def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: Path) -> None:
+    train, heldout = (
+        write(tmp_path / "t.jsonl", rows(0, 9)),
+        write(tmp_path / "h.jsonl", rows(20, 24)),
+    )
+    found = placed_rows(section(train, heldout))
+    assert [row for _, row in found] == rows(0, 9) + rows(20, 24)
+    assert found[9][0] == f"{heldout}, line 1"
+    demo = {json.dumps(row, sort_keys=True) for _, row in placed_rows(PrepareData(**MICRO_DATA))}
+    for part in ("train", "heldout"):
+        for row in read(tiny_data / f"{part}.jsonl"):
+            assert json.dumps(row, sort_keys=True) in demo

@@ -218,14 +218,21 @@ def test_a_place_that_cannot_hold_it_is_named(words: list[object], tmp_path: Pat
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('{"text": 5}', "line 1: `text` is no string"),
-        ('{"messages": 3}', "line 1: `messages` is no list of objects with `role` and"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "has no assistant turn in its first"),
-        ("{", "line 1 is not JSON"),
-        ('{"prompt": "x"}', "line 1 has neither `messages` nor `text`"),
-        ('{"text": ""}', "no document has two tokens"),
+        ('{"text": 5}', "line 1: text is 5; expected non-empty text"),
+        ('{"messages": 3}', "line 1: messages is 3; expected [{"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}]}',
+            "line 1: the last message is by 'user'",
+        ),
+        ("{", "line 1: is not JSON"),
+        ('{"prompt": "x"}', "line 1: has no column 'messages', nor those of another format"),
+        ('{"text": ""}', "line 1: text is ''; expected non-empty text"),
+        ('{"text": "a"}', "no document has two tokens"),
         ("", "holds no row"),
-        ('{"text": "a b"}\n{"messages": []}', "holds both `messages` and `text`"),
+        (
+            '{"text": "a b"}\n{"prompt": "a", "completion": "b"}',
+            "holds both conversations and plain text",
+        ),
     ],
 )
 def test_bad_text_is_named_before_the_work(

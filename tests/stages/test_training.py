@@ -116,6 +116,6 @@ def test_a_killed_continuation_resumes_and_ends_with_the_same_bytes(
     # What a kill in the middle of writing a checkpoint leaves.
     (killed.work / "checkpoint-9").mkdir()
     continue_train.execute(section, killed, model=tiny_base, data=tiny_data)
-    assert killed.reporter.messages[0] == "resuming from checkpoint-4"
+    assert "resuming from checkpoint-4" in killed.reporter.messages
     assert [step for step, _ in killed.reporter.points] == [1, 2, 3, 4, 5, 6]
     assert describe(killed.out).digest == describe(whole.out).digest

@@ -14,8 +14,8 @@ from requant.corpus import (
     topics,
 )
 from requant.evaluation_tasks import CHUNK_CHARACTERS, chunks
+from requant.row_sources import split_by_module
 from requant.rows import Split, answer
-from requant.stages.prepare_data import split_by_module
 
 
 def night(number: int, nights: int = 3) -> Split:

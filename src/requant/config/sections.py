@@ -4,6 +4,7 @@ A section is also what enters the stage's key: a field marked `not_in_key` does 
 bytes a stage produces (or is represented by the digest of the content it points to).
 """
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -153,9 +154,13 @@ class HubData(Section):
 
 
 class Columns(Section):
-    """Where a row keeps its conversation: `messages`, or `prompt` and `response`."""
+    """Names of columns that differ from the usual ones; by those, formats are recognised."""
 
-    messages: str | None = Field("messages", description="column of [{role, content}, ...]")
+    messages: str | None = Field(
+        "messages",
+        description="column of [{role, content}, ...] or ShareGPT's [{from, value}, ...]; as it "
+        "is, each row's format is recognised by its columns",
+    )
     prompt: str | None = Field(None, description="column of the user's text")
     response: str | None = Field(None, description="column of the assistant's text")
 
@@ -180,6 +185,23 @@ class PrepareData(Section):
         None, ge=1, description="training rows kept, first by seed; null: all"
     )
     max_evaluation_rows: Positive = Field(64, description="rows per generated evaluation task")
+    unknown_fields: Literal["list", "refuse"] = Field(
+        "list", description="columns and message fields that nothing reads: count and say, or stop"
+    )
+    control_tokens: Literal["refuse", "text"] = Field(
+        "refuse",
+        description="control tokens spelled in a text, which could put words into the "
+        "assistant's mouth: stop, or encode them as ordinary text",
+    )
+    end_token: Literal["require", "allow"] = Field(
+        "require",
+        description="whether the template may end the assistant's turn without a token that stops "
+        "the model",
+    )
+    clock: datetime = Field(
+        datetime(2025, 1, 1),
+        description="the moment a chat template's strftime_now tells, in training and measuring",
+    )
 
 
 # --------------------------------------------------------------------------- training
@@ -200,7 +222,12 @@ class Optimisation(Section):
     optimizer: Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = Field(
         "adamw_torch", description="the 8-bit ones save memory on a GPU"
     )
-    max_length: int = Field(512, ge=16, le=131072, description="tokens; longer samples are cut")
+    max_length: int = Field(512, ge=16, le=131072, description="tokens of a sample; see too_long")
+    too_long: Literal["cut", "drop", "refuse"] = Field(
+        "cut",
+        description="longer samples: cut drops the oldest turns, then the last question's "
+        "beginning, and never the system message or the answer",
+    )
     checkpoint_steps: Positive = Field(
         100, description="steps between resumable checkpoints", json_schema_extra=NOT_IN_KEY
     )

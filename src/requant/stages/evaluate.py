@@ -8,11 +8,12 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.config.sections import Evaluate
-from requant.conversation import Row, read_rows
+from requant.conversation import read_rows
 from requant.errors import ContractError
 from requant.evaluation import TaskScores, local_tasks, paired, score_model, task_manager
 from requant.evaluation_tasks import PAST_PERPLEXITY, write_perplexity_task
 from requant.names import file_name
+from requant.row_formats import Row
 from requant.rows import answer, normalised, write_jsonl
 from requant.stage import Metrics, Stage, StageContext
 
