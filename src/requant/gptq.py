@@ -2,13 +2,14 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.contract import NAMED, check_model_folder
+from requant.contract import NAMED, check_model_folder, some
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.model_folder import INDEX_NAME, copy_companions, stored_dtype
 from requant.models import (
@@ -20,6 +21,7 @@ from requant.models import (
     quiet_libraries,
     read_model_config,
 )
+from requant.skeleton import read_skeleton
 from requant.stage import Reporter
 from requant.weights import read_headers
 
@@ -125,7 +127,7 @@ def check_quantizable(model_folder: Path, group_size: int | None) -> None:
 
     Raises:
         ConfigError: If `group_size` does not divide the in_features of a layer.
-        ContractError: If the model is quantized already.
+        ContractError: If the model is quantized already, or its layers are no nn.Linear.
         ArtifactError: If it is no complete model folder.
     """
     check_model_folder(model_folder)
@@ -133,6 +135,18 @@ def check_quantizable(model_folder: Path, group_size: int | None) -> None:
     if method is not None:
         raise ContractError(
             f"{model_folder}: is quantized already ({method}); give the 16-bit model it was made of"
+        )
+    turned = [
+        name
+        for name, module in read_skeleton(model_folder).model.named_modules()
+        if type(module).__name__ == "Conv1D"
+    ]
+    if turned:
+        raise ContractError(
+            f"{model_folder}: {len(turned)} of its layers are Conv1D ({some(turned)}), whose "
+            "weights lie the other way round than quantized ones. Train it in 16 bit: "
+            "quantize_base.enabled=false, requantize_gptq.enabled=false, "
+            "train_adapter.target_modules=[all-linear]"
         )
     if group_size is None:
         return
@@ -154,7 +168,7 @@ def _in_features(model_folder: Path) -> dict[str, int]:
     return {
         name.removesuffix(".weight"): header.shape[1]
         for name, header in read_headers(model_folder).items()
-        if ".layers." in name and name.endswith(".weight") and len(header.shape) == 2
+        if re.search(r"\.\d+\.", name) and name.endswith(".weight") and len(header.shape) == 2
     }
 
 

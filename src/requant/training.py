@@ -4,7 +4,10 @@ Uses trl's `SFTTrainer` on samples that `requant.conversation` has already encod
 on the assistant's tokens with every chat template, not only those trl has markers for.
 """
 
+import json
 import math
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 from requant.batching import padding_share, samples_to_see, training_order
 from requant.config.sections import Optimisation
 from requant.conversation import encode_data, summary
-from requant.errors import TerminalError
-from requant.stage import Metrics, StageContext
+from requant.errors import ArtifactError, TerminalError
+from requant.json_file import read_object
+from requant.stage import Metrics, Reporter, StageContext
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 COMPLETE = "complete"
-"""Name of the empty file that marks a checkpoint as whole: the Trainer writes it in place."""
+"""Name of the file that marks a checkpoint as whole and holds its files' sizes in bytes: the
+Trainer writes a checkpoint in place."""
 
 
 def fine_tune(
@@ -62,7 +67,8 @@ def fine_tune(
     encoded, counts = found.samples, found.report.counts
     context.reporter.message(f"train.jsonl: {summary(counts)}")
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        # Padding carries neither attention nor loss, so that any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     model.config.use_cache = False
     lengths = [len(sample["input_ids"]) for sample in encoded]
     per_step = optimisation.batch_size * optimisation.gradient_accumulation
@@ -82,7 +88,7 @@ def fine_tune(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()
-    checkpoint = last_checkpoint(context.work, before=trainer.args.max_steps)
+    checkpoint = last_checkpoint(context.work, trainer.args.max_steps, context.reporter)
     if checkpoint is not None:
         context.reporter.message(f"resuming from {checkpoint.name}")
     passes = seen / len(encoded)
@@ -109,14 +115,52 @@ def fine_tune(
     }
 
 
-def last_checkpoint(work: Path, before: int) -> Path | None:
+def last_checkpoint(work: Path, before: int, reporter: Reporter) -> Path | None:
     """Return the newest whole checkpoint of a step less than `before`, or None.
 
-    The Trainer saves at its last step too, and resumed from there it would take one step more.
+    The Trainer saves at its last step too, and resumed from there it would take one step more. A
+    checkpoint that lost bytes since it was marked is passed over, said and removed, so that the
+    mark does not stand beside the files of the next attempt.
     """
-    steps = [int(path.parent.name.rpartition("-")[2]) for path in work.glob(f"*/{COMPLETE}")]
-    last = max((step for step in steps if step < before), default=None)
-    return None if last is None else work / f"checkpoint-{last}"
+    marked = {
+        int(path.parent.name.rpartition("-")[2]): path.parent for path in work.glob(f"*/{COMPLETE}")
+    }
+    for step in sorted((step for step in marked if step < before), reverse=True):
+        damage = _damage(marked[step])
+        if damage is None:
+            return marked[step]
+        reporter.message(f"{marked[step].name} is damaged ({damage}): the one before is taken")
+        shutil.rmtree(marked[step], ignore_errors=True)
+    if marked and min(marked) < before:
+        reporter.message("no whole checkpoint is left: training starts anew")
+    return None
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as whole, once its files are on the disk."""
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    sizes = {}
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sizes[path.relative_to(checkpoint).as_posix()] = path.stat().st_size
+    draft = checkpoint.with_name(f"{checkpoint.name}.{COMPLETE}")
+    draft.write_text(json.dumps(sizes))
+    draft.replace(checkpoint / COMPLETE)
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Name the first file that is not as it was when the checkpoint was marked."""
+    try:
+        sizes = read_object(checkpoint / COMPLETE)
+    except ArtifactError:
+        return f"its mark {COMPLETE} cannot be read"
+    for name, size in sizes.items():
+        path = checkpoint / name
+        found = path.stat().st_size if path.is_file() else 0
+        if name != COMPLETE and found != size:
+            return f"{name} has {found} bytes of {size}"
+    return None
 
 
 def check_gradients(named_parameters: Mapping[str, Any]) -> None:
@@ -240,7 +284,8 @@ def _callback(context: StageContext) -> "TrainerCallback":
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             # Every rank writes a part of it.
             args.distributed_state.wait_for_everyone()
-            (context.work / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            if state.is_world_process_zero:
+                mark_complete(context.work / f"checkpoint-{state.global_step}")
 
         def _report(self, logs: Mapping[str, Any], step: int) -> None:
             names = ("loss", "learning_rate", "grad_norm")

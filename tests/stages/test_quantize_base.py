@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from requant.config.sections import QuantizeBase
+from requant.config.sections import MergeFp16, Optimisation, QuantizeBase, TrainAdapter
 from requant.errors import ArtifactError, ConfigError, ContractError
 from requant.model_folder import INDEX_NAME
 from requant.models import import_gptqmodel, load_model, load_tokenizer, quantization_of
-from requant.stages import quantize_base
+from requant.stages import merge_fp16, quantize_base, train_adapter
 from requant.store.manifest import describe
 from tests.stages.conftest import make_context
 
@@ -69,6 +69,39 @@ def test_a_base_in_shards_leaves_no_stale_index(
     out, metrics = quantize(method, tmp_path / "stage", base, tiny_data)
     assert not (out / INDEX_NAME).exists()
     assert metrics["kl"] < 0.2
+
+
+def test_buffers_of_old_files_are_no_difference(tmp_path: Path, tiny_base: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = tensors["model.norm.weight"].clone()
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    out, _ = quantize("nf4", tmp_path / "stage", base)
+    assert not any("inv_freq" in name for name in load_file(out / "model.safetensors"))
+
+
+@pytest.mark.parametrize("method", ["nf4", "gptq"])
+def test_layers_that_cannot_be_quantized_get_advice_that_works(
+    method: str, tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = GPT2Config(vocab_size=1024, n_embd=64, n_layer=2, n_head=2, n_positions=128)
+    GPT2LMHeadModel(config).save_pretrained(base)
+    with pytest.raises(ContractError, match=r"8 of its layers are Conv1D.*all-linear"):
+        quantize(method, tmp_path / "stage", base, tiny_data)
+    if method == "gptq":
+        return
+    steps = Optimisation(max_steps=2, batch_size=2, max_length=64)
+    section = TrainAdapter(rank=2, target_modules=("all-linear",), optimisation=steps)
+    adapter = make_context(tmp_path / "adapter")
+    metrics = train_adapter.execute(section, adapter, base=base, data=tiny_data)
+    assert metrics["adapted_share"] > 0
+    merged = make_context(tmp_path / "merged")
+    merge = {"original": base, "trained_on": base, "adapter": adapter.out, "data": tiny_data}
+    loose = MergeFp16(max_rounding_ratio=9, trained_max_kl=9, parity_max_share=9)
+    assert merge_fp16.execute(loose, merged, **merge)["merged_tensors"] == 8
 
 
 def test_the_quantized_files_name_no_machine(gptq_base: Path) -> None:

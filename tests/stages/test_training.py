@@ -19,8 +19,9 @@ from requant.config.sections import (
 from requant.errors import ContractError, TerminalError
 from requant.provenance import read_provenance, weights_digest
 from requant.stages import continue_train, train_adapter
+from requant.stages.continue_train import find_blocks, select_trainable
 from requant.store import describe
-from requant.training import check_gradients, last_checkpoint
+from requant.training import check_gradients, last_checkpoint, mark_complete
 
 
 def test_the_adapter_learns_and_names_no_path(trained) -> None:
@@ -55,6 +56,47 @@ def test_an_unknown_target_module_is_refused_before_training(
     section = TrainAdapter(target_modules=("q_proj", "c_attn"), optimisation=STEPS)
     with pytest.raises(ContractError, match=r"c_attn not in this model.*down_proj"):
         train_adapter.execute(section, make_context(tmp_path), base=nf4, data=tiny_data)
+
+
+def test_what_stays_frozen_is_named(nf4: Path, tiny_data: Path, tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    section = TrainAdapter(rank=4, target_modules=("q_proj", "down_proj"), optimisation=STEPS)
+    metrics = train_adapter.execute(section, context, base=nf4, data=tiny_data)
+    assert 0 < metrics["adapted_share"] < 1
+    (said,) = [text for text in context.reporter.messages if "left frozen" in text]
+    assert all(name in said for name in ("embed_tokens (65.5k)", "up_proj", "input_layernorm"))
+    assert "q_proj" not in said
+
+
+def test_frozen_experts_are_named() -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, Qwen3MoeConfig
+
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        tie_word_embeddings=True,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    sizes = train_adapter.layer_sizes(model)
+    assert sum(sizes.values()) == model.num_parameters()
+    everything = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    with pytest.raises(ContractError, match=r"fused experts.*\[k_proj, o_proj, q_proj, v_proj\]"):
+        train_adapter._check_no_experts(get_peft_model(model, everything))
+    model = AutoModelForCausalLM.from_config(config)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    train_adapter._check_no_experts(adapted)
+    frozen = train_adapter.frozen_sizes(adapted, sizes)
+    assert next(iter(frozen)) == "mlp.experts"
+    assert frozen["mlp.experts"] == 2 * 4 * 3 * 32 * 16
+    assert "self_attn.q_proj" not in frozen
 
 
 def test_a_tensor_without_gradient_is_refused() -> None:
@@ -97,6 +139,63 @@ class KillAtStep5(SilentReporter):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "neox", "opt", "bloom"])
+def test_the_top_of_other_families_is_found(family: str) -> None:
+    from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, GPTNeoXConfig, OPTConfig
+
+    small = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config, norm = {
+        "gpt2": (GPT2Config, "transformer.ln_f"),
+        "neox": (GPTNeoXConfig, "gpt_neox.final_layer_norm"),
+        "opt": (OPTConfig, "model.decoder.final_layer_norm"),
+        "bloom": (BloomConfig, "transformer.ln_f"),
+    }[family]
+    model = AutoModelForCausalLM.from_config(config(**small))
+    blocks, norms = find_blocks(model)
+    assert [id(module) for module in norms] == [id(model.get_submodule(norm))]
+    select_trainable(model, 1)
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    top = [*blocks[2].parameters(), *norms[0].parameters()]
+    assert trained == {id(parameter) for parameter in top}
+
+
+def test_a_model_without_a_list_of_blocks_says_what_to_do() -> None:
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    model = AutoModelForCausalLM.from_config(
+        GPT2Config(vocab_size=64, n_embd=32, n_head=2, n_layer=2)
+    )
+    model.config.n_layer = 5
+    with pytest.raises(ContractError, match=r"no list of 5 blocks in GPT2.*h \(2\).*scope=full"):
+        select_trainable(model, 1)
+
+
+def checkpoint(work: Path, step: int) -> Path:
+    folder = work / f"checkpoint-{step}"
+    folder.mkdir()
+    (folder / "optimizer.pt").write_bytes(b"x" * 100)
+    mark_complete(folder)
+    return folder
+
+
+def test_a_cut_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    reporter = SilentReporter()
+    older, newer = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
+    assert last_checkpoint(tmp_path, 6, reporter) == newer
+    os.truncate(newer / "optimizer.pt", 40)
+    assert last_checkpoint(tmp_path, 6, reporter) == older
+    assert reporter.messages == [
+        "checkpoint-4 is damaged (optimizer.pt has 40 bytes of 100): the one before is taken"
+    ]
+    assert not newer.exists()
+    (older / "complete").write_bytes(b"")
+    assert last_checkpoint(tmp_path, 6, reporter) is None
+    assert reporter.messages[1:] == [
+        "checkpoint-2 is damaged (its mark complete cannot be read): the one before is taken",
+        "no whole checkpoint is left: training starts anew",
+    ]
+
+
 def continue_until_step_5(section: ContinueTrain, context, model: Path, data: Path) -> None:
     context = dataclasses.replace(context, reporter=KillAtStep5())
     continue_train.execute(section, context, model=model, data=data)
@@ -111,8 +210,10 @@ def test_a_killed_continuation_resumes_and_ends_with_the_same_bytes(
 
     code = child_process(continue_until_step_5, section, killed, tiny_base, tiny_data)
     assert code == -signal.SIGKILL
-    assert last_checkpoint(killed.work, before=6).name == "checkpoint-4"
-    assert last_checkpoint(killed.work, before=4).name == "checkpoint-2"
+    silent = SilentReporter()
+    assert last_checkpoint(killed.work, 6, silent).name == "checkpoint-4"
+    assert last_checkpoint(killed.work, 4, silent).name == "checkpoint-2"
+    assert silent.messages == []
     # What a kill in the middle of writing a checkpoint leaves.
     (killed.work / "checkpoint-9").mkdir()
     continue_train.execute(section, killed, model=tiny_base, data=tiny_data)

@@ -157,7 +157,7 @@ def _not_finite(what: str) -> str:
 
 STAGE = Stage(
     name="quantize_base",
-    version=2,
+    version=3,
     kind="model",
     libraries=(
         "torch",

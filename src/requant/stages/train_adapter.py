@@ -1,6 +1,9 @@
 """train_adapter: LoRA, DoRA or a prompt on the quantized base."""
 
 import json
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,16 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     model = load_model(base, context.device, trainable=True)
     if section.method not in UNMERGEABLE_METHODS:
         _check_targets(model, section.target_modules)
+    sizes = layer_sizes(model)
     model = get_peft_model(model, _peft_config(section))
+    _check_no_experts(model)
+    frozen = frozen_sizes(model, sizes)
+    whole = sum(sizes.values())
+    context.reporter.message(
+        f"{1 - sum(frozen.values()) / whole:.1%} of the base's {_short(whole)} parameters are in "
+        "adapted layers; left frozen: "
+        + (", ".join(f"{name} ({_short(size)})" for name, size in frozen.items()) or "nothing")
+    )
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
     model.save_pretrained(context.out, save_embedding_layers=False)
     _normalise(context.out)
@@ -46,7 +58,77 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     # An unquantized base is the original itself.
     original = read_provenance(base).get("original", digest)
     write_provenance(context.out, trained_on=digest, original=original)
-    return metrics
+    return {**metrics, "adapted_share": 1 - sum(frozen.values()) / whole}
+
+
+def layer_sizes(model: Any) -> dict[str, int]:
+    """Return module name to the numbers in its own weights, before they are packed, tied ones once.
+
+    A packed layer (NF4, GPTQ) holds in_features x out_features of them.
+    """
+    sizes: dict[str, int] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        tied = not own and any(True for _ in module.parameters(recurse=False))
+        seen |= {id(parameter) for parameter in own}
+        features: Any = getattr(module, "in_features", 0), getattr(module, "out_features", 0)
+        if all(features) and not tied:
+            bias = getattr(module, "bias", None)
+            sizes[name] = features[0] * features[1] + (0 if bias is None else bias.numel())
+        elif own:
+            sizes[name] = sum(parameter.numel() for parameter in own)
+    return sizes
+
+
+def frozen_sizes(adapted: Any, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sum what an adapter does not reach by kind of layer, largest first.
+
+    Args:
+        adapted: peft model.
+        sizes: `layer_sizes` of its base.
+
+    Returns:
+        Name of the layer inside a block, e.g. mlp.experts, or of the model, to its parameters.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    reached = {
+        name.removeprefix("base_model.model.")
+        for name, module in adapted.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    }
+    frozen: Counter[str] = Counter()
+    for name, size in sizes.items():
+        if name not in reached:
+            # Of model.layers.3.mlp.experts what follows the last number.
+            frozen[re.split(r"\.\d+\.", name)[-1].removeprefix("model.")] += size
+    return dict(frozen.most_common())
+
+
+def _check_no_experts(adapted: Any) -> None:
+    """Refuse what peft makes of targets in a mixture of experts: the merge cannot take it."""
+    from torch.nn import Linear
+
+    config = adapted.peft_config["default"]
+    if experts := sorted(getattr(config, "target_parameters", None) or ()):
+        layers = {
+            name.removesuffix(".base_layer").rpartition(".")[2]
+            for name, module in adapted.named_modules()
+            if isinstance(module, Linear) and name.endswith(".base_layer")
+        }
+        raise ContractError(
+            f"train_adapter.target_modules: peft adapts {', '.join(experts)} of fused experts too, "
+            "which cannot be merged; name layers outside of the experts, which then stay frozen: "
+            f"[{', '.join(sorted(layers))}]"
+        )
+
+
+def _short(count: int) -> str:
+    """Write a count as 135M, 65.5k or 640."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1e3:.3g}k" if count < 999_500 else f"{count / 1e6:.4g}M"
 
 
 def _peft_config(section: TrainAdapter) -> Any:
@@ -91,11 +173,13 @@ def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
         leaves = {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if not list(module.children()) and getattr(module, "in_features", None)
+            # GPT-2's Conv1D has nf in place of out_features.
+            if not list(module.children())
+            and (getattr(module, "in_features", None) or getattr(module, "nf", None))
         }
         raise ContractError(
             f"train_adapter.target_modules: {', '.join(unknown)} not in this model; its linear "
-            f"layers are: {', '.join(sorted(leaves))}"
+            f"layers are: {', '.join(sorted(leaves))}; name some of them, or [all-linear]"
         )
 
 
