@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain import micro_config
+from chain import MICRO, micro_config
 
 from requant.errors import ConfigError, TransientError
 from requant.preflight import Problem, find_problems, refuse
+from requant.preflight.memory import unless_known
 
 
 def lines(state: Path, **sections: Any) -> list[str]:
@@ -76,3 +77,31 @@ def test_only_what_may_pass_is_worth_a_retry() -> None:
     with pytest.raises(ConfigError, match=r"\(2 found\)"):
         refuse([away, Problem("state", "is full")])
     refuse([])
+
+
+def test_a_deployment_is_made_with_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.steps import read_config
+
+    path = tmp_path / "micro.yaml"
+    path.write_text(MICRO)
+    made = read_config(str(path), ["requantize_gptq.group_size=128", f"state={tmp_path}"])
+    assert made["config"]["requantize_gptq"]["group_size"] == 128
+    said = capsys.readouterr().err
+    assert "warning: a night started now would be refused: requantize_gptq.group_size: 128" in said
+
+
+def test_what_was_found_right_is_not_looked_at_again_and_what_was_wrong_is(tmp_path: Path) -> None:
+    looks: list[int] = []
+
+    def look(*problems: Problem) -> list[Problem]:
+        looks.append(1)
+        return list(problems)
+
+    wrong = Problem("a", "wrong")
+    assert unless_known(tmp_path, {"data": "1"}, lambda: look(wrong)) == [wrong]
+    assert unless_known(tmp_path, {"data": "1"}, look) == []
+    assert unless_known(tmp_path, {"data": "1"}, look) == []
+    assert unless_known(tmp_path, {"data": "2"}, look) == []
+    assert len(looks) == 3

@@ -5,14 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.base_folder import check_base
+from requant.base_folder import MODEL_FILES, check_base
 from requant.config import Config
 from requant.config.sections import UNMERGEABLE_METHODS, FolderBase, HubBase, StdlibBase
 from requant.gptq import GROUP_SIZES
 from requant.models import read_model_config
 from requant.preflight.memory import stamps, unless_known
 from requant.preflight.problem import Problem
-from requant.weights import Shape, read_headers
+from requant.weights import Shape, read_headers, weight_files
+
+FIELD = "prepare_base.source"
 
 QWEN3_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Of the base that is trained from the standard library."""
@@ -31,6 +33,8 @@ class BaseFacts:
 def base_folder(config: Config) -> Path | None:
     """Return the folder of the base: given, or in the hub's cache; None where it is to be made.
 
+    Of a model on the hub no weights are downloaded.
+
     Raises:
         ConfigError, TransientError: As `requant.hub.fetch`.
     """
@@ -38,9 +42,10 @@ def base_folder(config: Config) -> Path | None:
     if isinstance(source, FolderBase):
         return source.path
     if isinstance(source, HubBase):
-        from requant.stages.prepare_base import fetch_model
+        from requant.hub import fetch
 
-        return fetch_model(source)
+        small = [pattern for pattern in MODEL_FILES if pattern != "*.safetensors"]
+        return fetch(source.repo, source.revision, "model", FIELD, allow=small, ignore=["*/*"])
     return None
 
 
@@ -52,11 +57,10 @@ def base_problems(config: Config) -> Iterator[Problem]:
         assert isinstance(source, StdlibBase)
         yield from fit_problems(config, stdlib_facts(source))
         return
-    origin = (
-        f"prepare_base.source.path: {source.path}"
-        if isinstance(source, FolderBase)
-        else f"prepare_base.source.repo: {source.repo}"
-    )
+    if isinstance(source, HubBase):
+        yield from fit_problems(config, hub_facts(source, folder))
+        return
+    origin = f"{FIELD}.path: {source.path}"
     found = (
         unless_known(
             config.state,
@@ -89,7 +93,24 @@ def stdlib_facts(source: StdlibBase) -> BaseFacts:
 
 def folder_facts(folder: Path) -> BaseFacts:
     """Read config.json and the headers of the weights."""
-    shapes: dict[str, Shape] = {name: header.shape for name, header in read_headers(folder).items()}
+    return _facts(folder, {name: header.shape for name, header in read_headers(folder).items()})
+
+
+def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
+    """Read the config.json of a snapshot, and headers from it or, where it lacks weights, the hub.
+
+    Raises:
+        ConfigError, TransientError: As `requant.hub.tensor_shapes`.
+    """
+    if weight_files(folder):
+        return folder_facts(folder)
+    from requant.hub import tensor_shapes
+
+    # A snapshot's folder has the name of its commit.
+    return _facts(folder, tensor_shapes(source.repo, folder.name, FIELD))
+
+
+def _facts(folder: Path, shapes: Mapping[str, Shape]) -> BaseFacts:
     return BaseFacts(
         config=read_model_config(folder),
         features={
