@@ -49,7 +49,7 @@ def data_problems(config: Config) -> Iterator[Problem]:
 
 def _rows(source: FilesData, config: Config, folder: Path | None) -> list[Problem]:
     columns = config.prepare_data.columns
-    files = {f"train[{number}]": path for number, path in enumerate(source.train)}
+    files = {f"train.{number}": path for number, path in enumerate(source.train)}
     files |= {"heldout": source.heldout} if source.heldout else {}
     tokenizer = load_tokenizer(folder) if folder else None
     problems: list[Problem] = []
