@@ -1,9 +1,11 @@
 """Steps of `prefect deploy`: a deployment's parameters from the configuration files people edit."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from requant.config.loading import load_config
+from requant.preflight import find_problems
 
 
 def read_config(
@@ -26,4 +28,7 @@ def read_config(
     of_the_machine = {"tracking.uri": tracking_uri, "tracking.pages": tracking_pages}
     given = [f"{field}={value}" for field, value in of_the_machine.items() if value]
     config = load_config(Path(path), [*(overrides or []), *given])
+    # Tonight's file may not be there yet, so at this moment they are warnings.
+    for problem in find_problems(config):
+        print(f"warning: a night started now would be refused: {problem}", file=sys.stderr)
     return {"config": config.model_dump(mode="json"), "state": str(config.state)}

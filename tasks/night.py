@@ -23,6 +23,7 @@ from tasks import tracking
 from tasks.caching import StageResult
 from tasks.pages import publish_artifacts, write_pages
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
+from tasks.preflight import refuse_problems
 from tasks.promote import Promotion, paired_of, promote, register
 from tasks.reporting import quiet_libraries
 
@@ -138,6 +139,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     store = Store(config.state.resolve())
     with _alone(config, store):
         quiet_libraries()
+        retrying(config)(refuse_problems, config)
         parent = retrying(config)(
             tracking.open_parent,
             tracking.prepare_database(config.tracking.uri, store.root),

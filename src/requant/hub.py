@@ -72,6 +72,31 @@ def fetch(
         return _snapshot(repo, commit, repo_type, allow, ignore)
 
 
+def tensor_shapes(repo: str, revision: str, field: str) -> dict[str, tuple[int, ...]]:
+    """Return tensor name to shape from the headers of a model's weights; no tensor is downloaded.
+
+    Raises:
+        ConfigError: As `resolve_commit`, or if the repository holds no *.safetensors.
+        TransientError: If the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+    with _sorted_errors(repo, revision, field):
+        try:
+            found = HfApi().get_safetensors_metadata(repo, revision=revision)
+        except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+            raise ConfigError(
+                f"{field}.repo: {repo} holds no weights in *.safetensors that can be read "
+                f"({error}); give a repository that does"
+            ) from error
+    return {
+        name: tuple(tensor.shape)
+        for file in found.files_metadata.values()
+        for name, tensor in file.tensors.items()
+    }
+
+
 def _snapshot(
     repo: str,
     revision: str,

@@ -195,6 +195,31 @@ def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:
     broken.unlink()
 
 
+def test_the_look_before_the_night_stops_it_before_a_stage_and_status_shows_it(
+    folder: Path,
+) -> None:
+    from flows.incremental_training import incremental_training
+    from requant.config.loading import load_config
+
+    store = Store(folder / "state")
+    records = len(all_records(store))
+    wrong = ("requantize_gptq.group_size=128", "train_adapter.target_modules=[c_attn]")
+    changes = [word for change in wrong for word in ("--set", change)]
+    texts = (
+        "requantize_gptq.group_size: 128 does not divide in_features=64",
+        "train_adapter.target_modules: c_attn not in this model",
+    )
+    refused = requant("run", folder / "micro.yaml", *changes, fails=2)
+    plan = requant("status", folder / "micro.yaml", *changes)
+    flow = incremental_training(load_config(folder / "micro.yaml", wrong), return_state=True)
+    assert flow.is_failed()
+    for text in texts:
+        assert text in refused
+        assert f"problem: {text}" in plan
+        assert text in str(flow.message)
+    assert len(all_records(store)) == records
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -230,8 +255,7 @@ def test_the_report_stands_alone(folder: Path) -> None:
 def test_a_missing_data_file_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     source = "prepare_data.source={kind: files, train: [none.jsonl]}"
     output = requant(
-        "run", folder / "micro.yaml", "--set", f"state={tmp_path}", "--set", source, fails=1
+        "run", folder / "micro.yaml", "--set", f"state={tmp_path}", "--set", source, fails=2
     )
     assert "prepare_data.source.train.0: none.jsonl is not a file; give an existing one" in output
-    assert states(output)["prepare_base"] == "not reached"
     assert all_records(Store(tmp_path)) == []

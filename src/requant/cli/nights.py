@@ -43,6 +43,9 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
         check_stages(force, loaded)
         prepare_environment()
         from tasks.prefect_server import prefect_server
+        from tasks.preflight import refuse_problems
+
+        refuse_problems(loaded)
 
         with prefect_server(loaded) as server:
             # The server takes seconds to start, and so does all this.
@@ -70,6 +73,11 @@ def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None
     with errors():
         loaded = load(config, overrides)
         check_stages(force, loaded)
+        prepare_environment()
+        from tasks.preflight import problems_of
+
+        for problem in problems_of(loaded):
+            typer.secho(f"problem: {problem}", fg="red", err=True)
         plans = _plan(loaded, force or [])
     from requant.cli.console import show, table
 

@@ -82,6 +82,10 @@ class Store:
         """File that says what came of the last attempt at work that is not done."""
         return self.root / "attempts" / f"{key}.json"
 
+    def preflight_path(self, key: str) -> Path:
+        """Empty file that says a look before the night found this right."""
+        return self.root / "preflight" / key
+
     def results_path(self) -> Path:
         """Folder of Prefect's own task results: small JSON files named by stage key."""
         return self.root / "results"

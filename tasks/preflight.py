@@ -1,0 +1,50 @@
+"""The look before the night, with what only this side knows: secrets and the tracking server."""
+
+from collections.abc import Iterator
+
+from requant.config import Config
+from requant.config.operations import CommandAction, PostAction
+from requant.errors import RequantError, is_transient
+from requant.preflight import Problem, find_problems, refuse
+from tasks.secrets import resolve_secret
+from tasks.tracking.connection import probe
+
+
+def problems_of(config: Config) -> list[Problem]:
+    """List everything that is wrong before the first stage."""
+    return find_problems(config, more=(tracking_problems, secret_problems))
+
+
+def refuse_problems(config: Config) -> None:
+    """Refuse a night that cannot end well, with all reasons at once.
+
+    Raises:
+        ConfigError, TransientError: As `requant.preflight.refuse`.
+    """
+    refuse(problems_of(config))
+
+
+def tracking_problems(config: Config) -> Iterator[Problem]:
+    """Reach the tracking server."""
+    if config.tracking.uri:
+        try:
+            probe(config.tracking.uri)
+        except RequantError as error:
+            yield Problem("tracking.uri", str(error), may_pass=is_transient(error))
+
+
+def secret_problems(config: Config) -> Iterator[Problem]:
+    """Find the secrets of the deployment that the environment should hold."""
+    action = config.deploy.action
+    references: list[str] = []
+    if isinstance(action, CommandAction):
+        references = list(action.secrets.values())
+    elif isinstance(action, PostAction) and action.token:
+        references = [action.token]
+    for reference in references:
+        # A Prefect block needs the server, which `requant run` starts only later.
+        if reference.startswith("env:"):
+            try:
+                resolve_secret(reference)
+            except RequantError as error:
+                yield Problem("deploy.action", str(error))

@@ -1,0 +1,107 @@
+"""The look before the night lists everything at once, and a check that fails hides nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chain import MICRO, micro_config
+
+from requant.errors import ConfigError, TransientError
+from requant.preflight import Problem, find_problems, refuse
+from requant.preflight.memory import unless_known
+
+
+def lines(state: Path, **sections: Any) -> list[str]:
+    return [str(problem) for problem in find_problems(micro_config(state, **sections))]
+
+
+def test_a_night_that_can_end_well_has_no_problem(tmp_path: Path) -> None:
+    assert lines(tmp_path) == []
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(json.dumps({"question": "x"}) + "\n")
+    optimisation = {"max_steps": 4, "batch_size": 4, "max_length": 4096}
+    found = lines(
+        tmp_path,
+        prepare_data={"source": {"kind": "files", "train": [str(bad)]}},
+        train_adapter={"target_modules": ["c_attn"], "optimisation": optimisation},
+        continue_train={"scope": "top_layers", "layers": 9, "optimisation": optimisation},
+        requantize_gptq={"group_size": 128},
+        deploy={"action": {"kind": "command", "argv": ["./no-such-program"]}},
+    )
+    expected = [
+        "deploy.action.argv: './no-such-program' is no program here",
+        "requantize_gptq.group_size: 128 does not divide in_features=64 of model.layers.0.gate_",
+        "train_adapter.target_modules: c_attn not in this model; its layers are: down_proj, ",
+        "continue_train.layers: got 9, the model has 2 blocks; give 1 to 2",
+        "train_adapter.optimisation.max_length: got 4096, the base knows 128 positions",
+        "continue_train.optimisation.max_length: got 4096",
+        "requantize_gptq.calibration_length: got 512",
+        f"prepare_data.source.train.0: {bad}, line 1: has no column 'messages'",
+    ]
+    assert len(found) == len(expected), found
+    for line, text in zip(found, expected, strict=True):
+        assert line.startswith(text)
+
+
+def test_what_is_missing_is_named_beside_the_rest(tmp_path: Path) -> None:
+    found = lines(
+        tmp_path,
+        prepare_base={"source": {"kind": "folder", "path": str(tmp_path / "none")}},
+        prepare_data={"source": {"kind": "files", "train": [str(tmp_path / "night.jsonl")]}},
+    )
+    assert any("none is not a folder; give one with config.json" in line for line in found)
+    assert any("night.jsonl is not a file; give an existing one" in line for line in found)
+
+
+def test_a_check_that_fails_names_itself_and_hides_none(tmp_path: Path) -> None:
+    def broken(config: Any) -> Any:
+        yield Problem("a", "first")
+        raise ZeroDivisionError("by zero")
+
+    found = find_problems(micro_config(tmp_path), more=(broken, lambda config: [Problem("b", "c")]))
+    assert [str(problem) for problem in found] == [
+        "a: first",
+        "preflight.broken: the check itself failed (ZeroDivisionError: by zero); report this",
+        "b: c",
+    ]
+
+
+def test_only_what_may_pass_is_worth_a_retry() -> None:
+    away = Problem("tracking.uri", "is away", may_pass=True)
+    with pytest.raises(TransientError, match=r"\(1 found\):\n  tracking.uri: is away"):
+        refuse([away])
+    with pytest.raises(ConfigError, match=r"\(2 found\)"):
+        refuse([away, Problem("state", "is full")])
+    refuse([])
+
+
+def test_a_deployment_is_made_with_warnings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.steps import read_config
+
+    path = tmp_path / "micro.yaml"
+    path.write_text(MICRO)
+    made = read_config(str(path), ["requantize_gptq.group_size=128", f"state={tmp_path}"])
+    assert made["config"]["requantize_gptq"]["group_size"] == 128
+    said = capsys.readouterr().err
+    assert "warning: a night started now would be refused: requantize_gptq.group_size: 128" in said
+
+
+def test_what_was_found_right_is_not_looked_at_again_and_what_was_wrong_is(tmp_path: Path) -> None:
+    looks: list[int] = []
+
+    def look(*problems: Problem) -> list[Problem]:
+        looks.append(1)
+        return list(problems)
+
+    wrong = Problem("a", "wrong")
+    assert unless_known(tmp_path, {"data": "1"}, lambda: look(wrong)) == [wrong]
+    assert unless_known(tmp_path, {"data": "1"}, look) == []
+    assert unless_known(tmp_path, {"data": "1"}, look) == []
+    assert unless_known(tmp_path, {"data": "2"}, look) == []
+    assert len(looks) == 3
