@@ -40,7 +40,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         "train_adapter.optimisation.max_length: got 4096, the base knows 128 positions",
         "continue_train.optimisation.max_length: got 4096",
         "requantize_gptq.calibration_length: got 512",
-        f"prepare_data.source.train.0: {bad}, line 1: has no column 'messages'",
+        f"prepare_data.source: {bad}, line 1: has no column 'messages'",
     ]
     assert len(found) == len(expected), found
     for line, text in zip(found, expected, strict=True):
