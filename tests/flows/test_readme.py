@@ -19,9 +19,11 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     "runtime.device=cpu",
     "runtime.launcher=inline",
-    "train_adapter.optimisation={max_steps: 6, batch_size: 4, learning_rate: 4.0e-3, max_length: 96}",
+    "train_adapter.optimisation={max_steps: 6, batch_size: 4, "
+    "learning_rate: 4.0e-3, max_length: 96}",
     "continue_train.layers=1",
-    "continue_train.optimisation={max_steps: 2, batch_size: 4, learning_rate: 1.0e-4, max_length: 96}",
+    "continue_train.optimisation={max_steps: 2, batch_size: 4, "
+    "learning_rate: 1.0e-4, max_length: 96}",
     "requantize_gptq.group_size=64",
     "requantize_gptq.calibration_rows=8",
     "requantize_gptq.calibration_length=96",

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from requant.config.sections import PrepareData
+from requant.corpus import corpus_digest
 from requant.errors import ConfigError, ContractError, RequantError
 from requant.rendering import Rules, read_rules
 from requant.row_sources import placed_rows
@@ -188,7 +189,7 @@ def test_digests_follow_the_bytes_not_the_paths(tmp_path: Path) -> None:
     assert digest != prepare_data.content_digests(section(changed))
     both = prepare_data.content_digests(section(first, changed, old_text=moved))
     assert set(both) == {"train.0", "heldout", "old_text"}
-    with pytest.raises(ConfigError, match=r"source\.train\[0\]: .*absent\.jsonl is not a file"):
+    with pytest.raises(ConfigError, match=r"source\.train\.0: .*absent\.jsonl is not a file"):
         prepare_data.content_digests(section(tmp_path / "absent.jsonl"))
 
 
@@ -210,7 +211,8 @@ def test_a_hub_dataset_is_taken_from_the_cache_when_offline(
     context = make_context(tmp_path / "run")
     metrics = prepare_data.execute(hub_section(heldout_split="test"), context)
     assert (metrics["train_rows"], metrics["heldout_rows"]) == (40, 8)
-    assert prepare_data.content_digests(hub_section()) == {"commit": commit}
+    digests = prepare_data.content_digests(hub_section())
+    assert digests == {"commit": commit, "old_text": corpus_digest()}
     with pytest.raises(RequantError, match=r"owner/rows has no split 'nights' of subset None"):
         prepare_data.execute(hub_section(train_split="nights"), make_context(tmp_path / "bad"))
 

@@ -146,11 +146,12 @@ def _write_past(past: Sequence[Path], data: Path, limit: int, context: StageCont
     folder.mkdir(exist_ok=True)
     if rows:
         write_perplexity_task(folder, PAST_PERPLEXITY, [answer(row) for row in rows])
-    if past:
-        context.reporter.message(
-            f"{PAST_PERPLEXITY}: {len(rows)} rows that {len(past)} earlier nights held out; "
-            f"{len(left_out)} more are trained on tonight and left out"
-        )
+    if not past:
+        return {}
+    context.reporter.message(
+        f"{PAST_PERPLEXITY}: {len(rows)} rows that {len(past)} earlier nights held out; "
+        f"{len(left_out)} more are trained on tonight and left out"
+    )
     return {"past_rows": float(len(rows)), "past_rows_trained_on": float(len(left_out))}
 
 
