@@ -183,6 +183,14 @@ def test_peft_saves_the_base_with_an_output_layer_and_it_is_passed_over(
         plan_merge(tied_base, [tmp_path / "tied"])
 
 
+def save_shards(weights: dict[str, torch.Tensor], base: Path, cut: int) -> None:
+    base.mkdir()
+    for number, names in enumerate([list(weights)[:cut], list(weights)[cut:]], 1):
+        file = base / f"model-{number:05}-of-00002.safetensors"
+        part = {name: weights[name] for name in names}
+        save_file(part, file, metadata={"format": "pt", "part": f"{number}"})
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_shape_rank_dtype_and_split(tmp_path_factory: pytest.TempPathFactory, data) -> None:
@@ -221,15 +229,9 @@ def test_any_shape_rank_dtype_and_split(tmp_path_factory: pytest.TempPathFactory
             )
         else:
             weights[name] = weights[name].to(draw(st.sampled_from([*floating, torch.int8])))
-    cut = draw(st.integers(0, count))
-    parts = [dict(list(weights.items())[:cut]), dict(list(weights.items())[cut:])]
     base, out = folder / "base", folder / "out"
-    base.mkdir()
     out.mkdir()
-    for index, part in enumerate(parts):
-        save_file(
-            part, base / f"{index}.safetensors", metadata={"format": "pt", "part": f"{index}"}
-        )
+    save_shards(weights, base, draw(st.integers(0, count)))
     dtype = draw(st.sampled_from([None, torch.bfloat16, torch.float16, torch.float32]), "dtype")
     changes = write_merged(base, updates, out, dtype=dtype and str(dtype).removeprefix("torch."))
     merged = tensors(out)
