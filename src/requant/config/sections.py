@@ -17,6 +17,7 @@ NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Relative = Annotated[float, Field(gt=0.0)]
+StoredDtype = Literal["original", "bfloat16", "float16", "float32"]
 
 
 class Section(BaseModel):
@@ -292,8 +293,10 @@ class MergeFp16(Section):
         description="false evaluates the adapter on the base it was trained on",
         json_schema_extra=NOT_IN_KEY,
     )
-    dtype: Literal["original", "bfloat16", "float16"] = Field(
-        "original", description="of the merged weights; original keeps each tensor's own"
+    dtype: StoredDtype = Field(
+        "original",
+        description="of the merged weights; original keeps each tensor's own, float32 makes a "
+        "master that rounds nothing, of twice the size",
     )
     base: Literal["original", "dequantized", "measured"] = Field(
         "original",
@@ -332,11 +335,14 @@ class MergeFp16(Section):
     parity_max_kl: Relative = Field(
         1e-6, description="nats per token, merged against original+adapter: arithmetic alone"
     )
-    parity_max_share: Relative = Field(
-        5e-4, description="allowed beyond that, as a share of the update's own KL: rounding"
-    )
     parity_max_module: Relative = Field(
         0.1, description="a module's output off, as a share of the adapter's, beyond rounding"
+    )
+    rounding_max_kl_share: Relative = Field(
+        0.05, description="KL that rounding adds, as a share of the update's own"
+    )
+    rounding_max_loss_share: Relative = Field(
+        0.1, description="loss that rounding adds, as a share of what the update gains"
     )
     trained_max_kl: Relative = Field(
         0.2, description="nats per token, merged against quantized base+adapter"
@@ -346,9 +352,6 @@ class MergeFp16(Section):
     )
     trained_max_loss: Relative = Field(
         0.1, description="nats per token that merging may add to the loss, likewise"
-    )
-    max_rounding_ratio: Relative = Field(
-        0.5, description="norm of the rounding error over norm of the update"
     )
 
     @model_validator(mode="after")
@@ -382,7 +385,21 @@ class ContinueTrain(Section):
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
     scope: Literal["full", "top_layers"] = Field("full", description="what is trained")
     layers: int | None = Field(None, ge=1, description="blocks from the top, top_layers only")
+    dtype: StoredDtype = Field(
+        "original",
+        description="of the result's weights; original keeps each tensor's own, float32 makes a "
+        "master that rounds nothing, of twice the size",
+    )
     optimisation: Optimisation
+    heldout_rows: Positive = Field(
+        16, description="held-out conversations the result is measured on"
+    )
+    rounding_max_kl_share: Relative = Field(
+        0.05, description="KL that rounding adds, as a share of the training's own"
+    )
+    rounding_max_loss_share: Relative = Field(
+        0.1, description="loss that rounding adds, as a share of what the training gains"
+    )
 
     @model_validator(mode="after")
     def _layers_fit_scope(self) -> "ContinueTrain":
@@ -407,6 +424,11 @@ class RequantizeGptq(Section):
     damp_percent: float = Field(0.05, gt=0.0, lt=1.0, description="of the mean Hessian diagonal")
     calibration_rows: Positive = Field(128, description="conversations from the training set")
     calibration_length: int = Field(512, ge=16, le=32768, description="tokens; longer rows are cut")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="of what is not quantized; auto keeps each tensor's own, and takes bfloat16 "
+        "where the model is stored in float32",
+    )
     fidelity_rows: Positive = Field(
         16, description="held-out conversations the loss is measured on"
     )

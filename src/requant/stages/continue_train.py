@@ -1,30 +1,44 @@
-"""continue_train: further training of the merged 16-bit model."""
+"""continue_train: further training of the merged 16-bit model, and what was saved of it."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.config.sections import ContinueTrain
 from requant.errors import ContractError
-from requant.model_folder import copy_companions, stored_dtype
+from requant.merging.stream import Change
 from requant.stage import Metrics, Stage, StageContext
 
 
 def execute(section: ContinueTrain, context: StageContext, *, model: Path, data: Path) -> Metrics:
-    """Train all weights, or the top blocks with the final norm, and save in the input's dtype.
+    """Train all weights, or the top blocks with the final norm, and measure what was saved.
+
+    Shards keep their names, tensors their dtypes; what the network does not load stays as it is.
 
     Args:
-        section: Scope and duration.
+        section: Scope and duration, limits on what rounding may take.
         context: Of the stage; `context.work` keeps the checkpoints.
-        model: 16-bit model artifact.
-        data: Dataset artifact.
+        model: 16-bit model artifact, or a float32 master.
+        data: Dataset artifact; `heldout.jsonl` is measured on.
+
+    Returns:
+        The figures of `fine_tune`, whose loss is of the weights in float32; of held-out text
+        heldout_loss_before, heldout_loss_trained (float32) and heldout_loss_saved, nats per token;
+        rounding_ratio, kept_share and changed_share of the weights; rounding_* and update_*: see
+        `Rounding`.
 
     Raises:
-        ContractError: If `layers` is more than the model has.
+        ContractError: If `layers` is more than the model has, or a trained tensor has no place in
+            the model's files.
+        ParityError: If rounding takes more of what was learned than the limits allow.
         TerminalError: As `fine_tune`.
     """
+    from accelerate import PartialState
     from transformers import set_seed
 
-    from requant.models import load_model, load_tokenizer
+    from requant.merging.trained import tied_names, write_trained
+    from requant.models import clear_memory, load_model, load_tokenizer
     from requant.training import fine_tune
 
     set_seed(context.seed)
@@ -32,9 +46,46 @@ def execute(section: ContinueTrain, context: StageContext, *, model: Path, data:
     select_trainable(network, section.layers if section.scope == "top_layers" else None)
     tokenizer = load_tokenizer(model)
     metrics = fine_tune(network, tokenizer, data, section.optimisation, context)
-    network.to(stored_dtype(model)).save_pretrained(context.out)
-    copy_companions(model, context.out, with_index=False)
-    return metrics
+    if not PartialState().is_main_process:
+        return metrics
+    dtype = None if section.dtype == "original" else section.dtype
+    with TemporaryDirectory(dir=context.work) as name:
+        trained, tied = Path(name), tied_names(network)
+        network.float().save_pretrained(trained)
+        # Three models are measured next, one at a time.
+        del network
+        clear_memory()
+        changes = write_trained(model, trained, context.out, tied=tied, dtype=dtype)
+        return metrics | _measure(section, context, changes, trained, model, data)
+
+
+def _measure(
+    section: ContinueTrain,
+    context: StageContext,
+    changes: Mapping[str, Change],
+    trained: Path,
+    model: Path,
+    data: Path,
+) -> Metrics:
+    """Hold the saved model against the trained one and the one before, on held-out text."""
+    from requant.merging.parity import stored_in
+    from requant.merging.rounding import check_rounding, measure_rounding
+    from requant.parity import batches_for
+
+    context.reporter.message("measuring what was saved")
+    batches = batches_for(model, data / "heldout.jsonl", section.heldout_rows)
+    rounding, saved = measure_rounding(trained, context.out, model, batches, context.device)
+    check_rounding(rounding, stored_in(context.out, changes), section)
+    whole = sum(changes.values(), start=Change())
+    return {
+        "heldout_loss_before": saved.loss_reference + rounding.gain.mean,
+        "heldout_loss_trained": saved.loss_reference,
+        "heldout_loss_saved": saved.loss_candidate,
+        "rounding_ratio": whole.rounding_ratio,
+        "kept_share": whole.kept_share,
+        "changed_share": whole.changed_share,
+        **rounding.as_metrics(),
+    }
 
 
 def select_trainable(model: Any, layers: int | None) -> None:
@@ -91,7 +142,7 @@ def find_blocks(model: Any) -> tuple[Any, list[Any]]:
 
 STAGE = Stage(
     name="continue_train",
-    version=2,
+    version=3,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "trl", "accelerate", "bitsandbytes"),
     execute=execute,
