@@ -257,6 +257,9 @@ class QuantizeBase(Section):
     method: Literal["nf4", "int8", "gptq"] = Field("nf4", description="bitsandbytes or GPTQModel")
     group_size: Literal[32, 64, 128] = Field(128, description="weights per scale, gptq only")
     calibration_rows: Positive = Field(128, description="conversations, gptq only")
+    fidelity_max_kl: Relative = Field(
+        0.5, description="nats per token, original against quantized base, where there is a dataset"
+    )
 
 
 UNMERGEABLE_METHODS = ("prefix_tuning", "prompt_tuning", "p_tuning")
