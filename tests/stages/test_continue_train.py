@@ -1,6 +1,7 @@
 """continue_train writes into the files it came from, and measures what it wrote."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ GENTLE = STEPS.model_copy(update={"learning_rate": 2e-5})
 
 def continued(folder: Path, model: Path, data: Path, **fields: Any) -> tuple[Path, dict]:
     context = make_context(folder)
-    section = ContinueTrain(**{"optimisation": STEPS, "heldout_rows": 6, **fields})
+    section = ContinueTrain(
+        **{"optimisation": STEPS, "heldout_rows": 6, "dtype": "original", **fields}
+    )
     return context.out, continue_train.execute(section, context, model=model, data=data)
 
 
@@ -83,6 +86,7 @@ def test_what_was_saved_is_measured_not_what_was_trained(
 
     master, exact = continued(tmp_path / "exact", tiny_base, tiny_data, dtype="float32")
     assert {header.dtype for header in read_headers(master).values()} == {"F32"}
+    assert (coarse["float32_master"], exact["float32_master"]) == (0, 0)
     assert json.loads((master / "config.json").read_text())["dtype"] == "float32"
     assert exact["heldout_loss_trained"] == coarse["heldout_loss_trained"]
     assert exact["heldout_loss_saved"] == exact["heldout_loss_trained"]
@@ -107,9 +111,15 @@ def test_a_training_that_rounding_takes_back_is_refused(
         r"float32 \(a master that rounds nothing\), or a larger update",
     ):
         continued(tmp_path / "coarse", tiny_base, tiny_data, optimisation=GENTLE)
-    fine = {"optimisation": GENTLE, "dtype": "float32"}
-    _, metrics = continued(tmp_path / "fine", tiny_base, tiny_data, **fine)
-    assert metrics["update_gain"] > 0
+
+    context = make_context(tmp_path / "auto")
+    section = ContinueTrain(optimisation=GENTLE, heldout_rows=6)
+    metrics = continue_train.execute(section, context, model=tiny_base, data=tiny_data)
+    assert metrics["float32_master"] == 1
+    assert metrics["heldout_loss_saved"] < metrics["heldout_loss_before"]
+    assert {header.dtype for header in read_headers(context.out).values()} == {"F32"}
+    said = " ".join(context.reporter.messages)
+    assert re.search(r"bfloat16 is too coarse for the update: .*: saved in float32", said)
 
 
 def test_trained_weights_without_a_place_are_refused(mixed: Path, tmp_path: Path) -> None:

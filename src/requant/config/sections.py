@@ -249,7 +249,11 @@ class Optimisation(Section):
 
 
 class QuantizeBase(Section):
-    """The cheap base the adapter is trained on."""
+    """The cheap base the adapter is trained on.
+
+    SmolLM2-135M-Instruct is 0.30 nats per token from its NF4 (69% agreement), 0.021 from int8; larger
+    models are nearer.
+    """
 
     enabled: bool = Field(
         True, description="false trains on the original", json_schema_extra=NOT_IN_KEY
@@ -258,7 +262,7 @@ class QuantizeBase(Section):
     group_size: Literal[32, 64, 128] = Field(128, description="weights per scale, gptq only")
     calibration_rows: Positive = Field(128, description="conversations, gptq only")
     fidelity_max_kl: Relative = Field(
-        0.5, description="nats per token, original against quantized base, where there is a dataset"
+        1.0, description="nats per token, original against quantized base, where there is a dataset"
     )
 
 
@@ -388,10 +392,10 @@ class ContinueTrain(Section):
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
     scope: Literal["full", "top_layers"] = Field("full", description="what is trained")
     layers: int | None = Field(None, ge=1, description="blocks from the top, top_layers only")
-    dtype: StoredDtype = Field(
-        "original",
+    dtype: Literal["auto", StoredDtype] = Field(
+        "auto",
         description="of the result's weights; original keeps each tensor's own, float32 makes a "
-        "master that rounds nothing, of twice the size",
+        "master of twice the size that rounds nothing, auto does where the own dtype is too coarse",
     )
     optimisation: Optimisation
     heldout_rows: Positive = Field(

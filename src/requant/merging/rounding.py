@@ -80,6 +80,29 @@ def measure_rounding(
     return rounding_of(stored, compare_log_probs(reference, run(before), batches)), stored
 
 
+def limits_missed(rounding: Rounding, section: MergeFp16 | ContinueTrain) -> list[str]:
+    """Name the limits of a section that rounding is over."""
+    allowed = section.rounding_max_loss_share * abs(rounding.gain.mean)
+    # The error of a single sequence is unknown; then the KL alone judges.
+    sure = STANDARD_ERRORS * rounding.loss.error
+    over = {
+        "rounding_max_kl_share": exceeds(rounding.kl_share, section.rounding_max_kl_share),
+        "rounding_max_loss_share": rounding.loss.mean - sure > allowed,
+    }
+    return [name for name, missed in over.items() if missed]
+
+
+def describe_rounding(rounding: Rounding, dtype: str) -> str:
+    """Say what storing an update in a dtype did to it."""
+    return (
+        f"{dtype} is too coarse for the update: rounding moves the model by "
+        f"{rounding.kl:.3g} nats per token where the update moves it by {rounding.update_kl:.3g} "
+        f"({rounding.kl_share:.1%} of it), and costs {rounding.loss.mean:.3g} ± "
+        f"{rounding.loss.error:.2g} nats of the loss where the update gains "
+        f"{rounding.gain.mean:.3g}"
+    )
+
+
 def check_rounding(rounding: Rounding, dtype: str, section: MergeFp16 | ContinueTrain) -> None:
     """Refuse weights that rounding robbed of what was learned.
 
@@ -91,23 +114,13 @@ def check_rounding(rounding: Rounding, dtype: str, section: MergeFp16 | Continue
     Raises:
         ParityError: With the figures, the limit and what helps.
     """
-    allowed = section.rounding_max_loss_share * abs(rounding.gain.mean)
-    # The error of a single sequence is unknown; then the KL alone judges.
-    sure = STANDARD_ERRORS * rounding.loss.error
-    over = {
-        "rounding_max_kl_share": exceeds(rounding.kl_share, section.rounding_max_kl_share),
-        "rounding_max_loss_share": rounding.loss.mean - sure > allowed,
-    }
-    if not any(over.values()):
+    missed = limits_missed(rounding, section)
+    if not missed:
         return
     stage = "merge_fp16" if isinstance(section, MergeFp16) else "continue_train"
-    limits = ", ".join(f"{stage}.{name}={getattr(section, name):g}" for name in over if over[name])
+    limits = ", ".join(f"{stage}.{name}={getattr(section, name):g}" for name in missed)
     raise ParityError(
-        f"{stage}: {dtype} is too coarse for the update: rounding moves the model by "
-        f"{rounding.kl:.3g} nats per token where the update moves it by {rounding.update_kl:.3g} "
-        f"({rounding.kl_share:.1%} of it), and costs {rounding.loss.mean:.3g} ± "
-        f"{rounding.loss.error:.2g} nats of the loss where the update gains "
-        f"{rounding.gain.mean:.3g}; over {limits}. {_way_out(stage, dtype)}"
+        f"{stage}: {describe_rounding(rounding, dtype)}; over {limits}. {_way_out(stage, dtype)}"
     )
 
 

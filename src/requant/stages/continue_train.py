@@ -1,12 +1,20 @@
 """continue_train: further training of the merged 16-bit model, and what was saved of it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.config.sections import ContinueTrain
 from requant.errors import ContractError
+from requant.fidelity import Fidelity
+from requant.merging.rounding import (
+    Rounding,
+    check_rounding,
+    describe_rounding,
+    limits_missed,
+    measure_rounding,
+)
 from requant.merging.stream import Change
 from requant.stage import Metrics, Stage, StageContext
 
@@ -25,8 +33,8 @@ def execute(section: ContinueTrain, context: StageContext, *, model: Path, data:
     Returns:
         The figures of `fine_tune`, whose loss is of the weights in float32; of held-out text
         heldout_loss_before, heldout_loss_trained (float32) and heldout_loss_saved, nats per token;
-        rounding_ratio, kept_share and changed_share of the weights; rounding_* and update_*: see
-        `Rounding`.
+        float32_master (1 where the own dtype was too coarse); rounding_ratio, kept_share and
+        changed_share of the weights; rounding_* and update_*: see `Rounding`.
 
     Raises:
         ContractError: If `layers` is more than the model has, or a trained tensor has no place in
@@ -37,7 +45,7 @@ def execute(section: ContinueTrain, context: StageContext, *, model: Path, data:
     from accelerate import PartialState
     from transformers import set_seed
 
-    from requant.merging.trained import tied_names, write_trained
+    from requant.merging.trained import tied_names
     from requant.models import clear_memory, load_model, load_tokenizer
     from requant.training import fine_tune
 
@@ -48,39 +56,51 @@ def execute(section: ContinueTrain, context: StageContext, *, model: Path, data:
     metrics = fine_tune(network, tokenizer, data, section.optimisation, context)
     if not PartialState().is_main_process:
         return metrics
-    dtype = None if section.dtype == "original" else section.dtype
     with TemporaryDirectory(dir=context.work) as name:
         trained, tied = Path(name), tied_names(network)
         network.float().save_pretrained(trained)
         # Three models are measured next, one at a time.
         del network
         clear_memory()
-        changes = write_trained(model, trained, context.out, tied=tied, dtype=dtype)
-        return metrics | _measure(section, context, changes, trained, model, data)
+        return metrics | _save(section, context, trained, tied, model, data)
 
 
-def _measure(
+def _save(
     section: ContinueTrain,
     context: StageContext,
-    changes: Mapping[str, Change],
     trained: Path,
+    tied: Sequence[Collection[str]],
     model: Path,
     data: Path,
 ) -> Metrics:
-    """Hold the saved model against the trained one and the one before, on held-out text."""
+    """Write the trained weights in a dtype that holds what was learned, and measure the result."""
     from requant.merging.parity import stored_in
-    from requant.merging.rounding import check_rounding, measure_rounding
+    from requant.merging.trained import write_trained
     from requant.parity import batches_for
 
-    context.reporter.message("measuring what was saved")
     batches = batches_for(model, data / "heldout.jsonl", section.heldout_rows)
-    rounding, saved = measure_rounding(trained, context.out, model, batches, context.device)
-    check_rounding(rounding, stored_in(context.out, changes), section)
+
+    def save(dtype: str | None) -> tuple[Mapping[str, Change], Rounding, Fidelity]:
+        changes = write_trained(model, trained, context.out, tied=tied, dtype=dtype)
+        context.reporter.message("measuring what was saved")
+        return changes, *measure_rounding(trained, context.out, model, batches, context.device)
+
+    own = section.dtype in {"auto", "original"}
+    changes, rounding, saved = save(None if own else section.dtype)
+    stored = stored_in(context.out, changes)
+    master = section.dtype == "auto" and bool(limits_missed(rounding, section))
+    if master:
+        context.reporter.message(f"{describe_rounding(rounding, stored)}: saved in float32")
+        for path in context.out.iterdir():
+            path.unlink()
+        changes, rounding, saved = save("float32")
+    check_rounding(rounding, stored, section)
     whole = sum(changes.values(), start=Change())
     return {
         "heldout_loss_before": saved.loss_reference + rounding.gain.mean,
         "heldout_loss_trained": saved.loss_reference,
         "heldout_loss_saved": saved.loss_candidate,
+        "float32_master": float(master),
         "rounding_ratio": whole.rounding_ratio,
         "kept_share": whole.kept_share,
         "changed_share": whole.changed_share,
