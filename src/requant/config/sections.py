@@ -251,8 +251,7 @@ class Optimisation(Section):
 class QuantizeBase(Section):
     """The cheap base the adapter is trained on.
 
-    SmolLM2-135M-Instruct is 0.30 nats per token from its NF4 (69% agreement), 0.021 from int8; larger
-    models are nearer.
+    SmolLM2-135M-Instruct is 0.30 nats per token from its NF4 (69% agreement), 0.021 from int8.
     """
 
     enabled: bool = Field(
@@ -293,7 +292,14 @@ class TrainAdapter(Section):
 
 
 class MergeFp16(Section):
-    """The adapter into the retained original: accumulated in fp32, rounded once."""
+    """The adapter into the retained original: accumulated in fp32, rounded once.
+
+    The limits stand on SmolLM2-135M-Instruct (LoRA of rank 16 on NF4, 60 steps, loss 3.65 to 2.93;
+    16 held-out conversations). Merged in bfloat16: none of 210 modules off, rounding 0.0055 of the
+    update's KL and 0.023 of its gain, merged against trained 0.18 nats (84% agreement, loss -0.04).
+    With 0.3 and 0.1 of that update rounding takes 0.20 and 0.43 of the KL; in float16 the whole one
+    loses 1e-6.
+    """
 
     enabled: bool = Field(
         True,
@@ -352,7 +358,7 @@ class MergeFp16(Section):
         0.1, description="loss that rounding adds, as a share of what the update gains"
     )
     trained_max_kl: Relative = Field(
-        0.2, description="nats per token, merged against quantized base+adapter"
+        0.5, description="nats per token, merged against quantized base+adapter"
     )
     trained_min_agreement: Fraction = Field(
         0.5, description="share of tokens with the same most likely token, likewise"
@@ -387,7 +393,11 @@ class MergeFp16(Section):
 
 
 class ContinueTrain(Section):
-    """Optional training of the merged 16-bit model."""
+    """Optional training of the merged 16-bit model.
+
+    On SmolLM2-135M-Instruct, 15 steps at 1e-5 of all weights gain 0.079 nats; bfloat16 takes back
+    0.064 of them (0.73 of the KL), float16 0.015 (0.07). Hence `dtype: auto`.
+    """
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
     scope: Literal["full", "top_layers"] = Field("full", description="what is trained")
@@ -419,7 +429,10 @@ class ContinueTrain(Section):
 
 
 class RequantizeGptq(Section):
-    """GPTQ (Frantar et al. 2023) of the 16-bit result, calibrated on the training distribution."""
+    """GPTQ (Frantar et al. 2023) of the 16-bit result, calibrated on the training distribution.
+
+    SmolLM2-135M-Instruct is 0.106 nats per token from its 4 bit (groups of 64, 83% agreement).
+    """
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
     bits: Literal[4, 8] = Field(4, description="bits per weight")
