@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from requant.contract import NAMED, check_model_folder, some
 from requant.errors import ConfigError, ContractError, ParityError
-from requant.model_folder import INDEX_NAME, copy_companions, stored_dtype
+from requant.model_folder import INDEX_NAME, copy_companions, set_fields, stored_dtype
 from requant.models import (
     clear_memory,
     compute_dtype,
@@ -23,7 +23,7 @@ from requant.models import (
 )
 from requant.skeleton import read_skeleton
 from requant.stage import Reporter
-from requant.weights import read_headers
+from requant.weights import SAFETENSORS_NAMES, TORCH_NAMES, read_headers
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,7 @@ def quantize_gptq(
     device: str,
     work: Path,
     reporter: Reporter,
+    dtype: str | None = None,
 ) -> int:
     """Quantize the linear layers of the blocks; embeddings, norms and output layer stay as stored.
 
@@ -84,6 +85,8 @@ def quantize_gptq(
         device: cpu or cuda.
         work: Scratch on the filesystem of `out`.
         reporter: Is told of each block.
+        dtype: torch name of the floating dtype that what is not quantized is written in; None
+            keeps each tensor's own.
 
     Returns:
         The number of calibration tokens used.
@@ -113,7 +116,7 @@ def quantize_gptq(
         work=work,
         reporter=reporter,
     )
-    _assemble(model_folder, draft, out)
+    _assemble(model_folder, draft, out, dtype)
     _check_scales(out)
     return sum(len(sequence) for sequence in calibration)
 
@@ -235,7 +238,7 @@ def _run_gptqmodel(
     clear_memory()
 
 
-def _assemble(model_folder: Path, draft: Path, out: Path) -> None:
+def _assemble(model_folder: Path, draft: Path, out: Path, dtype: str | None) -> None:
     """Take weights and quantization from the draft, everything else from the original."""
     copy_companions(model_folder, out, with_index=False)
     written = json.loads((draft / "config.json").read_bytes())["quantization_config"]
@@ -243,9 +246,13 @@ def _assemble(model_folder: Path, draft: Path, out: Path) -> None:
     quantization = {**written, "meta": meta}
     original = json.loads((model_folder / "config.json").read_bytes())
     _write(out / "config.json", {**original, "quantization_config": quantization})
+    set_fields(out, {"dtype": dtype} if dtype else {})
     # AutoGPTQ and older servers read the second file.
     _write(out / "quantize_config.json", quantization)
-    dtypes = {name: header.dtype for name, header in read_headers(model_folder).items()}
+    dtypes = {
+        name: SAFETENSORS_NAMES[dtype] if dtype and header.dtype in TORCH_NAMES else header.dtype
+        for name, header in read_headers(model_folder).items()
+    }
     for shard in sorted(draft.glob("*.safetensors")):
         _copy_shard(shard, out / shard.name, dtypes)
     if (draft / INDEX_NAME).exists():
@@ -259,11 +266,10 @@ def _copy_shard(source: Path, target: Path, dtypes: Mapping[str, str]) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    names = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
     with safe_open(source, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     cast = {
-        name: tensor.to(names[dtypes[name]]) if name in dtypes else tensor
+        name: tensor.to(getattr(torch, TORCH_NAMES[dtypes[name]])) if name in dtypes else tensor
         for name, tensor in tensors.items()
     }
     save_file(cast, target, metadata={"format": "pt"})

@@ -64,6 +64,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+ROUNDING = (
+    "update_kl",
+    "rounding_kl",
+    "rounding_kl_share",
+    "update_gain",
+    "rounding_loss",
+    "rounding_loss_error",
+    "kept_share",
+)
+"""What a stage that rounds weights says of it."""
+
+
 def night_report(
     title: str,
     rows: Sequence[StageRow],
@@ -94,6 +106,11 @@ def night_report(
         steps=[_step(entry) for entry in paired],
         merge=[
             (name, figure(value)) for name, value in merge.items() if name != "parity_of_result"
+        ],
+        rounding=[
+            {"stage": r.stage, **{name: figure(r.metrics[name]) for name in ROUNDING}}
+            for r in records
+            if r.metrics.keys() >= set(ROUNDING)
         ],
         merge_has_twin=bool(merge.get("parity_of_result", 1)),
         merged=[
@@ -236,8 +253,13 @@ def _loss_first(item: tuple[str, Curve]) -> tuple[bool, str]:
 
 
 def _training(metrics: Mapping[str, float]) -> str:
-    if {"loss_first", "loss_last"} <= metrics.keys():
-        return f"loss {figure(metrics['loss_first'])} → {figure(metrics['loss_last'])}"
+    # Of what was saved, where it is known: the steps' own losses are each of another batch.
+    for first, last, what in (
+        ("heldout_loss_before", "heldout_loss_saved", "held-out loss"),
+        ("loss_first", "loss_last", "loss"),
+    ):
+        if {first, last} <= metrics.keys():
+            return f"{what} {figure(metrics[first])} → {figure(metrics[last])}"
     return ""
 
 

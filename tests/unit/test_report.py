@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from requant.report import (
     CURVE_HEIGHT,
     CURVE_WIDTH,
+    ROUNDING,
     StageRow,
     drawn_curve,
     duration,
@@ -121,6 +122,7 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
         "tensor": "q_proj.weight",
         "update_norm": 0.25,
         "rounding_ratio": 0.0126,
+        "kept_share": 0.9871,
         "changed_share": 1.0,
     }
     page = night_report("<script>tiny</script>", rows, SCORES, PAIRED, [tensor])
@@ -128,8 +130,15 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
     assert "<td>parity_kl</td>" in page
     assert "Each of the 1 merged tensors" in page
     assert "0.0126" in page
+    assert "0.9871" in page
+    assert "What rounding took" not in page
     assert "by the same code" not in page
     merged = night["merge_fp16"]
+    took = dict.fromkeys(ROUNDING, 0.0246)
+    rounded = merged.model_copy(update={"metrics": {**merged.metrics, **took}})
+    told = night_report("x", [StageRow("merge_fp16", "done", rounded)])
+    assert "What rounding took" in told
+    assert "0.0246 ± 0.0246" in told
     twinless = merged.model_copy(update={"metrics": {**merged.metrics, "parity_of_result": 0.0}})
     told = night_report("x", [StageRow("merge_fp16", "done", twinless)])
     assert "tonight's adapter merged whole, by the same code" in told

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from requant.config.sections import RequantizeGptq
 from requant.errors import ParityError
-from requant.model_folder import CALIBRATION_NAME
+from requant.model_folder import CALIBRATION_NAME, stored_dtype
 from requant.stage import Metrics, Stage, StageContext
 
 
@@ -54,6 +54,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         device=context.device,
         work=context.work,
         reporter=context.reporter,
+        dtype=_dtype(section.dtype, model),
     )
     check_pairing(model, context.out)
     (context.out / CALIBRATION_NAME).write_bytes(canonical_json(calibration.as_record()))
@@ -79,6 +80,15 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     return metrics
 
 
+def _dtype(chosen: str, model: Path) -> str | None:
+    """Resolve `auto`: a float32 master is for training on, nobody serves it."""
+    import torch
+
+    if chosen != "auto":
+        return chosen
+    return "bfloat16" if stored_dtype(model) == torch.float32 else None
+
+
 def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
     """Refuse a quantized model that is too far from what was trained.
 
@@ -101,7 +111,7 @@ def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
 
 STAGE = Stage(
     name="requantize_gptq",
-    version=1,
+    version=2,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "gptqmodel", "optimum", "safetensors"),
     execute=execute,
