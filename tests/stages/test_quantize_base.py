@@ -13,6 +13,7 @@ from requant.model_folder import INDEX_NAME
 from requant.models import import_gptqmodel, load_model, load_tokenizer, quantization_of
 from requant.stages import merge_fp16, quantize_base, train_adapter
 from requant.store.manifest import describe
+from requant.weights import read_headers
 from tests.stages.conftest import make_context
 
 GROUP_SIZE = 64
@@ -67,7 +68,10 @@ def test_a_base_in_shards_leaves_no_stale_index(
     (base / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": index}))
     (base / "model.safetensors").unlink()
     out, metrics = quantize(method, tmp_path / "stage", base, tiny_data)
-    assert not (out / INDEX_NAME).exists()
+    assert (out / INDEX_NAME).exists() == (method == "gptq")
+    if method == "gptq":
+        named = json.loads((out / INDEX_NAME).read_text())["weight_map"]
+        assert named == {name: header.file.name for name, header in read_headers(out).items()}
     assert metrics["kl"] < 0.2
 
 

@@ -27,7 +27,8 @@ def execute(
         data: Dataset artifact: calibration of gptq; of every method the fidelity is measured on it.
 
     Returns:
-        size_ratio (of the weights' bytes), and with data kl, agreement, loss_reference and
+        size_ratio (of the weights' bytes), unquantized_share (of the blocks' parameters, such as
+        routed experts, that stay in 16 bit), and with data kl, agreement, loss_reference and
         loss_candidate of the quantized base against the original (nats per token).
 
     Raises:
@@ -36,8 +37,8 @@ def execute(
         ParityError: If the quantized model's output is not finite.
     """
     from requant.contract import check_pairing
-    from requant.gptq import check_quantizable
     from requant.parity import size_ratio
+    from requant.quantizable import check_quantizable, unquantized
 
     gptq = section.method == "gptq"
     check_quantizable(base, section.group_size if gptq else None)
@@ -47,8 +48,15 @@ def execute(
         _quantize_bitsandbytes(section.method, context, base)
     check_pairing(base, context.out)
     write_provenance(context.out, original=weights_digest(base))
+    left = unquantized(context.out)
+    if left.sizes:
+        context.reporter.message(str(left))
     context.reporter.message("measuring the quantized base")
-    return {"size_ratio": size_ratio(context.out, base), **_measure(context, base, data)}
+    return {
+        "size_ratio": size_ratio(context.out, base),
+        "unquantized_share": left.share,
+        **_measure(context, base, data),
+    }
 
 
 def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> None:
@@ -157,7 +165,7 @@ def _not_finite(what: str) -> str:
 
 STAGE = Stage(
     name="quantize_base",
-    version=3,
+    version=4,
     kind="model",
     libraries=(
         "torch",

@@ -11,6 +11,7 @@ from requant.config.sections import UNMERGEABLE_METHODS, TrainAdapter
 from requant.errors import ContractError
 from requant.provenance import read_provenance, weights_digest, write_provenance
 from requant.stage import Metrics, Stage, StageContext
+from requant.wording import short_count
 
 
 def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: Path) -> Metrics:
@@ -47,9 +48,9 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     frozen = frozen_sizes(model, sizes)
     whole = sum(sizes.values())
     context.reporter.message(
-        f"{1 - sum(frozen.values()) / whole:.1%} of the base's {_short(whole)} parameters are in "
-        "adapted layers; left frozen: "
-        + (", ".join(f"{name} ({_short(size)})" for name, size in frozen.items()) or "nothing")
+        f"{1 - sum(frozen.values()) / whole:.1%} of the base's {short_count(whole)} parameters are "
+        "in adapted layers; left frozen: "
+        + (", ".join(f"{name} ({short_count(size)})" for name, size in frozen.items()) or "nothing")
     )
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
     model.save_pretrained(context.out, save_embedding_layers=False)
@@ -122,13 +123,6 @@ def _check_no_experts(adapted: Any) -> None:
             "which cannot be merged; name layers outside of the experts, which then stay frozen: "
             f"[{', '.join(sorted(layers))}]"
         )
-
-
-def _short(count: int) -> str:
-    """Write a count as 135M, 65.5k or 640."""
-    if count < 1000:
-        return str(count)
-    return f"{count / 1e3:.3g}k" if count < 999_500 else f"{count / 1e6:.4g}M"
 
 
 def _peft_config(section: TrainAdapter) -> Any:
