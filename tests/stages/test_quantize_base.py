@@ -49,7 +49,7 @@ def test_a_checkpoint_close_to_the_original_and_the_same_bytes_twice(
 
 def test_a_base_without_data_is_probed(tmp_path: Path, tiny_base: Path) -> None:
     out, metrics = quantize("nf4", tmp_path, tiny_base)
-    assert set(metrics) == {"size_ratio"}
+    assert set(metrics) == {"size_ratio", "unquantized_share"}
     assert load_tokenizer(out).apply_chat_template(CONVERSATION, tokenize=False)
 
 
