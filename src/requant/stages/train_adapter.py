@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from requant.config.sections import UNMERGEABLE_METHODS, TrainAdapter
-from requant.errors import ContractError
+from requant.contract import some
+from requant.errors import ContractError, TerminalError
+from requant.finite import broken_tensors
 from requant.provenance import read_provenance, weights_digest, write_provenance
 from requant.stage import Metrics, Stage, StageContext
 from requant.wording import short_count
@@ -28,7 +30,7 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
 
     Raises:
         ContractError: If no module of the base is named in `target_modules`.
-        TerminalError: As `fine_tune`.
+        TerminalError: As `fine_tune`, or if a weight of the adapter is NaN or infinite.
     """
     from requant.models import import_gptqmodel, load_model, load_tokenizer
     from requant.training import fine_tune
@@ -54,6 +56,11 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     )
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
     model.save_pretrained(context.out, save_embedding_layers=False)
+    if broken := broken_tensors(context.out.glob("*.safetensors")):
+        raise TerminalError(
+            f"train_adapter: {len(broken)} tensors of the adapter hold NaN or infinity: "
+            f"{some(broken)}; lower optimisation.learning_rate or optimisation.max_grad_norm"
+        )
     _normalise(context.out)
     digest = weights_digest(base)
     # An unquantized base is the original itself.
