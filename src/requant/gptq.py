@@ -47,8 +47,9 @@ def quantize_gptq(
     device: str,
     work: Path,
     reporter: Reporter,
+    dtype: str | None = None,
 ) -> int:
-    """Quantize the linear layers of the blocks; everything else stays as stored.
+    """Quantize the linear layers of the blocks; everything else stays as it is.
 
     Nothing in it is random: the same model and texts give the same bytes on one kind of machine.
 
@@ -65,6 +66,8 @@ def quantize_gptq(
         device: cpu or cuda.
         work: Scratch on the filesystem of `out`.
         reporter: Is told of each block.
+        dtype: torch name of the floating dtype that what is not quantized is written in; None
+            keeps each tensor's own.
 
     Returns:
         The number of calibration tokens used.
@@ -98,7 +101,7 @@ def quantize_gptq(
         work=work,
         reporter=reporter,
     )
-    assemble(model_folder, draft, out, network.base_model_prefix)
+    assemble(model_folder, draft, out, network.base_model_prefix, dtype)
     return sum(len(sequence) for sequence in calibration)
 
 

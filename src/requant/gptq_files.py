@@ -8,7 +8,7 @@ from typing import Any
 
 from requant.contract import NAMED, some
 from requant.errors import ContractError, ParityError
-from requant.model_folder import INDEX_NAME, copy_companions
+from requant.model_folder import INDEX_NAME, copy_companions, set_fields
 from requant.quantizable import file_name
 from requant.weights import headers_of, read_headers, weight_files
 
@@ -32,7 +32,7 @@ MACHINE_FIELDS = frozenset(
 the weights do not depend on them."""
 
 
-def assemble(model_folder: Path, draft: Path, out: Path, prefix: str) -> None:
+def assemble(model_folder: Path, draft: Path, out: Path, prefix: str, dtype: str | None) -> None:
     """Take the quantized layers from the draft, everything else from the original, bit for bit.
 
     GPTQModel names tensors as the network does; files may name them otherwise (GPT-NeoX's
@@ -43,6 +43,7 @@ def assemble(model_folder: Path, draft: Path, out: Path, prefix: str) -> None:
         draft: What GPTQModel wrote.
         out: Existing empty folder; gets weights in files of the original's names.
         prefix: The network's `base_model_prefix`.
+        dtype: torch name of the floating dtype of what is not quantized; None keeps each tensor's.
 
     Raises:
         ContractError: If a quantized layer has no weight in the original's files.
@@ -54,12 +55,16 @@ def assemble(model_folder: Path, draft: Path, out: Path, prefix: str) -> None:
     quantization = {**written, "meta": meta}
     original = json.loads((model_folder / "config.json").read_bytes())
     _write(out / "config.json", {**original, "quantization_config": quantization})
+    set_fields(out, {"dtype": dtype} if dtype else {})
     # AutoGPTQ and older servers read the second file.
     _write(out / "quantize_config.json", quantization)
-    _write_weights(model_folder, draft, out, prefix)
+    _write_weights(model_folder, draft, out, prefix, dtype)
 
 
-def _write_weights(model_folder: Path, draft: Path, out: Path, prefix: str) -> None:
+def _write_weights(
+    model_folder: Path, draft: Path, out: Path, prefix: str, dtype: str | None
+) -> None:
+    import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -80,7 +85,9 @@ def _write_weights(model_folder: Path, draft: Path, out: Path, prefix: str) -> N
         with safe_open(shard, framework="pt") as file:
             for name in sorted(file.keys()):
                 if name not in of_weight:
-                    tensors[name] = file.get_tensor(name)
+                    tensor = file.get_tensor(name)
+                    cast = dtype is not None and tensor.is_floating_point()
+                    tensors[name] = tensor.to(getattr(torch, str(dtype))) if cast else tensor
                     continue
                 module = of_weight[name]
                 for leaf in PACKED:
