@@ -13,7 +13,7 @@ from prefect.runtime import deployment, flow_run
 
 from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
-from requant.history import past_of
+from requant.history import lost_datasets, past_of
 from requant.models import resolve_device
 from requant.report import StageRow
 from requant.stage import stage_key
@@ -41,6 +41,7 @@ class OpenNight:
         self._night = night
         self._rows: list[StageRow] = []
         self._promotion: Promotion | None = None
+        self._notes: list[str] = []
 
     def call(self, task: StageTask, **inputs: StageResult | None) -> StageResult | None:
         """Run one stage, or skip it where its section is off; see `flows.incremental_training`."""
@@ -71,8 +72,11 @@ class OpenNight:
         """Find what past nights left that the configuration uses with tonight's."""
         if tonight is None:
             return {}
-        store = self._night.store
-        found = past_of(store, record_of(store, tonight), self._night.config)
+        store, config = self._night.store, self._night.config
+        record = record_of(store, tonight)
+        found = past_of(store, record, config)
+        if record.stage == "prepare_data" and config.evaluate.enabled:
+            self._note(*_lost_nights(store, record, config.evaluate.past_nights))
         return {
             role: StageResult(
                 stage=record.stage, key=record.key, artifact=artifact_of(store, record)
@@ -88,12 +92,13 @@ class OpenNight:
         if config.promote.enabled and model and evaluation:
             run = Task(_promote, name="promote", cache_policy=NO_CACHE, persist_result=False)
             self._promotion = run(self._night, model, evaluation)
+            self._note(*self._promotion.notes)
 
     def close(self, status: tracking.Status) -> None:
         """Write the pages, and end the MLflow parent run."""
         night = self._night
         summary, lineage, report = write_pages(
-            night, self._rows, self._promotion, str(flow_run.name)
+            night, self._rows, self._promotion, str(flow_run.name), self._notes
         )
         records = [row.record for row in self._rows if row.record]
         metrics = records[-1].metrics if records and records[-1].stage == "evaluate" else {}
@@ -104,6 +109,12 @@ class OpenNight:
         failure = "\n\n".join(f"{row.stage}: {row.error}" for row in self._rows if row.error)
         attempt(tracking.close_parent, night.parent, status, lineage, report, metrics, failure)
         publish_artifacts(night, summary, records)
+
+    def _note(self, *texts: str) -> None:
+        """Say what a person should know although nothing failed, in the log and in the report."""
+        for text in texts:
+            get_run_logger().warning(text)
+        self._notes += texts
 
     def _track_cached(self, record: StageRecord, inputs: Mapping[str, StageResult]) -> None:
         store = self._night.store
@@ -216,6 +227,18 @@ def _first_start() -> float:
     context = FlowRunContext.get()
     start = context.flow_run.start_time if context and context.flow_run else None
     return start.timestamp() if start else time.time()
+
+
+def _lost_nights(store: Store, tonight: StageRecord, nights: int) -> list[str]:
+    """Say which earlier nights' held-out rows cannot be evaluated any more."""
+    lost = lost_datasets(store, tonight, nights)
+    if not lost:
+        return []
+    digests = ", ".join(record.digest[:12] for record in lost)
+    return [
+        f"evaluate: the datasets of {len(lost)} earlier nights were deleted ({digests}); their "
+        "held-out rows are not evaluated"
+    ]
 
 
 def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promotion:

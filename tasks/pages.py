@@ -2,7 +2,7 @@
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,11 @@ class NightSummary(BaseModel):
 
 
 def write_pages(
-    night: Night, reached: list[StageRow], promotion: Promotion | None, title: str
+    night: Night,
+    reached: list[StageRow],
+    promotion: Promotion | None,
+    title: str,
+    notes: Sequence[str] = (),
 ) -> tuple[NightSummary, str, str]:
     """Write summary, report and lineage page into the state folder.
 
@@ -79,7 +83,7 @@ def write_pages(
     def draw_report() -> str:
         scores, paired = _evaluation(night.store, records)
         merged = _merged_tensors(night.store, records)
-        return night_report(title, rows, scores, paired, merged)
+        return night_report(title, rows, scores, paired, merged, notes)
 
     lineage, report = _drawn("lineage", draw_lineage), _drawn("report", draw_report)
     path = night.store.report_path(night.parent.flow_run_id)

@@ -34,7 +34,11 @@ def tracking_problems(config: Config) -> Iterator[Problem]:
 
 
 def secret_problems(config: Config) -> Iterator[Problem]:
-    """Find the secrets of the deployment that the environment should hold."""
+    """Find the secrets of the deployment, in the environment and, where a server is, as blocks.
+
+    `requant run` looks a first time before it starts a server of its own, and again as the night
+    begins.
+    """
     action = config.deploy.action
     references: list[str] = []
     if isinstance(action, CommandAction):
@@ -42,9 +46,17 @@ def secret_problems(config: Config) -> Iterator[Problem]:
     elif isinstance(action, PostAction) and action.token:
         references = [action.token]
     for reference in references:
-        # A Prefect block needs the server, which `requant run` starts only later.
-        if reference.startswith("env:"):
-            try:
-                resolve_secret(reference)
-            except RequantError as error:
-                yield Problem("deploy.action", str(error))
+        if reference.startswith("block:") and not _reaches_server():
+            continue
+        try:
+            resolve_secret(reference)
+        except RequantError as error:
+            yield Problem("deploy.action", str(error), may_pass=is_transient(error))
+
+
+def _reaches_server() -> bool:
+    """Tell whether Prefect's client has a server to ask and need not start one."""
+    from prefect.context import FlowRunContext
+    from prefect.settings import PREFECT_API_URL
+
+    return FlowRunContext.get() is not None or bool(PREFECT_API_URL.value())

@@ -33,6 +33,8 @@ class Promotion:
     """Why it was refused; empty where it was not."""
     to_deploy: bool
     """It serves now by right, and has not been deployed yet."""
+    notes: tuple[str, ...] = ()
+    """What the gate had nothing to judge by."""
 
 
 def registry_of(config: Config) -> Registry:
@@ -73,9 +75,10 @@ def promote(
     # An attempt before this one may have marked it.
     version = versions.version_of(registry, version.version)
     serving = versions.champion(registry)
+    notes: list[str] = []
     if paired is not None:
         try:
-            check_gate(config.promote, paired, version.marks.get("rolled_back"))
+            notes = check_gate(config.promote, paired, version.marks.get("rolled_back"))
             _refuse_older(version, serving)
         except GateError as error:
             _emit(REFUSED, config, version, reason=str(error))
@@ -96,7 +99,7 @@ def promote(
     to_deploy = moves or "deployed" not in version.marks
     if to_deploy:
         announce(config, version)
-    return Promotion(version, "champion", "", to_deploy)
+    return Promotion(version, "champion", "", to_deploy, tuple(notes))
 
 
 def roll_back(config: Config) -> ModelVersion:

@@ -92,12 +92,17 @@ def encode_data(tokenizer: Any, path: Path, max_length: int, too_long: TooLong) 
     if problems := encoded.report.problems:
         raise ContractError("\n".join([f"{path.name}: cannot be trained on", *problems]))
     if not encoded.samples:
-        raise ContractError(
-            f"{path.name}: no row has an assistant turn that carries loss and fits into "
-            f"optimisation.max_length={max_length} tokens ({summary(encoded.report.counts)}); "
-            "there is nothing to learn"
-        )
+        raise ContractError(f"{path.name}: {nothing_left(encoded.report.counts, max_length)}")
     return encoded
+
+
+def nothing_left(counts: dict[str, float], max_length: int) -> str:
+    """Say why there is nothing to train on."""
+    return (
+        "no row has an assistant turn that carries loss and fits into "
+        f"optimisation.max_length={max_length} tokens ({summary(counts)}); there is nothing to "
+        "learn"
+    )
 
 
 def summary(counts: dict[str, float]) -> str:

@@ -36,9 +36,10 @@ class TaskScores:
 
     metrics: Mapping[str, Estimate]
     documents: tuple[DocumentScore, ...]
-    """Of `main`; empty for a group of tasks."""
+    """Of `main`; empty where it is None."""
     main: str | None
-    """The metric the documents are scored in; None for a group of tasks."""
+    """The metric the documents are scored in; None for a group of tasks, and where every metric is
+    of all documents at once, such as BLEU."""
     higher_is_better: bool
     """Of the documents' scores. Log-likelihood is, though perplexity is not."""
 
@@ -90,7 +91,8 @@ def task_manager(work: Path, tasks: Sequence[str]) -> Any:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(work), include_defaults=bool(tasks))
-    unknown = [task for task in tasks if not manager.match_tasks([task])]
+    # Patterns such as arc_* are for its command line alone.
+    unknown = [task for task in tasks if task not in manager.task_index]
     if unknown:
         raise ConfigError(
             f"evaluate.tasks: lm-eval has no {', '.join(map(repr, unknown))}; "
@@ -203,18 +205,20 @@ def _task_scores(
     # A task may answer the same documents through several filters; pairs need one of them.
     first = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
     main = _main_metric(first)
-    documents = tuple(
-        sorted(
-            (_document_score(model, task, str(main), sample) for sample in first),
+    documents = (
+        []
+        if main is None
+        else sorted(
+            (_document_score(model, task, main, sample) for sample in first),
             key=lambda document: document.id,
         )
     )
     return TaskScores(
         metrics=_estimates(model, task, figures),
-        documents=documents,
+        documents=tuple(documents),
         main=main,
-        higher_is_better=str(main).endswith("perplexity")
-        or bool(higher_is_better.get(str(main), True)),
+        higher_is_better=main is not None
+        and (is_likelihood(main) or bool(higher_is_better.get(main, True))),
     )
 
 
@@ -237,30 +241,40 @@ def _estimates(model: str, task: str, figures: Mapping[str, Any]) -> dict[str, E
     return estimates
 
 
+def is_likelihood(metric: str) -> bool:
+    """Tell whether a metric's documents are scored in log-likelihood, which is better higher."""
+    return metric.endswith("perplexity") or metric == "bits_per_byte"
+
+
 def _main_metric(samples: Sequence[Mapping[str, Any]]) -> str | None:
-    if not samples:
-        return None
-    metrics = list(samples[0]["metrics"])
-    return "acc" if "acc" in metrics else str(metrics[0])
+    """Choose acc, else the first metric that is a number for each document; None without one."""
+    metrics = [str(name) for name in samples[0]["metrics"]] if samples else []
+    for metric in sorted(metrics, key=lambda name: name != "acc"):
+        if all(_number(metric, sample[metric]) is not None for sample in samples):
+            return metric
+    return None
+
+
+def _number(metric: str, value: Any) -> float | None:
+    """Return a document's score; None for what only all documents together make a score of."""
+    if isinstance(value, (tuple, list)) and value and is_likelihood(metric):
+        # Perplexities come as (log-likelihood, words).
+        value = value[0]
+    # numpy's scalars are no int or float of Python's.
+    value = value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _document_score(model: str, task: str, metric: str, sample: Mapping[str, Any]) -> DocumentScore:
-    value = sample[metric]
-    if isinstance(value, (tuple, list)) and "perplexity" in metric:
-        # Perplexities come as (log-likelihood, words).
-        value = value[0]
-    if not isinstance(value, (int, float)):
-        raise ConfigError(
-            f"evaluate.tasks: {task} scores a document by {metric}={value!r}, which is no number, "
-            "so that models cannot be compared by document; leave it out"
-        )
-    for number in [value, *_numbers(sample["filtered_resps"])]:
+    score = _number(metric, sample[metric])
+    assert score is not None  # as `_main_metric` chose it
+    for number in [score, *_numbers(sample["filtered_resps"])]:
         if not math.isfinite(number):
             raise ParityError(
                 f"evaluate: {model} on {task}, document {sample['doc_id']}: a score is {number}; "
                 "the model's weights or its quantization are broken"
             )
-    return DocumentScore(id=int(sample["doc_id"]), score=float(value))
+    return DocumentScore(id=int(sample["doc_id"]), score=score)
 
 
 def _numbers(value: Any) -> list[float]:

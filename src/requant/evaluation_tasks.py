@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,34 @@ def write_choice_task(folder: Path, name: str, documents: Sequence[dict[str, Any
                 {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
             ],
         },
+    )
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What the tasks made from a night's data ask, before it is written."""
+
+    heldout: list[str]
+    """Answers whose perplexity is measured; a bare tool call says nothing that could be."""
+    choices: list[dict[str, Any]]
+    """As `choice_documents`."""
+    old: list[str]
+
+
+def night_documents(heldout: Sequence[Row], old_text: str, limit: int, seed: int) -> Documents:
+    """Make the documents of the evaluation tasks from held-out rows and old text.
+
+    Args:
+        heldout: In the order of the night.
+        old_text: Plain text.
+        limit: Documents of a task at most.
+        seed: Of the draws.
+    """
+    pieces = list(dict.fromkeys(chunks(old_text)))
+    return Documents(
+        heldout=[text for row in heldout[:limit] if (text := answer(row))],
+        choices=choice_documents(heldout, limit, seed),
+        old=random.Random(f"{seed}-old").sample(pieces, min(limit, len(pieces))),
     )
 
 

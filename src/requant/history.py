@@ -61,16 +61,31 @@ def past_datasets(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
         store: Of the model line.
         tonight: Record of tonight's dataset. Only what was prepared before it counts, so that a
             night that is repeated later takes the same ones.
-        nights: At most as many; what was deleted is left out.
+        nights: At most as many; what was deleted is left out: `lost_datasets` names it.
     """
-    found: dict[str, StageRecord] = {}
+    there, _ = _datasets(store, tonight, nights)
+    return {f"past_data_{age}": record for age, record in enumerate(there, 1)}
+
+
+def lost_datasets(store: Store, tonight: StageRecord, nights: int) -> list[StageRecord]:
+    """Return the datasets that `past_datasets` would have taken if they had not been deleted."""
+    return _datasets(store, tonight, nights)[1]
+
+
+def _datasets(
+    store: Store, tonight: StageRecord, nights: int
+) -> tuple[list[StageRecord], list[StageRecord]]:
+    """Sort earlier nights' datasets, last night's first, into those that are there and not."""
+    there: list[StageRecord] = []
+    lost: list[StageRecord] = []
+    seen = {tonight.digest}
     for record in sorted(all_records(store), key=lambda item: item.started, reverse=True):
         alike = (
             record.stage == tonight.stage
             and record.labels.get("pipeline") == tonight.labels.get("pipeline")
             and record.started < tonight.started
-            and record.digest != tonight.digest
         )
-        if alike and store.object_path(record.digest).is_dir():
-            found.setdefault(record.digest, record)
-    return {f"past_data_{age}": record for age, record in enumerate([*found.values()][:nights], 1)}
+        if alike and record.digest not in seen and len(there) < nights:
+            seen.add(record.digest)
+            (there if store.object_path(record.digest).is_dir() else lost).append(record)
+    return there, lost

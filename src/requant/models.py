@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from requant.errors import ArtifactError, ConfigError
+from requant.errors import ArtifactError, ConfigError, ContractError
 from requant.json_file import read_object
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def load_model(
 
     Raises:
         ArtifactError: If config.json is missing or names a quantization requant cannot load.
+        ContractError: If the files lack tensors, which transformers would fill with random numbers.
     """
     config = read_model_config(folder)
     quantization = quantization_of(config)
@@ -135,7 +136,8 @@ def load_model(
             # and most adapters then get no gradient while the loss still falls.
             bits = config["quantization_config"]["bits"]
             options["quantization_config"] = GPTQConfig(bits=bits, backend="gptq_torch")
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: PreTrainedModel
+        model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             # What is trained on a GPU is written again: its bits must not pass through another
             # 16-bit format.
@@ -144,7 +146,14 @@ def load_model(
             device_map="auto" if spread else {"": _device_index(device)},
             local_files_only=True,
             trust_remote_code=False,
+            output_loading_info=True,
             **options,
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise ContractError(
+            f"{folder}: its files lack {len(missing)} tensors of {type(model).__name__}, which "
+            f"would be random numbers: {', '.join(missing[:5])}{' ...' if missing[5:] else ''}; "
+            "copy the model anew, or quantize the original with requant"
         )
     if quantization in {"nf4", "int8"}:
         _set_bitsandbytes_dtype(model, computed)

@@ -10,7 +10,7 @@ from requant.evaluation_tasks import PAST_PERPLEXITY
 
 def check_gate(
     section: Promote, paired: Sequence[Mapping[str, Any]], rolled_back: str | None
-) -> None:
+) -> list[str]:
     """Refuse a model that a person has rolled back, or that is worse where it must not be.
 
     Worse means that the 95% interval of the paired difference (Student's t over the documents)
@@ -21,6 +21,9 @@ def check_gate(
         paired: As `requant.stages.evaluate.compare` returns them.
         rolled_back: ISO time at which the version was rolled back.
 
+    Returns:
+        Guards that guarded nothing, and why, one line each.
+
     Raises:
         GateError: With the figures and the way out.
         ConfigError: If a guarded task was not evaluated on both models.
@@ -30,11 +33,16 @@ def check_gate(
             f"promote: this model was rolled back at {rolled_back}; it serves again only when a "
             "person says so: requant promote CONFIG --version N"
         )
+    notes = []
     rows = {row["task"]: row for row in paired if is_whole_chain(row)}
     for task in section.guard:
         if task == PAST_PERPLEXITY and task not in rows:
             # No earlier night held anything out that tonight does not train on; the configuration
             # asks for a guard that is always there beside it.
+            notes.append(
+                f"promote.guard: {task} guarded nothing: no earlier night left held-out rows that "
+                "tonight does not train on"
+            )
             continue
         if task not in rows:
             raise ConfigError(
@@ -54,6 +62,7 @@ def check_gate(
                 f"{row['mean']:.4g}, 95% interval {low:.4g} to {high:.4g} over {row['n']} "
                 f"documents; train less, mix in old text, or take {task} out of promote.guard"
             )
+    return notes
 
 
 def is_whole_chain(row: Mapping[str, Any]) -> bool:

@@ -82,6 +82,7 @@ def night_report(
     scores: Scores | None = None,
     paired: Sequence[Mapping[str, Any]] = (),
     merged: Sequence[Mapping[str, Any]] = (),
+    notes: Sequence[str] = (),
 ) -> str:
     """Write the report of a night; it needs no network and no script.
 
@@ -93,6 +94,7 @@ def night_report(
             higher_is_better, mean (of `later` minus `earlier` over the same documents), stderr,
             low and high (95%; None on a single document), n.
         merged: Content of the merged model's merge.json: a row for each tensor.
+        notes: What a person should know although nothing failed, a line each.
     """
     records = [row.record for row in rows if row.record]
     merge = next((record.metrics for record in records if record.stage == "merge_fp16"), {})
@@ -101,6 +103,7 @@ def night_report(
         title=title,
         rows=[_row(row) for row in rows],
         failures=[row for row in rows if row.error],
+        notes=notes,
         score_table=score_table(scores or {}),
         models=list(scores or {}),
         steps=[_step(entry) for entry in paired],

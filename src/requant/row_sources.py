@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from requant.config.sections import FilesData, PrepareData, StdlibData
 from requant.corpus import Docstring, bucket, docstrings, in_base, instruction
-from requant.errors import ConfigError
+from requant.errors import ConfigError, ContractError
 from requant.rendering import Rules
 from requant.row_files import count_ignored, describe, read_file, read_hub
 from requant.row_formats import Parsed, Row
-from requant.rows import Split, conversation, cut, refuse_overlap
+from requant.rows import Split, conversation, cut, refuse_overlap, shuffled
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,6 @@ def rules_of(section: PrepareData) -> Rules:
         control_tokens=section.control_tokens,
         end_token=section.end_token,
     )
-
-
-def placed_rows(section: PrepareData) -> list[tuple[str, Row]]:
-    """Read every row a section points to, training and held-out, each with its place.
-
-    For a look before the night: `prepare_data` reads them again.
-
-    Raises:
-        ConfigError: If a file, repository, subset or split does not exist.
-        ContractError: On the first row that cannot be read, naming place, field and value.
-        TransientError: If the hub cannot be reached.
-    """
-    with TemporaryDirectory() as cache:
-        return [(row.place, row.row) for row in read_sources(section, Path(cache)).everything]
 
 
 def read_sources(section: PrepareData, cache: Path) -> Sources:
@@ -104,18 +89,34 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
     )
 
 
-def split_rows(sources: Sources, heldout_fraction: float, seed: int) -> Split:
+def split_rows(sources: Sources, section: PrepareData, seed: int) -> Split:
     """Divide rows into both parts, without overlap.
 
     Raises:
-        ContractError: If a given held-out part overlaps with the training part.
+        ContractError: If a given held-out part overlaps with the training part, or a part is empty.
     """
     train = [row.row for row in sources.train]
     if sources.heldout is None:
-        return cut(train, heldout_fraction, seed)
-    split = Split(train=tuple(train), heldout=tuple(row.row for row in sources.heldout))
-    refuse_overlap(split)
+        split = cut(train, section.heldout_fraction, seed)
+    else:
+        split = Split(train=tuple(train), heldout=tuple(row.row for row in sources.heldout))
+        refuse_overlap(split)
+    for name, rows in (("training", split.train), ("held-out", split.heldout)):
+        if not rows:
+            raise ContractError(
+                f"prepare_data: the {name} part is empty (training {len(split.train)}, held-out "
+                f"{len(split.heldout)} rows); give at least two different rows, or change "
+                f"prepare_data.heldout_fraction={section.heldout_fraction}"
+            )
     return split
+
+
+def night_rows(split: Split, section: PrepareData, seed: int) -> Split:
+    """Choose and order what the night trains on and what it measures on."""
+    return Split(
+        train=shuffled(split.train, seed, "train")[: section.max_rows],
+        heldout=shuffled(split.heldout, seed, "heldout"),
+    )
 
 
 def split_by_module(

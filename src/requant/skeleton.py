@@ -53,11 +53,8 @@ def read_skeleton(folder: Path, files: Sequence[Path] | None = None) -> Skeleton
 
     headers = headers_of(weight_files(folder) if files is None else files)
     config = read_causal_config(folder)
+    empty = empty_model(config)
     with quiet_libraries():
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(config)
         model, report = type(empty).from_pretrained(
             None,
             config=config,
@@ -78,6 +75,21 @@ def read_skeleton(folder: Path, files: Sequence[Path] | None = None) -> Skeleton
         mismatched=tuple(mismatched),
         unread=tuple(sorted({*report["unexpected_keys"], *_passed_over(model, headers)})),
     )
+
+
+def empty_model(config: Any) -> Any:
+    """Build the network of a configuration on the meta device: modules, names and shapes, no data.
+
+    Args:
+        config: From `read_causal_config`.
+    """
+    import torch
+
+    with quiet_libraries():
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
 
 
 def _passed_over(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]:

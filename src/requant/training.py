@@ -71,6 +71,12 @@ def fine_tune(
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     model.config.use_cache = False
     lengths = [len(sample["input_ids"]) for sample in encoded]
+    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
+    if beyond := sum(length > positions for length in lengths):
+        context.reporter.message(
+            f"{beyond} of {len(lengths)} samples are longer than the {positions} positions the "
+            "base was trained on (max_position_embeddings)"
+        )
     per_step = optimisation.batch_size * optimisation.gradient_accumulation
     seen = samples_to_see(
         len(encoded), per_step, steps=optimisation.max_steps, epochs=optimisation.epochs

@@ -162,3 +162,29 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
         evaluate.execute(Evaluate(), make_context(tmp_path / "b"), data=tiny_data, teacher=nowhere)
     with pytest.raises(ContractError, match=r"got models \[\]; expected some of base"):
         evaluate.execute(Evaluate(), make_context(tmp_path / "c"), data=tiny_data, adapter=nowhere)
+
+
+def test_a_figure_of_all_documents_is_kept_and_said_not_to_be_compared(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    import yaml
+
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    tasks = data / "evaluation"
+    choice = yaml.safe_load((tasks / "describe_choice.yaml").read_text())
+    for path in tasks.glob("*.yaml"):
+        path.unlink()
+    for name, metrics in (("whole", ["brier_score"]), ("later", ["brier_score", "acc_norm"])):
+        task = {**choice, "task": name, "metric_list": [{"metric": metric} for metric in metrics]}
+        (tasks / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    context = make_context(tmp_path / "run")
+    metrics = evaluate.execute(
+        Evaluate(limit=3), context, data=data, base=tiny_base, requantized=tiny_base
+    )
+    assert 0 <= metrics["base/whole/brier_score"] <= 2
+    pairs = json.loads((context.out / "paired.json").read_text())
+    assert [(pair["task"], pair["metric"]) for pair in pairs] == [("later", "acc_norm")]
+    assert context.reporter.messages[-1] == (  # type: ignore[attr-defined]
+        "not compared document by document, as no metric is a number for each: whole (brier_score)"
+    )

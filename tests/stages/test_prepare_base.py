@@ -208,3 +208,23 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(offline_cache: Path) 
         ConfigError, match=r"owner/absent@main is not in the local .*HF_HUB_OFFLINE"
     ):
         prepare_base.content_digests(from_hub(repo="owner/absent"))
+
+
+def test_weights_that_are_no_numbers_are_refused_by_tensor_and_file(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(tiny_base, tmp_path / "base")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, :2] = float("inf")
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    context = make_context(tmp_path / "stage")
+    with pytest.raises(ConfigError) as caught:
+        prepare_base.execute(from_folder(copy), context)
+    text = str(caught.value)
+    assert text.startswith(f"prepare_base.source.path: {copy}: 2 tensors hold NaN or infinity: ")
+    assert "model.layers.1.mlp.up_proj.weight of model.safetensors (2 of 8192 numbers)" in text
+    assert "model.norm.weight of model.safetensors (1 of 64 numbers)" in text
+    assert not any(context.out.iterdir())

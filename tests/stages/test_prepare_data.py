@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import yaml
+from chain import micro_config
 
 from requant.config.sections import PrepareData
 from requant.corpus import corpus_digest
 from requant.errors import ConfigError, ContractError, RequantError
+from requant.preflight import find_problems
 from requant.rendering import Rules, read_rules
-from requant.row_sources import placed_rows
+from requant.row_sources import night_rows, read_sources, split_rows
 from requant.stages import prepare_data
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_DATA, make_context
@@ -262,10 +264,45 @@ def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: 
         write(tmp_path / "t.jsonl", rows(0, 9)),
         write(tmp_path / "h.jsonl", rows(20, 24)),
     )
-    found = placed_rows(section(train, heldout))
-    assert [row for _, row in found] == rows(0, 9) + rows(20, 24)
-    assert found[9][0] == f"{heldout}, line 1"
-    demo = {json.dumps(row, sort_keys=True) for _, row in placed_rows(PrepareData(**MICRO_DATA))}
-    for part in ("train", "heldout"):
-        for row in read(tiny_data / f"{part}.jsonl"):
-            assert json.dumps(row, sort_keys=True) in demo
+    given = section(train, heldout)
+    sources = read_sources(given, tmp_path / "cache")
+    assert [row.row for row in sources.everything] == rows(0, 9) + rows(20, 24)
+    assert sources.everything[9].place == f"{heldout}, line 1"
+    demo = PrepareData(**MICRO_DATA)
+    chosen = night_rows(split_rows(read_sources(demo, tmp_path / "cache"), demo, 0), demo, 0)
+    assert read(tiny_data / "train.jsonl") == list(chosen.train)
+    assert read(tiny_data / "heldout.jsonl") == list(chosen.heldout)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "answer", "text"),
+    [
+        (
+            16,
+            "word " * 40,
+            "train_adapter.optimisation.max_length: no row has an assistant turn that carries loss "
+            "and fits into optimisation.max_length=16 tokens (9 rows, 0 samples",
+        ),
+        (96, "", "train_adapter.optimisation.max_length: no row has an assistant turn that car"),
+    ],
+)
+def test_nothing_to_learn_is_known_before_the_night(
+    max_length: int, answer: str, text: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    steps = {"max_steps": 1, "max_length": max_length}
+    said = [
+        {"messages": [*row["messages"][:-1], {"role": "assistant", "content": f"{answer}{n}"}]}
+        if answer
+        else {"messages": [*row["messages"][:-1], {**row["messages"][-1], "weight": 0}]}
+        for n, row in enumerate(rows(0, 9))
+    ]
+    train, heldout = write(tmp_path / "t.jsonl", said), write(tmp_path / "h.jsonl", rows(20, 24))
+    config = micro_config(
+        tmp_path / "state",
+        prepare_base={"source": {"kind": "folder", "path": str(tiny_base)}},
+        prepare_data={"source": {"kind": "files", "train": [str(train)], "heldout": str(heldout)}},
+        train_adapter={"optimisation": steps},
+        continue_train={"optimisation": steps},
+    )
+    (found,) = map(str, find_problems(config))
+    assert found.startswith(text)

@@ -14,6 +14,7 @@ from requant.models import import_gptqmodel, load_model, load_tokenizer, quantiz
 from requant.stages import merge_fp16, quantize_base, train_adapter
 from requant.stages.quantize_base import check_fidelity
 from requant.store.manifest import describe
+from requant.weights import read_headers
 from tests.stages.conftest import make_context
 
 GROUP_SIZE = 64
@@ -64,7 +65,7 @@ def test_a_base_too_far_from_the_original_is_refused(
 
 def test_a_base_without_data_is_probed(tmp_path: Path, tiny_base: Path) -> None:
     out, metrics = quantize("nf4", tmp_path, tiny_base)
-    assert set(metrics) == {"size_ratio"}
+    assert set(metrics) == {"size_ratio", "unquantized_share"}
     assert load_tokenizer(out).apply_chat_template(CONVERSATION, tokenize=False)
 
 
@@ -83,7 +84,10 @@ def test_a_base_in_shards_leaves_no_stale_index(
     (base / INDEX_NAME).write_text(json.dumps({"metadata": {}, "weight_map": index}))
     (base / "model.safetensors").unlink()
     out, metrics = quantize(method, tmp_path / "stage", base, tiny_data)
-    assert not (out / INDEX_NAME).exists()
+    assert (out / INDEX_NAME).exists() == (method == "gptq")
+    if method == "gptq":
+        named = json.loads((out / INDEX_NAME).read_text())["weight_map"]
+        assert named == {name: header.file.name for name, header in read_headers(out).items()}
     assert metrics["kl"] < 0.2
 
 

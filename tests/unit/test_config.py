@@ -92,6 +92,30 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             {"promote__auto": True, "promote__guard": ["past_heldout_perplexity"]},
             "only rows of this and earlier nights guard it",
         ),
+        (
+            {"promote__auto": True, "evaluate__enabled": False},
+            "promote.auto: true with evaluate.enabled=false: only a requantized model that was",
+        ),
+        (
+            {"promote__auto": True, "requantize_gptq__enabled": False},
+            "promote.auto: true with requantize_gptq.enabled=false",
+        ),
+        (
+            {
+                "promote__auto": True,
+                "promote__guard": ["old_perplexity", "past_heldout_perplexity"],
+                "evaluate__past_nights": 0,
+            },
+            "'past_heldout_perplexity' with evaluate.past_nights=0: nothing of earlier nights is",
+        ),
+        (
+            {
+                "promote__auto": True,
+                "promote__guard": ["old_perplexity"],
+                "evaluate__limit": 1,
+            },
+            "promote.auto: true with evaluate.limit=1: an interval needs at least two documents",
+        ),
         ({"train_adapter__optimisation__epochs": 2}, "set exactly one of max_steps=60 and epochs"),
         ({"continue_train__layers": 2}, "layers=2 with scope='full'"),
         ({"prepare_data__source__night": 9}, "night=9 is past nights=3"),

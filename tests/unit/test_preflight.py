@@ -37,9 +37,6 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         "requantize_gptq.group_size: 128 does not divide in_features=64 of model.layers.0.gate_",
         "train_adapter.target_modules: c_attn not in this model; its layers are: down_proj, ",
         "continue_train.layers: got 9, the model has 2 blocks; give 1 to 2",
-        "train_adapter.optimisation.max_length: got 4096, the base knows 128 positions",
-        "continue_train.optimisation.max_length: got 4096",
-        "requantize_gptq.calibration_length: got 512",
         f"prepare_data.source: {bad}, line 1: has no column 'messages'",
     ]
     assert len(found) == len(expected), found
@@ -105,3 +102,35 @@ def test_what_was_found_right_is_not_looked_at_again_and_what_was_wrong_is(tmp_p
     assert unless_known(tmp_path, {"data": "1"}, look) == []
     assert unless_known(tmp_path, {"data": "2"}, look) == []
     assert len(looks) == 3
+
+
+def jsonl(path: Path, answers: list[str]) -> str:
+    path.write_text("".join(json.dumps({"prompt": "q", "response": a}) + "\n" for a in answers))
+    return str(path)
+
+
+def test_parts_and_guards_are_looked_at_before_the_night(tmp_path: Path) -> None:
+    same = jsonl(tmp_path / "same.jsonl", ["a"] * 9)
+    many = jsonl(tmp_path / "many.jsonl", [f"answer {number}" for number in range(60)])
+    none = tmp_path / "none.txt"
+    none.write_text(" \n")
+    short = tmp_path / "short.txt"
+    short.write_text("Only one paragraph.")
+    auto = {"auto": True, "guard": ["old_perplexity", "response_choice"]}
+
+    def found(promote: Any = None, **source: Any) -> list[str]:
+        data = {"source": {"kind": "files", **source}}
+        return lines(tmp_path / "state", prepare_data=data, promote=promote or {})
+
+    assert found(train=[many], promote=auto) == []
+    (empty,) = found(train=[same])
+    assert empty.startswith(
+        "prepare_data: the training part is empty (training 0, held-out 9 rows)"
+    )
+    (overlap,) = found(train=[many], heldout=many)
+    assert "prepare_data.source: training row 1 is held-out row 1 too" in overlap
+    (blank,) = found(train=[many], old_text=str(none))
+    assert blank.endswith("none.txt is empty; give text, or null")
+    few, choice = found(train=[many], heldout=same, old_text=str(short), promote=auto)
+    assert few.startswith("promote.guard: 'old_perplexity' will have 1 documents, and an interval")
+    assert choice.startswith("promote.guard: 'response_choice' will have 0 documents")

@@ -63,3 +63,11 @@ def test_what_a_person_took_back_stays_back() -> None:
 def test_too_few_documents_do_not_open_the_gate() -> None:
     with pytest.raises(GateError, match="old was compared on 64 documents, too few"):
         check_gate(Promote(guard=("old",)), [row("old", None, None)], None)
+
+
+def test_a_guard_that_had_nothing_to_judge_by_is_said() -> None:
+    guard = Promote(guard=("old", "past_heldout_perplexity"))
+    (note,) = check_gate(guard, [row("old", -0.1, 0.1)], None)
+    assert note.startswith("promote.guard: past_heldout_perplexity guarded nothing: no earlier")
+    both = [row("old", -0.1, 0.1), row("past_heldout_perplexity", -0.1, 0.1)]
+    assert check_gate(guard, both, None) == []

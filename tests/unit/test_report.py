@@ -140,7 +140,8 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
     assert "What rounding took" in told
     assert "0.0246 ± 0.0246" in told
     twinless = merged.model_copy(update={"metrics": {**merged.metrics, "parity_of_result": 0.0}})
-    told = night_report("x", [StageRow("merge_fp16", "done", twinless)])
+    told = night_report("x", [StageRow("merge_fp16", "done", twinless)], notes=["said <once>"])
+    assert '<p class="note">said &lt;once&gt;</p>' in told
     assert "tonight's adapter merged whole, by the same code" in told
     assert not re.search(r"<script|<link|<img|https?://|@import|url\(", page)
     assert len(page) < 50_000

@@ -99,26 +99,59 @@ def _check_merge(config: "Config") -> None:
         )
 
 
+def generated_tasks(config: "Config") -> tuple[str, ...]:
+    """Return the evaluation tasks a night may make from its data."""
+    if not config.evaluate.generated_tasks:
+        return ()
+    stdlib = isinstance(config.prepare_data.source, StdlibData)
+    choice = DESCRIBE_CHOICE if stdlib else RESPONSE_CHOICE
+    return (HELDOUT_PERPLEXITY, choice, OLD_PERPLEXITY, PAST_PERPLEXITY)
+
+
 def _check_guard(config: "Config") -> None:
     """A model that serves by itself is guarded by text that tonight's file does not decide.
 
-    Tasks by name may be groups, whose members only lm-eval knows.
+    Tasks by name may be groups, whose members only lm-eval knows: the look before the night asks
+    it.
     """
-    stdlib = isinstance(config.prepare_data.source, StdlibData)
-    tonight = (HELDOUT_PERPLEXITY, DESCRIBE_CHOICE if stdlib else RESPONSE_CHOICE)
+    evaluate, guard, auto = config.evaluate, config.promote.guard, config.promote.auto
+    made = generated_tasks(config)
     # In a first night there is no past one.
-    fixed = (OLD_PERPLEXITY,) if config.evaluate.generated_tasks else ()
-    made = (*tonight, *fixed, PAST_PERPLEXITY) if config.evaluate.generated_tasks else ()
-    guard, named = config.promote.guard, config.evaluate.tasks
+    fixed = tuple(task for task in made if task == OLD_PERPLEXITY)
     unknown = [task for task in guard if task not in made]
-    if unknown and not named and config.evaluate.enabled:
+    if unknown and not evaluate.tasks and evaluate.enabled:
         raise ValueError(
             f"promote.guard: {', '.join(map(repr, unknown))} will not be evaluated; the tasks of "
             f"this night are {', '.join(made)}; add others to evaluate.tasks"
         )
-    if not config.promote.auto or set(guard) & set(fixed) or (unknown and named):
+    if not auto:
         return
-    valid = ", ".join((*fixed, *named)) or "none: name some in evaluate.tasks"
+    for needed in ("promote", "evaluate", "requantize_gptq"):
+        if not getattr(config, needed).enabled:
+            raise ValueError(
+                f"promote.auto: true with {needed}.enabled=false: only a requantized model "
+                f"that was evaluated is registered and may serve; set {needed}.enabled=true or "
+                "promote.auto=false"
+            )
+    if PAST_PERPLEXITY in guard and not evaluate.past_nights:
+        raise ValueError(
+            f"promote.guard: {PAST_PERPLEXITY!r} with evaluate.past_nights=0: nothing of earlier "
+            "nights is evaluated; set evaluate.past_nights, or take it out of promote.guard"
+        )
+    few = {
+        "evaluate.limit": evaluate.limit,
+        "prepare_data.max_evaluation_rows": config.prepare_data.max_evaluation_rows
+        if set(guard) & set(made)
+        else None,
+    }
+    if named := next((field for field, count in few.items() if count == 1), None):
+        raise ValueError(
+            f"promote.auto: true with {named}=1: an interval needs at least two documents, so the "
+            f"guard would refuse every model; raise {named}"
+        )
+    if set(guard) & set(fixed) or unknown:
+        return
+    valid = ", ".join((*fixed, *evaluate.tasks)) or "none: name some in evaluate.tasks"
     raise ValueError(
         f"promote.auto: true with promote.guard={list(guard)}: "
         + ("only rows of this and earlier nights guard it" if guard else "nothing guards it")

@@ -1,6 +1,7 @@
 """Does the base fit what the stages will do with it? From config.json and file headers."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,17 @@ from typing import Any
 from requant.base_folder import MODEL_FILES, check_base
 from requant.config import Config
 from requant.config.sections import UNMERGEABLE_METHODS, FolderBase, HubBase, StdlibBase
-from requant.gptq import GROUP_SIZES
 from requant.models import read_model_config
 from requant.preflight.memory import stamps, unless_known
 from requant.preflight.problem import Problem
-from requant.weights import Shape, read_headers, weight_files
+from requant.quantizable import Layers, layers_of, quantizing_problems
+from requant.skeleton import empty_model, read_causal_config
+from requant.weights import read_headers, weight_files
 
 FIELD = "prepare_base.source"
 
+LEARNED_POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)$")
+"""Names of the modules that look positions up: GPT-2's wpe, OPT's embed_positions."""
 QWEN3_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Of the base that is trained from the standard library."""
 
@@ -26,8 +30,13 @@ class BaseFacts:
 
     config: Mapping[str, Any]
     """Of config.json."""
-    features: Mapping[str, int]
-    """In_features of each linear layer inside a block, by its full name."""
+    layers: Layers
+    present: frozenset[str]
+    """Last names of the layers inside a block, which an adapter may name."""
+    positions: int | None = None
+    """Tokens beyond which the network fails, because its positions are learned one by one; rotary
+    and ALiBi positions have no such end, `max_position_embeddings` is then what it was trained on.
+    """
 
 
 def base_folder(config: Config) -> Path | None:
@@ -79,21 +88,25 @@ def stdlib_facts(source: StdlibBase) -> BaseFacts:
     """Tell what the base that will be trained is going to be like."""
     inside = {"o_proj": source.hidden_size, "down_proj": source.intermediate_size}
     return BaseFacts(
-        config={
-            "num_hidden_layers": source.layers,
-            "max_position_embeddings": source.sequence_length,
-        },
-        features={
-            f"model.layers.{block}.{name}": inside.get(name, source.hidden_size)
-            for block in range(source.layers)
-            for name in QWEN3_LAYERS
-        },
+        config={"num_hidden_layers": source.layers},
+        layers=Layers(
+            features={
+                f"model.layers.{block}.{name}": inside.get(name, source.hidden_size)
+                for block in range(source.layers)
+                for name in QWEN3_LAYERS
+            }
+        ),
+        present=frozenset(QWEN3_LAYERS),
     )
 
 
 def folder_facts(folder: Path) -> BaseFacts:
-    """Read config.json and the headers of the weights."""
-    return _facts(folder, {name: header.shape for name, header in read_headers(folder).items()})
+    """Read config.json and the names in the headers of the weights.
+
+    Raises:
+        ContractError: As `requant.skeleton.read_causal_config`.
+    """
+    return _facts(folder, read_headers(folder))
 
 
 def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
@@ -101,6 +114,7 @@ def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
 
     Raises:
         ConfigError, TransientError: As `requant.hub.tensor_shapes`.
+        ContractError: As `requant.skeleton.read_causal_config`.
     """
     if weight_files(folder):
         return folder_facts(folder)
@@ -110,43 +124,52 @@ def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
     return _facts(folder, tensor_shapes(source.repo, folder.name, FIELD))
 
 
-def _facts(folder: Path, shapes: Mapping[str, Shape]) -> BaseFacts:
+def _facts(folder: Path, names: Iterable[str]) -> BaseFacts:
+    config = read_causal_config(folder)
+    model = empty_model(config)
+    layers = layers_of(model, names)
+    learned = any(
+        LEARNED_POSITIONS.search(name)
+        and type(module).__name__.endswith("Embedding")
+        and any(True for _ in module.parameters())
+        for name, module in model.named_modules()
+    )
     return BaseFacts(
         config=read_model_config(folder),
-        features={
-            name.removesuffix(".weight"): shape[1]
-            for name, shape in shapes.items()
-            if name.endswith(".weight")
-            and len(shape) == 2
-            and any(part.isdigit() for part in name.split("."))
-        },
+        positions=config.max_position_embeddings if learned else None,
+        layers=layers,
+        present=frozenset(name.rpartition(".")[2] for name in (*layers.features, *layers.turned)),
     )
 
 
 def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
     """Check group sizes, trained layers and lengths against the base."""
     quantize, again = config.quantize_base, config.requantize_gptq
-    if quantize.enabled and quantize.method == "gptq":
-        yield from _group_size("quantize_base", quantize.group_size, facts)
-    if again.enabled:
-        yield from _group_size("requantize_gptq", again.group_size, facts)
+    size = quantize.group_size if quantize.method == "gptq" else None
+    quantizing = {
+        "quantize_base": quantizing_problems(facts.layers, size) if quantize.enabled else [],
+        "requantize_gptq": (
+            quantizing_problems(facts.layers, again.group_size) if again.enabled else []
+        ),
+    }
+    for section, problems in quantizing.items():
+        yield from (Problem(f"{section}.{field}", text) for field, text in problems)
     train, further = config.train_adapter, config.continue_train
     targets = train.target_modules
-    if train.enabled and train.method not in UNMERGEABLE_METHODS and targets != ("all-linear",):
-        present = {name.rpartition(".")[2] for name in facts.features}
-        if unknown := [name for name in targets if name not in present]:
-            yield Problem(
-                "train_adapter.target_modules",
-                f"{', '.join(unknown)} not in this model; its layers are: "
-                f"{', '.join(sorted(present))}",
-            )
+    unknown = [name for name in targets if name not in facts.present]
+    named = train.method not in UNMERGEABLE_METHODS and targets != ("all-linear",)
+    if train.enabled and named and unknown:
+        yield Problem(
+            "train_adapter.target_modules",
+            f"{', '.join(unknown)} not in this model; its layers are: "
+            f"{', '.join(sorted(facts.present))}",
+        )
     blocks = facts.config.get("num_hidden_layers", facts.config.get("n_layer"))
     if further.enabled and blocks and further.layers and further.layers > blocks:
         yield Problem(
             "continue_train.layers",
             f"got {further.layers}, the model has {blocks} blocks; give 1 to {blocks}",
         )
-    limit = facts.config.get("max_position_embeddings", facts.config.get("n_positions"))
     lengths = {
         "train_adapter.optimisation.max_length": train.enabled and train.optimisation.max_length,
         "continue_train.optimisation.max_length": (
@@ -155,25 +178,9 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
         "requantize_gptq.calibration_length": again.enabled and again.calibration_length,
     }
     for field, length in lengths.items():
-        if limit and length > limit:
+        if facts.positions and length > facts.positions:
             yield Problem(
                 field,
-                f"got {length}, the base knows {limit} positions (max_position_embeddings); give "
-                f"at most {limit}",
+                f"got {length}, the base has {facts.positions} learned positions and fails beyond "
+                f"them; give at most {facts.positions}",
             )
-
-
-def _group_size(section: str, size: int, facts: BaseFacts) -> Iterator[Problem]:
-    unfit = {name: count for name, count in facts.features.items() if count % size}
-    if unfit:
-        name, count = min(unfit.items())
-        valid = [
-            str(group)
-            for group in GROUP_SIZES
-            if all(count % group == 0 for count in facts.features.values())
-        ]
-        yield Problem(
-            f"{section}.group_size",
-            f"{size} does not divide in_features={count} of {name} ({len(unfit)} layers in all); "
-            f"valid for this model: {', '.join(valid) or 'none'}",
-        )

@@ -1,71 +1,154 @@
-"""Can every row of the night be read and rendered?"""
+"""Can every row of the night be read, divided and rendered, and is there enough to guard with?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from requant.config import Config
-from requant.config.sections import FilesData
+from requant.config.sections import Optimisation, StdlibData
 from requant.contract import tokenizer_digest
-from requant.conversation import check_rows
-from requant.errors import RequantError
+from requant.conversation import check_rows, nothing_left
+from requant.errors import RequantError, is_transient
+from requant.evaluation_tasks import (
+    DESCRIBE_CHOICE,
+    HELDOUT_PERPLEXITY,
+    OLD_PERPLEXITY,
+    RESPONSE_CHOICE,
+    night_documents,
+)
 from requant.models import load_tokenizer
 from requant.preflight.base import base_folder
 from requant.preflight.memory import unless_known
 from requant.preflight.problem import Problem
-from requant.row_sources import placed_rows, rules_of
-from requant.stages.prepare_data import content_digests
+from requant.row_formats import Row
+from requant.row_sources import night_rows, read_sources, rules_of, split_rows
+from requant.rows import Split
+from requant.stages.prepare_data import content_digests, read_old_text
 
-VERSION = 2
+FIELD = "prepare_data.source"
+VERSION = 3
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
-MIN_ROWS = 2
-"""One to train on, one to hold out."""
+MIN_DOCUMENTS = 2
+"""Of a task that guards: one gives no interval."""
+ALIKE = 16
+"""Rows of the demo's data that are rendered; one is like the other."""
 
 
 def data_problems(config: Config) -> Iterator[Problem]:
-    """Read and render every row of local files; hub data and the demo's are known by their kind.
-
-    Files and repositories that do not exist are found for every kind.
-    """
+    """Read, divide and render every row as the night will."""
     section = config.prepare_data
     digests = content_digests(section)
-    source = section.source
-    if not isinstance(source, FilesData):
-        return
     folder = base_folder(config)
     if folder is not None and not (folder / "config.json").exists():
         folder = None  # a problem of the base, which is listed there
+    if folder is None and isinstance(section.source, StdlibData):
+        return  # the demo, all of it made here
     what = {
         "look": "rows",
         "version": VERSION,
+        "seed": config.seed,
         "data": digests,
         "section": section.key_fields(),
-        "training": [
-            config.train_adapter.optimisation.model_dump(include={"max_length", "too_long"}),
-            config.continue_train.optimisation.model_dump(include={"max_length", "too_long"}),
-        ],
+        "training": {
+            name: limits.model_dump(include={"max_length", "too_long"})
+            for name, limits in _trainings(config).items()
+        },
+        "guard": [*_guard(config), config.evaluate.limit],
         "tokenizer": tokenizer_digest(folder) if folder else None,
     }
-    yield from unless_known(config.state, what, lambda: _rows(config, folder))
+    yield from unless_known(config.state, what, lambda: list(_problems(config, folder)))
 
 
-def _rows(config: Config, folder: Path | None) -> list[Problem]:
+def _trainings(config: Config) -> dict[str, Optimisation]:
+    """Return what the enabled stages train by, of equal limits the first."""
+    found: dict[tuple[int, str], str] = {}
+    for name in ("train_adapter", "continue_train"):
+        limits = getattr(config, name).optimisation
+        if config.runs(name):
+            found.setdefault((limits.max_length, limits.too_long), name)
+    return {name: getattr(config, name).optimisation for name in found.values()}
+
+
+def _guard(config: Config) -> tuple[str, ...]:
+    return config.promote.guard if config.promote.auto else ()
+
+
+def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
     section = config.prepare_data
-    field = "prepare_data.source"
     try:
-        rows = placed_rows(section)
+        with TemporaryDirectory() as cache:
+            sources = read_sources(section, Path(cache))
+        rows = night_rows(split_rows(sources, section, config.seed), section, config.seed)
     except RequantError as error:
-        return [Problem(field, str(error))]
-    if len(rows) < MIN_ROWS:
-        text = (
-            f"{len(rows)} rows in all; at least {MIN_ROWS} are needed, to train on and to hold out"
-        )
-        return [Problem(field, text)]
+        text = str(error)
+        named = text.startswith("prepare_data")
+        yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
+        return
+    yield from _guard_problems(config, rows)
     if folder is None:
-        return []
+        return
     tokenizer = load_tokenizer(folder)
-    if not tokenizer.chat_template and any("messages" in row for _, row in rows):
-        return [Problem(field, "the base has no chat template; add chat_template.jinja to it")]
-    train = config.train_adapter if config.train_adapter.enabled else config.continue_train
-    limits = train.optimisation
-    report = check_rows(tokenizer, rows, rules_of(section), limits.max_length, limits.too_long)
-    return [Problem(field, text) for text in report.problems]
+    if not tokenizer.chat_template and any("messages" in row.row for row in sources.everything):
+        yield Problem(FIELD, "the base has no chat template; add chat_template.jinja to it")
+        return
+    places = {id(row.row): row.place for row in sources.everything}
+    parts = [rows.train, rows.heldout]
+    if isinstance(section.source, StdlibData):
+        parts = [part[:ALIKE] for part in parts]
+    else:
+        taken = {id(row) for part in parts for row in part}
+        parts.append(tuple(row.row for row in sources.everything if id(row.row) not in taken))
+    train, heldout, rest = (*parts, ())[:3]
+    yield from _row_problems(config, tokenizer, _placed(train, places), _placed(heldout, places))
+    report = check_rows(tokenizer, _placed(rest, places), rules_of(section))
+    yield from (Problem(FIELD, text) for text in report.problems)
+
+
+def _placed(rows: Iterable[Row], places: dict[int, str]) -> list[tuple[str, Row]]:
+    return [(places[id(row)], row) for row in rows]
+
+
+def _row_problems(
+    config: Config,
+    tokenizer: Any,
+    train: list[tuple[str, Row]],
+    heldout: list[tuple[str, Row]],
+) -> Iterator[Problem]:
+    rules = rules_of(config.prepare_data)
+    said: set[str] = set()
+    for name, limits in _trainings(config).items():
+        report = check_rows(tokenizer, train, rules, limits.max_length, limits.too_long)
+        yield from (Problem(FIELD, text) for text in report.problems if text not in said)
+        said |= set(report.problems)
+        if not report.problems and not report.counts["samples"]:
+            text = nothing_left(report.counts, limits.max_length)
+            yield Problem(f"{name}.optimisation.max_length", text)
+    report = check_rows(tokenizer, heldout, rules)
+    yield from (Problem(FIELD, text) for text in report.problems if text not in said)
+    if not report.problems and not report.counts["samples"]:
+        yield Problem(FIELD, "the held-out part has no assistant turn to measure on; give one")
+
+
+def _guard_problems(config: Config, rows: Split) -> Iterator[Problem]:
+    """Say which generated tasks that guard will have too few documents."""
+    section = config.prepare_data
+    limit = section.max_evaluation_rows
+    try:
+        made = night_documents(rows.heldout, read_old_text(section), limit, config.seed)
+    except RequantError as error:
+        yield Problem("", str(error))
+        return
+    counts = {
+        HELDOUT_PERPLEXITY: len(made.heldout),
+        OLD_PERPLEXITY: len(made.old),
+        DESCRIBE_CHOICE: len(made.choices),
+        RESPONSE_CHOICE: len(made.choices),
+    }
+    for task in _guard(config):
+        if counts.get(task, MIN_DOCUMENTS) < MIN_DOCUMENTS:
+            yield Problem(
+                "promote.guard",
+                f"{task!r} will have {counts[task]} documents, and an interval needs at least "
+                f"{MIN_DOCUMENTS}: give more held-out rows or old text, or guard with another task",
+            )

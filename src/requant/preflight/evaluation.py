@@ -1,42 +1,106 @@
-"""Does lm-eval know the tasks, and can it score each document by a number?"""
+"""Does lm-eval know the tasks, and can models be compared on those that guard?"""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from requant.config import Config
+from requant.config.fit import generated_tasks
 from requant.preflight.memory import unless_known
 from requant.preflight.problem import Problem
+from requant.task_index import corpus_only, leaf_tasks
+
+VERSION = 2
+"""Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 
 
 def evaluation_problems(config: Config) -> Iterator[Problem]:
-    """Look the names in `evaluate.tasks` up; guards of names that are nowhere are found with it."""
+    """Look the names in `evaluate.tasks` up, and the guards that are not made from the data."""
     section = config.evaluate
     if not section.enabled or not section.tasks:
         return
-    what = {"look": "tasks", "tasks": list(section.tasks), "lm_eval": version("lm_eval")}
-    yield from unless_known(config.state, what, lambda: _unknown(section.tasks))
+    made = generated_tasks(config)
+    guard = [task for task in config.promote.guard if task not in made]
+    what = {
+        "look": "tasks",
+        "version": VERSION,
+        "tasks": list(section.tasks),
+        "guard": guard,
+        "lm_eval": version("lm_eval"),
+    }
+    yield from unless_known(
+        config.state, what, lambda: task_problems(_index(), section.tasks, guard, made)
+    )
 
 
-def _unknown(tasks: tuple[str, ...]) -> list[Problem]:
-    import difflib
-    from pathlib import Path
+def task_problems(
+    index: Mapping[str, Any], tasks: Sequence[str], guard: Sequence[str], made: Sequence[str]
+) -> list[Problem]:
+    """Say what of the named tasks cannot be run, and which guards would compare nothing.
 
+    Args:
+        index: `lm_eval.tasks.TaskManager.task_index`.
+        tasks: `evaluate.tasks`.
+        guard: What of `promote.guard` is not among `made`.
+        made: Tasks that are generated.
+    """
+    known = [task for task in tasks if task in index]
+    problems = [_unknown(index, task) for task in tasks if task not in index]
+    leaves: dict[str, str] = {}
+    for task in dict.fromkeys(known):
+        for leaf in leaf_tasks(index, task):
+            if leaf in leaves:
+                text = f"{leaf!r} is part of both {leaves[leaf]!r} and {task!r}; keep one of them"
+                problems.append(Problem("evaluate.tasks", text))
+                break
+            leaves[leaf] = task
+    for leaf in leaves:
+        entry = index.get(leaf)
+        if entry and (entry.cfg or {}).get("unsafe_code"):
+            text = f"{leaf!r} runs code that the model writes, which requant does not; leave it out"
+            problems.append(Problem("evaluate.tasks", text))
+    for name in guard:
+        why = _unguarding(index, name, leaves, [*made, *leaves])
+        problems += [Problem("promote.guard", why)] if why else []
+    return problems
+
+
+def _index() -> Mapping[str, Any]:
     from requant.evaluation import task_manager
 
     with TemporaryDirectory() as empty:
         # Any name that exists makes it index lm-eval's own.
-        manager = task_manager(Path(empty), ("hellaswag",))
-    known = list(manager.all_tasks)
-    problems = []
-    for task in tasks:
-        if not manager.match_tasks([task]):
-            near = difflib.get_close_matches(task, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else ""
-            problems.append(
-                Problem(
-                    "evaluate.tasks",
-                    f"lm-eval has no {task!r}; {hint} `lm-eval ls tasks` prints the names",
-                )
-            )
-    return problems
+        index: Mapping[str, Any] = task_manager(Path(empty), ("hellaswag",)).task_index
+    return index
+
+
+def _unknown(index: Mapping[str, Any], task: str) -> Problem:
+    near = difflib.get_close_matches(task, index, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return Problem(
+        "evaluate.tasks", f"lm-eval has no {task!r}; {hint}`lm-eval ls tasks` prints the names"
+    )
+
+
+def _unguarding(
+    index: Mapping[str, Any], name: str, leaves: Mapping[str, str], evaluated: Sequence[str]
+) -> str | None:
+    """Say why a task guards nothing; None where it does."""
+    if name in leaves:
+        metrics = corpus_only(index, name)
+        if not metrics:
+            return None
+        return (
+            f"{name!r} is scored by {', '.join(metrics)}, of all documents at once, so that models "
+            "cannot be compared document by document; guard with another task"
+        )
+    if name in index and (members := [leaf for leaf in leaf_tasks(index, name) if leaf in leaves]):
+        return (
+            f"{name!r} is a group, and models are compared task by task; name some of its "
+            f"{len(members)} members: {', '.join(members[:5])}{' ...' if members[5:] else ''}"
+        )
+    near = difflib.get_close_matches(name, evaluated, n=3) or evaluated[:5]
+    return f"{name!r} is not evaluated; of this night's tasks did you mean {' or '.join(near)}?"

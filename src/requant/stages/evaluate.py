@@ -10,7 +10,14 @@ from requant.canonical import canonical_json
 from requant.config.sections import Evaluate
 from requant.conversation import read_rows
 from requant.errors import ContractError
-from requant.evaluation import TaskScores, local_tasks, paired, score_model, task_manager
+from requant.evaluation import (
+    TaskScores,
+    is_likelihood,
+    local_tasks,
+    paired,
+    score_model,
+    task_manager,
+)
 from requant.evaluation_tasks import PAST_PERPLEXITY, write_perplexity_task
 from requant.names import file_name
 from requant.row_formats import Row
@@ -75,6 +82,10 @@ def execute(
         scores[name] = _score(section, context, name, models[name], beside, generated, manager)
         context.reporter.message(f"{name}: {_headline(scores[name])}")
         context.reporter.progress(done, len(chain), "models")
+    if whole := _of_all_documents(scores):
+        context.reporter.message(
+            f"not compared document by document, as no metric is a number for each: {whole}"
+        )
     _write(context.out, scores)
     return counts | {
         f"{model}/{task}/{metric}": estimate.value
@@ -219,7 +230,18 @@ def _write(out: Path, scores: Scores) -> None:
 
 def _document_metric(result: TaskScores) -> str:
     main = str(result.main)
-    return "log_likelihood" if main.endswith("perplexity") else main
+    return "log_likelihood" if is_likelihood(main) else main
+
+
+def _of_all_documents(scores: Scores) -> str:
+    """List the tasks of which there are only figures over all documents, with their metrics."""
+    tasks = {
+        task: ", ".join(result.metrics)
+        for found in scores.values()
+        for task, result in found.items()
+        if result.main is None
+    }
+    return "; ".join(f"{task} ({metrics})" for task, metrics in sorted(tasks.items()))
 
 
 def _headline(tasks: Mapping[str, TaskScores]) -> str:

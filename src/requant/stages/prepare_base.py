@@ -14,8 +14,10 @@ from requant.base_folder import (
 )
 from requant.canonical import digest_of
 from requant.config.sections import FolderBase, HubBase, PrepareBase, StdlibBase
+from requant.contract import some
 from requant.corpus import base_conversations, base_documents, corpus_digest
 from requant.errors import ConfigError
+from requant.finite import broken_tensors
 from requant.model_folder import INDEX_NAME
 from requant.models import load_tokenizer
 from requant.stage import Metrics, Stage, StageContext
@@ -120,13 +122,19 @@ def copy_model(folder: Path, context: StageContext, origin: str) -> int:
         The parameters of the network, tied ones once.
 
     Raises:
-        ConfigError: With every problem `check_base` finds, one a line.
+        ConfigError: With every problem `check_base` finds, one a line, or if a weight is NaN or
+            infinite.
     """
     found = inspect_base(folder, origin)
     if found.problems or found.files is None:
         raise ConfigError("\n".join(found.problems))
     for note in found.notes:
         context.reporter.message(note)
+    if broken := broken_tensors(found.files.weights):
+        raise ConfigError(
+            f"{origin}: {len(broken)} tensors hold NaN or infinity: {some(broken)}; copy the "
+            "weights anew, or give a model whose weights are whole"
+        )
     files = found.files.taken
     sizes = [path.stat().st_size for path in files]
     for index, path in enumerate(files):

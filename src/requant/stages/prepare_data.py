@@ -1,6 +1,5 @@
 """prepare_data: one night's conversations, a held-out part, and evaluation tasks made from it."""
 
-import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -8,21 +7,27 @@ from typing import Any
 from requant.canonical import canonical_json
 from requant.config.sections import FilesData, HubData, PrepareData, StdlibData
 from requant.corpus import corpus_digest, topics
-from requant.errors import ContractError
+from requant.errors import ConfigError
 from requant.evaluation_tasks import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
     RESPONSE_CHOICE,
-    choice_documents,
-    chunks,
+    night_documents,
     write_choice_task,
     write_perplexity_task,
 )
 from requant.rendering import write_rules
 from requant.row_formats import Row
-from requant.row_sources import Sources, read_sources, require, rules_of, split_rows
-from requant.rows import answer, shuffled, write_jsonl
+from requant.row_sources import (
+    Sources,
+    night_rows,
+    read_sources,
+    require,
+    rules_of,
+    split_rows,
+)
+from requant.rows import write_jsonl
 from requant.stage import Metrics, Stage, StageContext
 from requant.store.manifest import hash_file
 
@@ -46,21 +51,13 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     sources = read_sources(section, context.work / "datasets")
     for line in sources.messages:
         context.reporter.message(line)
-    split = split_rows(sources, section.heldout_fraction, context.seed)
-    for name, rows in (("training", split.train), ("held-out", split.heldout)):
-        if not rows:
-            raise ContractError(
-                f"prepare_data: the {name} part is empty (training {len(split.train)}, held-out "
-                f"{len(split.heldout)} rows); give more rows or change "
-                f"prepare_data.heldout_fraction={section.heldout_fraction}"
-            )
-    train = shuffled(split.train, context.seed, "train")[: section.max_rows]
-    heldout = shuffled(split.heldout, context.seed, "heldout")
+    rows = night_rows(split_rows(sources, section, context.seed), section, context.seed)
+    train, heldout = rows.train, rows.heldout
     write_jsonl(context.out / "train.jsonl", train)
     write_jsonl(context.out / "heldout.jsonl", heldout)
     write_rules(context.out, rules_of(section))
     (context.out / CARD_NAME).write_bytes(canonical_json(_card(sources)))
-    documents = _write_tasks(section, context, heldout, choice_task, _old_text(section))
+    documents = _write_tasks(section, context, heldout, choice_task, read_old_text(section))
     return {
         "train_rows": float(len(train)),
         "heldout_rows": float(len(heldout)),
@@ -91,12 +88,26 @@ def content_digests(section: PrepareData) -> dict[str, str]:
     return {"old_text": corpus_digest(), **digests}
 
 
-def _old_text(section: PrepareData) -> str:
-    """Return text that tonight's rows do not decide, so that what they take away is seen."""
+def read_old_text(section: PrepareData) -> str:
+    """Return text that tonight's rows do not decide, so that what they take away is seen.
+
+    Raises:
+        ConfigError: If the file given for it does not exist, is no text, or is empty.
+    """
     source = section.source
-    if isinstance(source, FilesData) and source.old_text is not None:
-        return require(source.old_text, "old_text").read_text(encoding="utf-8-sig")
-    return "\n\n".join(text for _, text in topics())
+    if not isinstance(source, FilesData) or source.old_text is None:
+        return "\n\n".join(text for _, text in topics())
+    path = require(source.old_text, "old_text")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"prepare_data.source.old_text: {path} is not UTF-8 text ({error.reason} at byte "
+            f"{error.start}); save it as plain text"
+        ) from error
+    if not text.strip():
+        raise ConfigError(f"prepare_data.source.old_text: {path} is empty; give text, or null")
+    return text
 
 
 def _card(sources: Sources) -> dict[str, Any]:
@@ -122,22 +133,21 @@ def _write_tasks(
 ) -> dict[str, int]:
     folder = context.out / "evaluation"
     limit = section.max_evaluation_rows
-    # A bare tool call says nothing that a perplexity could be of.
-    texts = [text for row in heldout[:limit] if (text := answer(row))]
-    write_perplexity_task(folder, HELDOUT_PERPLEXITY, texts)
-    counts = {HELDOUT_PERPLEXITY: len(texts)}
-    choices = choice_documents(heldout, limit, context.seed)
-    if choices:
-        write_choice_task(folder, choice_task, choices)
-        counts[choice_task] = len(choices)
-    else:
-        context.reporter.message(
-            f"{choice_task}: left out, the held-out part has fewer than four different answers"
-        )
-    pieces = list(dict.fromkeys(chunks(old_text)))
-    drawn = random.Random(f"{context.seed}-old").sample(pieces, min(limit, len(pieces)))
-    write_perplexity_task(folder, OLD_PERPLEXITY, drawn)
-    counts[OLD_PERPLEXITY] = len(drawn)
+    made = night_documents(heldout, old_text, limit, context.seed)
+    counts = {}
+    for task, texts in ((HELDOUT_PERPLEXITY, made.heldout), (OLD_PERPLEXITY, made.old)):
+        if texts:
+            write_perplexity_task(folder, task, texts)
+            counts[task] = len(texts)
+    if made.choices:
+        write_choice_task(folder, choice_task, made.choices)
+        counts[choice_task] = len(made.choices)
+    for task, why in (
+        (HELDOUT_PERPLEXITY, "no held-out answer has text"),
+        (choice_task, "the held-out part has fewer than four different answers"),
+    ):
+        if task not in counts:
+            context.reporter.message(f"{task}: left out, {why}")
     return counts
 
 

@@ -27,7 +27,8 @@ def execute(
         data: Dataset artifact: calibration of gptq; of every method the fidelity is measured on it.
 
     Returns:
-        size_ratio (of the weights' bytes), and with data kl, agreement, loss_reference and
+        size_ratio (of the weights' bytes), unquantized_share (of the blocks' parameters, such as
+        routed experts, that stay in 16 bit), and with data kl, agreement, loss_reference and
         loss_candidate of the quantized base against the original (nats per token).
 
     Raises:
@@ -37,8 +38,8 @@ def execute(
             than the limit.
     """
     from requant.contract import check_pairing
-    from requant.gptq import check_quantizable
     from requant.parity import size_ratio
+    from requant.quantizable import check_quantizable, unquantized
 
     gptq = section.method == "gptq"
     check_quantizable(base, section.group_size if gptq else None)
@@ -48,10 +49,17 @@ def execute(
         _quantize_bitsandbytes(section.method, context, base)
     check_pairing(base, context.out)
     write_provenance(context.out, original=weights_digest(base))
+    left = unquantized(context.out)
+    if left.sizes:
+        context.reporter.message(str(left))
     context.reporter.message("measuring the quantized base")
     found = _measure(context, base, data)
     check_fidelity(found, section)
-    return {"size_ratio": size_ratio(context.out, base), **found}
+    return {
+        "size_ratio": size_ratio(context.out, base),
+        "unquantized_share": left.share,
+        **found,
+    }
 
 
 def check_fidelity(metrics: Metrics, section: QuantizeBase) -> None:
@@ -178,7 +186,7 @@ def _not_finite(what: str) -> str:
 
 STAGE = Stage(
     name="quantize_base",
-    version=3,
+    version=4,
     kind="model",
     libraries=(
         "torch",

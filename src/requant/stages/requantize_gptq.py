@@ -19,8 +19,9 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
 
     Returns:
         kl (nats per token, 16 bit against 4 bit), agreement (share of tokens with the same most
-        likely token), loss_16bit, loss_4bit, size_ratio, calibration_rows, calibration_tokens and
-        calibration_dropped (rows that were also measured on).
+        likely token), loss_16bit, loss_4bit, size_ratio, unquantized_share (of the
+        blocks' parameters, such as routed experts, that stay in 16 bit), calibration_rows,
+        calibration_tokens and calibration_dropped (rows that were also measured on).
 
     Raises:
         ConfigError: If group_size does not divide the in_features of a layer.
@@ -30,9 +31,10 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     from requant.calibration import sample_calibration
     from requant.canonical import canonical_json
     from requant.contract import check_pairing
-    from requant.gptq import check_quantizable, quantize_gptq
+    from requant.gptq import quantize_gptq
     from requant.models import load_tokenizer
     from requant.parity import compare_folders, size_ratio
+    from requant.quantizable import check_quantizable, unquantized
 
     check_quantizable(model, section.group_size)
     calibration = sample_calibration(
@@ -57,6 +59,9 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         dtype=_dtype(section.dtype, model),
     )
     check_pairing(model, context.out)
+    left = unquantized(context.out)
+    if left.sizes:
+        context.reporter.message(str(left))
     (context.out / CALIBRATION_NAME).write_bytes(canonical_json(calibration.as_record()))
     context.reporter.message("measuring fidelity")
     fidelity = compare_folders(
@@ -72,6 +77,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         "loss_16bit": fidelity.loss_reference,
         "loss_4bit": fidelity.loss_candidate,
         "size_ratio": size_ratio(context.out, model),
+        "unquantized_share": left.share,
         "calibration_rows": float(len(calibration.rows)),
         "calibration_tokens": float(tokens),
         "calibration_dropped": float(calibration.dropped),

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from requant.config.sections import UNMERGEABLE_METHODS, TrainAdapter
-from requant.errors import ContractError
+from requant.contract import some
+from requant.errors import ContractError, TerminalError
+from requant.finite import broken_tensors
 from requant.provenance import read_provenance, weights_digest, write_provenance
 from requant.stage import Metrics, Stage, StageContext
+from requant.wording import short_count
 
 
 def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: Path) -> Metrics:
@@ -27,7 +30,7 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
 
     Raises:
         ContractError: If no module of the base is named in `target_modules`.
-        TerminalError: As `fine_tune`.
+        TerminalError: As `fine_tune`, or if a weight of the adapter is NaN or infinite.
     """
     from requant.models import import_gptqmodel, load_model, load_tokenizer
     from requant.training import fine_tune
@@ -47,12 +50,17 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     frozen = frozen_sizes(model, sizes)
     whole = sum(sizes.values())
     context.reporter.message(
-        f"{1 - sum(frozen.values()) / whole:.1%} of the base's {_short(whole)} parameters are in "
-        "adapted layers; left frozen: "
-        + (", ".join(f"{name} ({_short(size)})" for name, size in frozen.items()) or "nothing")
+        f"{1 - sum(frozen.values()) / whole:.1%} of the base's {short_count(whole)} parameters are "
+        "in adapted layers; left frozen: "
+        + (", ".join(f"{name} ({short_count(size)})" for name, size in frozen.items()) or "nothing")
     )
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
     model.save_pretrained(context.out, save_embedding_layers=False)
+    if broken := broken_tensors(context.out.glob("*.safetensors")):
+        raise TerminalError(
+            f"train_adapter: {len(broken)} tensors of the adapter hold NaN or infinity: "
+            f"{some(broken)}; lower optimisation.learning_rate or optimisation.max_grad_norm"
+        )
     _normalise(context.out)
     digest = weights_digest(base)
     # An unquantized base is the original itself.
@@ -122,13 +130,6 @@ def _check_no_experts(adapted: Any) -> None:
             "which cannot be merged; name layers outside of the experts, which then stay frozen: "
             f"[{', '.join(sorted(layers))}]"
         )
-
-
-def _short(count: int) -> str:
-    """Write a count as 135M, 65.5k or 640."""
-    if count < 1000:
-        return str(count)
-    return f"{count / 1e3:.3g}k" if count < 999_500 else f"{count / 1e6:.4g}M"
 
 
 def _peft_config(section: TrainAdapter) -> Any:

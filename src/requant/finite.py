@@ -1,0 +1,32 @@
+"""Weights that are no numbers: found where they come in, named by tensor and file."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from requant.quantizable import FLOATING
+from requant.weights import read_shard_header
+
+
+def broken_tensors(files: Iterable[Path]) -> list[str]:
+    """Name each tensor that holds NaN or infinity, its file and how many of its numbers they are.
+
+    Reads every byte, one tensor at a time.
+
+    Args:
+        files: *.safetensors.
+    """
+    from safetensors import safe_open
+
+    broken = []
+    for path in files:
+        floating = [
+            name
+            for name, header in read_shard_header(path).tensors.items()
+            if header.dtype in FLOATING
+        ]
+        with safe_open(path, framework="pt") as file:
+            for name in floating:
+                tensor = file.get_tensor(name)
+                if count := tensor.numel() - int(tensor.isfinite().sum()):
+                    broken.append(f"{name} of {path.name} ({count} of {tensor.numel()} numbers)")
+    return broken
