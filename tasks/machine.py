@@ -1,6 +1,7 @@
 """Everything on one machine: Prefect's server, MLflow's server, a worker, the deployments."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -9,13 +10,12 @@ from pathlib import Path
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from requant.errors import TerminalError
-from requant.services import Service, address, running, start, stop
+from requant.services import Service, running, start, stop
 from requant.store import Store
 from tasks import tracking
+from tasks.own_services import HEALTH, MLFLOW, PREFECT, WORKER, prefect_api
 from tasks.prefect_server import command_path
 from tasks.server_setup import HEARTBEAT_SECONDS, POOL, crash_runs, prepare_server
-
-PREFECT, MLFLOW, WORKER = "prefect-server", "mlflow-server", "worker"
 
 
 def start_machine(
@@ -47,7 +47,7 @@ def start_machine(
             PREFECT,
             (command_path("prefect"), "server", "start", *here, str(prefect_port)),
             settings,
-            f"{api}/health",
+            f"{api}{HEALTH}",
         ),
         Service(
             MLFLOW,
@@ -57,7 +57,7 @@ def start_machine(
             ),
             # Six processes that wait for jobs nobody here starts.
             {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            f"http://127.0.0.1:{mlflow_port}/health",
+            f"http://127.0.0.1:{mlflow_port}{HEALTH}",
         ),
     ]
     for service in services:
@@ -96,17 +96,22 @@ def set_up_server(
     """
     prepare_server(accelerators, processors)
     command = [command_path("prefect"), "--no-prompt", "deploy", "--all"]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         command,
         cwd=root,
         # The build step reads the configuration with the project's own code.
-        env={**os.environ, **environment, "PYTHONPATH": str(root)},
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise TerminalError(f"{' '.join(command)}: failed:\n{done.stdout}{done.stderr}")
+        output = f"{done.stdout}{done.stderr}"
+        # The first is the cause, and says what to do; Prefect shows it among five tracebacks.
+        refused = re.search(r"^requant\.errors\.\w+: (.+?)\n\n", output, re.DOTALL | re.MULTILINE)
+        reason = refused[1] if refused else f"{' '.join(command)}: failed:\n{output}"
+        raise TerminalError(f"nothing is deployed from prefect.yaml: {reason}")
 
 
 def stop_machine(state: Path) -> Iterator[str]:
@@ -121,8 +126,7 @@ def stop_machine(state: Path) -> Iterator[str]:
 
 def _crashed(store: Store, reason: str) -> Iterator[str]:
     """Mark the runs the worker left behind: without a worker nobody else will."""
-    health = address(store, PREFECT) or ""
-    with temporary_settings({PREFECT_API_URL: health.removesuffix("/health")}):
+    with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
         text = f"{reason}; retry the run to go on from what is done"
         for name in crash_runs(text, alive=_has_process):
             yield f"{name}: Crashed; `prefect flow-run retry` goes on from what is done"

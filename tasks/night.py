@@ -21,6 +21,7 @@ from requant.store import StageRecord, Store, artifact_of, locked, touch_record
 from requant.store.locks import acquire, whose
 from tasks import tracking
 from tasks.caching import StageResult
+from tasks.listeners import outlook
 from tasks.pages import publish_artifacts, write_pages
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
 from tasks.preflight import refuse_problems
@@ -224,6 +225,9 @@ def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promo
     if not config.promote.auto:
         return Promotion(version, "challenger", "", to_deploy=False)
     promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
+    if promotion.to_deploy and deployment.id:
+        # `requant run` says it, or deploys by itself.
+        get_run_logger().info(retrying(config)(outlook, config.name))
     if promotion.reason:
         get_run_logger().warning(promotion.reason)
     return promotion

@@ -117,7 +117,7 @@ def test_promotion_deploys_and_rollback_deploys_what_was_before(
 
     said = machine.requant("rollback", "configs/tiny.yaml")
     assert "tiny: version 1" in said
-    assert "deploy-model starts on the server" in said
+    assert "model.promoted is sent: deploy-model/deploy-model on http" in said
     eventually("the first is deployed again", lambda: served.resolve().name == first["digest"])
     eventually("that is known", lambda: "deployed" in client.get_model_version("tiny", "1").tags)
     assert client.get_model_version_by_alias("tiny", "champion").version == "1"

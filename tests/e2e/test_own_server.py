@@ -68,7 +68,7 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_server(tmp_path: Path) 
 
 def test_a_run_alone_deploys_what_it_promotes(tmp_path: Path) -> None:
     document = yaml.safe_load(MICRO) | {"state": str(tmp_path / "state")}
-    document["promote"] = {"auto": True}
+    document["promote"] = {"auto": True, "guard": ["old_perplexity"]}
     document["deploy"] = {"action": {"kind": "copy", "folder": str(tmp_path / "served")}}
     (tmp_path / "micro.yaml").write_text(yaml.safe_dump(document))
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}

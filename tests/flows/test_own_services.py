@@ -1,0 +1,89 @@
+"""Where `requant up` runs for a state folder, its commands find its servers by themselves."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chain import micro_config
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from requant.config import Config
+from requant.errors import TransientError
+from requant.services import Service, start, stop
+from requant.store import Store
+from tasks import prefect_server
+from tasks.own_services import MLFLOW, PREFECT, with_pages
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return micro_config(tmp_path)
+
+
+@pytest.fixture
+def address(config: Config, tmp_path: Path) -> Iterator[str]:
+    """Web servers that answer where those of Prefect and MLflow would say that they are well."""
+    (tmp_path / "web" / "api").mkdir(parents=True)
+    for name in ("health", "api/health"):
+        (tmp_path / "web" / name).touch()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory"]
+    command += [str(tmp_path / "web"), str(port)]
+    store = Store(config.state.resolve())
+    here = f"http://127.0.0.1:{port}"
+    start(store, Service(PREFECT, command, {}, f"{here}/api/health"))
+    yield here
+    stop(store, PREFECT)
+
+
+def test_the_server_of_up_is_used_where_none_is_named(config: Config, address: str) -> None:
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config) as server,
+    ):
+        server.ready()
+        assert not server.ours
+        assert PREFECT_API_URL.value() == f"{address}/api"
+        assert (
+            f"`requant up` started for {config.state.resolve()} is used, {address}" in server.notice
+        )
+
+
+def test_a_server_a_person_names_comes_first(config: Config, address: str) -> None:
+    named = PREFECT_API_URL.value()
+    with prefect_server.prefect_server(config) as server:
+        assert (PREFECT_API_URL.value(), server.ours, server.notice) == (named, False, "")
+
+
+def test_a_server_of_up_that_hangs_is_named_with_its_log(
+    config: Config, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "web/api/health").unlink()
+    monkeypatch.setattr(prefect_server, "START_SECONDS", 0.2)
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config) as server,
+        pytest.raises(
+            TransientError, match=rf"did not answer at {address}/api .*prefect-server.log"
+        ),
+    ):
+        server.ready()
+
+
+def test_links_lead_to_the_pages_that_show_the_database(config: Config, address: str) -> None:
+    assert with_pages(config) is config
+    store = Store(config.state.resolve())
+    store.service_path(PREFECT).rename(store.service_path(MLFLOW))
+    mark = store.service_path(MLFLOW).read_text().replace("/api/health", "/health")
+    store.service_path(MLFLOW).write_text(mark)
+    try:
+        assert with_pages(config).tracking.pages == address
+        elsewhere = config.tracking.model_copy(update={"uri": "sqlite:////elsewhere.db"})
+        other = config.model_copy(update={"tracking": elsewhere})
+        assert with_pages(other) is other
+    finally:
+        stop(store, MLFLOW)
