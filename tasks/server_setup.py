@@ -37,6 +37,12 @@ OF_REQUANT = ResourceSpecification(
 )
 """Other teams may use the server too."""
 
+GO_ON = (
+    "When the cause is mended, retry the run, or wait for the next night: both go on from what is "
+    "valid. Prefect does not retry a run without a deployment: give `requant run` again"
+)
+"""For those who read of a run that ended badly."""
+
 FINAL_EVENTS = frozenset(
     f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")
 )
@@ -66,8 +72,7 @@ def prepare_server(accelerators: int, processors: int) -> None:
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
                     message=f"no heartbeat for {SILENT_HEARTBEATS * HEARTBEAT_SECONDS} s: the "
-                    "process or its machine is gone. To go on from what is valid, retry the run; "
-                    "one without a deployment is not retried: give `requant run` again",
+                    f"process or its machine is gone. {GO_ON}",
                 )
             ],
         )
@@ -114,7 +119,7 @@ def _contains(found: object, wanted: object) -> bool:
     return found == wanted
 
 
-def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[str]:
+def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[tuple[str, str]]:
     """Mark runs of requant's deployments whose worker is gone, so that they can be retried.
 
     Args:
@@ -122,7 +127,7 @@ def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[str]:
         alive: Tells whether the process of a flow run, by its id, is still there.
 
     Returns:
-        Their names.
+        Their names and ids.
     """
     with get_client(sync_client=True) as client:
         deployments = client.read_deployments()
@@ -142,4 +147,4 @@ def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[str]:
         dead = [run for run in runs if not alive(str(run.id))]
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
-    return [str(run.name) for run in dead]
+    return [(str(run.name), str(run.id)) for run in dead]

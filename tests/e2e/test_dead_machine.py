@@ -15,7 +15,7 @@ def test_a_killed_flow_and_a_stopped_machine_leave_a_run_that_goes_on(machine: M
     time.sleep(5)
     machine.retry(run)
     machine.wait_for_log(run, "resuming from checkpoint-")
-    assert "Crashed; `prefect flow-run retry` goes on" in machine.down()
+    assert f"Crashed; with `requant up` running, `prefect flow-run retry {run}`" in machine.down()
     machine.up()
     crashed = machine.wait(run, "CRASHED")
     assert "stopped with the machine by `requant down`" in crashed["state"]["message"]

@@ -186,6 +186,7 @@ def test_a_failure_is_told_through_a_block(
     machine.wait(run, "FAILED")
     texts = eventually("somebody is told", lambda: [body["text"] for _, body in heard])
     assert any("requant: a run failed" in text and "tiny 20" in text for text in texts)
+    assert any("give `requant run` again" in text for text in texts)
 
 
 def test_a_secret_goes_to_the_server_and_nowhere_else(

@@ -71,6 +71,11 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
         print_summary(summary, page)
     if not state.is_completed():
         typer.secho(f"{state.name}: {state.message}", fg="red", err=True)
+        command = again("run", config, overrides)
+        if not state.is_cancelled():
+            typer.echo(
+                f"when the cause is mended, `{command}` goes on from what is valid", err=True
+            )
         raise typer.Exit(1)
 
 
