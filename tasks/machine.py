@@ -9,13 +9,21 @@ from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from requant.errors import TerminalError
-from requant.services import Service, running, start, stop
+from requant.errors import TerminalError, TransientError
+from requant.services import Service, answers, running, start, stop
 from requant.store import Store
+from requant.store.gc import held_nights
+from requant.store.locks import holder_of
 from tasks import tracking
 from tasks.own_services import HEALTH, MLFLOW, PREFECT, WORKER, prefect_api
 from tasks.prefect_server import command_path
-from tasks.server_setup import HEARTBEAT_SECONDS, POOL, crash_runs, prepare_server
+from tasks.server_setup import (
+    HEARTBEAT_SECONDS,
+    POOL,
+    crash_runs,
+    prepare_server,
+    runs_without_deployment,
+)
 
 
 def start_machine(
@@ -115,13 +123,36 @@ def set_up_server(
 
 
 def stop_machine(state: Path) -> Iterator[str]:
-    """Stop what `start_machine` started, the worker first; yields what a person should know."""
+    """Stop what `start_machine` started, the worker first; yields what a person should know.
+
+    Raises:
+        TransientError: If a night that the worker did not start needs the Prefect server.
+    """
     store = Store(state)
+    if running(store, PREFECT) is not None:
+        _refuse_in_use(store)
     stopped = [WORKER] if stop(store, WORKER) else []
     if running(store, PREFECT) is not None:
         yield from _crashed(store, "stopped with the machine by `requant down`")
     stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
     yield f"stopped: {', '.join(stopped) or 'nothing was running'}"
+
+
+def _refuse_in_use(store: Store) -> None:
+    """Refuse to take the server from a night of `requant run`: it would fail after its stage."""
+    api = prefect_api(store)
+    if not answers(f"{api}{HEALTH}"):
+        return
+    with temporary_settings({PREFECT_API_URL: api}):
+        names = [repr(name) for name in runs_without_deployment()]
+    for path in held_nights(store):
+        holder = holder_of(path)
+        if holder and any(name in holder.what for name in names):
+            raise TransientError(
+                f"{holder} is in progress: `requant run` started it and it needs this Prefect "
+                f"server. Nothing was stopped; let it end, or end it (`kill -INT {holder.pid}`; "
+                "the next run goes on from what is valid), then give `requant down` again"
+            )
 
 
 def _crashed(store: Store, reason: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from prefect.utilities.urls import url_for
 from requant.config import Config
 from requant.errors import ConfigError, TerminalError, TransientError
 from requant.processes import end, spawn
-from requant.services import answers, running
+from requant.services import answers, running, unreachable
 from requant.store import Store, locked
 from tasks.own_services import PREFECT, prefect_api
 
@@ -55,11 +55,13 @@ def prefect_server(config: Config) -> Iterator[Server]:
         The server; until `ready` is called there is time to import.
 
     Raises:
-        TransientError: From `ready`, if the server does not answer in time.
+        TransientError: From `ready`, if the server does not answer in time; at the end of the
+            block, if it is gone.
     """
     settings = get_current_settings()
     if settings.api.url is not None:
-        yield Server(lambda: None, ours=False)
+        with _talking_to(settings.api.url):
+            yield Server(lambda: None, ours=False)
         return
     store = Store(config.state.resolve())
     started = prefect_api(store)
@@ -97,14 +99,31 @@ def prefect_server(config: Config) -> Iterator[Server]:
 
 @contextmanager
 def _talking_to(url: str) -> Iterator[None]:
-    """Name a server for the length of a block, and send what is still to be said at its end."""
+    """Name a server for the length of a block, and send what is still to be said at its end.
+
+    Raises:
+        TransientError: If the server is gone then: nobody knows what became of the run.
+    """
     try:
         with temporary_settings({PREFECT_API_URL: url}):
             yield
+        _refuse_gone(url, None)
+    except Exception as error:
+        _refuse_gone(url, error)
+        raise
     finally:
         # It would wait a minute for a server that is gone.
         APILogWorker.drain_all(timeout=DRAIN_SECONDS)
         EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def _refuse_gone(url: str, cause: Exception | None) -> None:
+    if unreachable(url):
+        raise TransientError(
+            f"Prefect's server at {url} is gone. What the stages have finished is kept: start it "
+            "again (`requant up`; one of the command's own starts by itself) and give the same "
+            "command again, it goes on from there"
+        ) from cause
 
 
 def prepare_prefect() -> None:

@@ -119,6 +119,14 @@ def _contains(found: object, wanted: object) -> bool:
     return found == wanted
 
 
+def runs_without_deployment() -> list[str]:
+    """List the names of flow runs in progress that no worker started: those of `requant run`."""
+    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running))
+    return [str(run.name) for run in runs if run.deployment_id is None]
+
+
 def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[tuple[str, str]]:
     """Mark runs of requant's deployments whose worker is gone, so that they can be retried.
 

@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 from requant.errors import ConfigError, TransientError
+from requant.services import unreachable
 from requant.store import locked
 from requant.store.locks import Say
 from tasks.tracking.database import is_current, migrate
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-PROBE_SECONDS = 3.0
 SQLITE = "sqlite:///"
 
 P = ParamSpec("P")
@@ -168,11 +167,8 @@ def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> st
 
 def probe(uri: str) -> None:
     """Raise at once where mlflow itself would try for minutes."""
-    parts = urlparse(uri)
-    if parts.scheme not in {"http", "https"}:
+    if urlparse(uri).scheme not in {"http", "https"}:
         return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
-    except OSError as error:
+    error = unreachable(uri)
+    if error is not None:
         raise TransientError(_is_away(uri, error)) from error

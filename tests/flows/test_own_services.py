@@ -7,13 +7,18 @@ from pathlib import Path
 
 import pytest
 from chain import micro_config
+from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Running
 
 from requant.config import Config
 from requant.errors import TransientError
-from requant.services import Service, start, stop
+from requant.services import Service, running, start, stop
 from requant.store import Store
+from requant.store.locks import locked
 from tasks import prefect_server
+from tasks.machine import stop_machine
 from tasks.own_services import MLFLOW, PREFECT, with_pages
 
 
@@ -87,3 +92,34 @@ def test_links_lead_to_the_pages_that_show_the_database(config: Config, address:
         assert with_pages(other) is other
     finally:
         stop(store, MLFLOW)
+
+
+@flow
+def a_night() -> None: ...
+
+
+def test_down_leaves_the_server_to_a_night_that_needs_it(config: Config) -> None:
+    store = Store(config.state.resolve())
+    start(store, Service(PREFECT, ["sleep", "600"], {}, None), seconds=0)
+    mark = store.service_path(PREFECT)
+    mark.write_text(f"{mark.read_text()}{PREFECT_API_URL.value()}/health")
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(a_night, name="small of tonight", state=Running())
+        with (
+            locked(store.night_lock("small"), what=f"the night {run.name!r}"),
+            pytest.raises(TransientError, match=r"'small of tonight' \(process .*kill -INT"),
+        ):
+            list(stop_machine(store.root))
+        assert running(store, PREFECT)
+        assert "stopped: prefect-server" in list(stop_machine(store.root))
+        client.set_flow_run_state(run.id, Completed(), force=True)
+
+
+def test_a_server_that_goes_away_is_said_to_be_gone(config: Config, address: str) -> None:
+    with (
+        pytest.raises(TransientError, match=r"server at http.* is gone.*same command again"),
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config),
+    ):
+        stop(Store(config.state.resolve()), PREFECT)
+        raise RuntimeError("as Prefect's client says it")
