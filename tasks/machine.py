@@ -16,11 +16,12 @@ from requant.store.gc import held_nights
 from requant.store.locks import holder_of
 from tasks import tracking
 from tasks.own_services import HEALTH, MLFLOW, PREFECT, WORKER, prefect_api
-from tasks.prefect_server import command_path
+from tasks.prefect_server import command_path, talking_to
 from tasks.server_setup import (
     HEARTBEAT_SECONDS,
     POOL,
     crash_runs,
+    expect_signs_of_life,
     prepare_server,
     runs_without_deployment,
 )
@@ -71,8 +72,9 @@ def start_machine(
     for service in services:
         yield _said(service, start(store, service))
     settings["REQUANT_TRACKING_PAGES"] = f"http://127.0.0.1:{mlflow_port}"
-    with temporary_settings({PREFECT_API_URL: api}):
+    with talking_to(api):
         set_up_server(root, accelerators, processors, settings)
+        expect_signs_of_life()
     yield "deployed: prefect.yaml"
     if running(store, WORKER) is None:
         yield from _crashed(store, "the machine or its worker went down")
@@ -144,7 +146,7 @@ def _refuse_in_use(store: Store) -> None:
     if not answers(f"{api}{HEALTH}"):
         return
     with temporary_settings({PREFECT_API_URL: api}):
-        names = [repr(name) for name in runs_without_deployment()]
+        names = [repr(run.name) for run in runs_without_deployment()]
     for path in held_nights(store):
         holder = holder_of(path)
         if holder and any(name in holder.what for name in names):

@@ -60,13 +60,13 @@ def prefect_server(config: Config) -> Iterator[Server]:
     """
     settings = get_current_settings()
     if settings.api.url is not None:
-        with _talking_to(settings.api.url):
+        with talking_to(settings.api.url):
             yield Server(lambda: None, ours=False)
         return
     store = Store(config.state.resolve())
     started = prefect_api(store)
     if started is not None:
-        with _talking_to(started):
+        with talking_to(started):
             yield Server(
                 partial(_wait, lambda: running(store, PREFECT), started, store.log_path(LOG)),
                 ours=False,
@@ -91,14 +91,14 @@ def prefect_server(config: Config) -> Iterator[Server]:
             starting.close()
 
         try:
-            with _talking_to(url):
+            with talking_to(url):
                 yield Server(ready, ours=True)
         finally:
             end(process)
 
 
 @contextmanager
-def _talking_to(url: str) -> Iterator[None]:
+def talking_to(url: str) -> Iterator[None]:
     """Name a server for the length of a block, and send what is still to be said at its end.
 
     Raises:

@@ -13,7 +13,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events import emit_event
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -24,6 +25,7 @@ from prefect.workers.process import ProcessWorker
 from tasks.policy import ACCELERATOR, PROCESSOR
 
 POOL = "requant"
+HEARTBEAT = "prefect.flow-run.heartbeat"
 HEARTBEAT_SECONDS = 30
 """The shortest Prefect allows."""
 SILENT_HEARTBEATS = 3
@@ -80,10 +82,9 @@ def prepare_server(accelerators: int, processors: int) -> None:
 
 
 def _silence() -> EventTrigger:
-    heartbeat = "prefect.flow-run.heartbeat"
     return EventTrigger(
-        after={heartbeat},
-        expect={heartbeat, *FINAL_EVENTS},
+        after={HEARTBEAT},
+        expect={HEARTBEAT, *FINAL_EVENTS},
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
         match_related=OF_REQUANT,
         for_each={"prefect.resource.id"},
@@ -119,12 +120,37 @@ def _contains(found: object, wanted: object) -> bool:
     return found == wanted
 
 
-def runs_without_deployment() -> list[str]:
-    """List the names of flow runs in progress that no worker started: those of `requant run`."""
+def runs_without_deployment() -> list[FlowRun]:
+    """List the flow runs in progress that no worker started: those of `requant run`."""
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running))
-    return [str(run.name) for run in runs if run.deployment_id is None]
+    return [run for run in runs if run.deployment_id is None]
+
+
+def expect_signs_of_life() -> None:
+    """Let the automation for dead runs wait for a sign of each run that no worker started.
+
+    A server that was down for some minutes has forgotten for whose it waited, and such a run would
+    say Running for ever. Whoever lives sends the next one within 30 seconds.
+    """
+    with get_client(sync_client=True) as client:
+        for run in runs_without_deployment():
+            flow = client.read_flow(run.flow_id)
+            emit_event(
+                HEARTBEAT,
+                resource={
+                    "prefect.resource.id": f"prefect.flow-run.{run.id}",
+                    "prefect.resource.name": run.name,
+                },
+                related=[
+                    {
+                        "prefect.resource.id": f"prefect.flow.{flow.id}",
+                        "prefect.resource.role": "flow",
+                        "prefect.resource.name": flow.name,
+                    }
+                ],
+            )
 
 
 def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[tuple[str, str]]:

@@ -32,7 +32,11 @@ def test_a_dead_machine_is_noticed_and_the_night_goes_on(machine: Machine) -> No
     kill(machine.worker(), machine.flow_process())
     crashed = machine.wait(run, "CRASHED", seconds=200)
     assert "no heartbeat for 90 s" in crashed["state"]["message"]
+    # A run of no deployment whose last sign of life the server has forgotten.
+    body = {"name": "of requant run", "state": {"type": "RUNNING"}, "flow_id": crashed["flow_id"]}
+    forgotten = machine.post("flow_runs/", body)["id"]
     assert "worker: started" in machine.up()
     machine.retry(run)
     machine.wait(run, "COMPLETED")
     assert resumed_at(machine, run) >= last
+    assert "give `requant run` again" in machine.wait(forgotten, "CRASHED")["state"]["message"]
