@@ -66,35 +66,27 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_server(tmp_path: Path) 
         run.kill()
 
 
-def test_a_run_alone_deploys_and_a_failed_one_says_how_to_go_on(
-    tmp_path: Path,
-) -> None:
+def test_a_run_alone_deploys_what_it_promotes(tmp_path: Path) -> None:
     document = yaml.safe_load(MICRO) | {"state": str(tmp_path / "state")}
-    document["promote"] = {"auto": True, "guard": ["old_perplexity"]}
+    document["promote"] = {"auto": True}
     document["deploy"] = {"action": {"kind": "copy", "folder": str(tmp_path / "served")}}
     (tmp_path / "micro.yaml").write_text(yaml.safe_dump(document))
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
     environment.pop("PREFECT_API_URL", None)
 
-    def requant(command: str, *words: str, fails: int = 0) -> str:
+    def requant(command: str) -> str:
         code = [sys.executable, "-c", "from requant.cli import app; app()"]
         done = subprocess.run(
-            [*code, command, str(tmp_path / "micro.yaml"), *words],
+            [*code, command, str(tmp_path / "micro.yaml")],
             cwd=ROOT,
             env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == fails, done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
     assert "version 1: champion" in requant("run")
     assert (tmp_path / "served" / "current" / "model.safetensors").exists()
     assert "it is deployed already" in requant("promote")
-    assert "is deployed already" in requant("deploy")
-    strict = ("--set", "merge_fp16.trained_max_kl=1e-12")
-    said = requant("run", *strict, fails=1)
-    assert "Prefect cannot retry this flow run: it is of no deployment" in said
-    way_on = f"`requant run {tmp_path}/micro.yaml {' '.join(strict)}` goes on from what is valid"
-    assert f"when the cause is mended, {way_on}" in said
