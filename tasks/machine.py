@@ -131,21 +131,23 @@ def stop_machine(state: Path) -> Iterator[str]:
         TransientError: If a night that the worker did not start needs the Prefect server.
     """
     store = Store(state)
-    if running(store, PREFECT) is not None:
+    there = running(store, PREFECT) is not None
+    # One that hangs must not keep the machine from being stopped.
+    speaks = there and answers(f"{prefect_api(store)}{HEALTH}")
+    if speaks:
         _refuse_in_use(store)
     stopped = [WORKER] if stop(store, WORKER) else []
-    if running(store, PREFECT) is not None:
+    if speaks:
         yield from _crashed(store, "stopped with the machine by `requant down`")
+    elif there:
+        yield f"{PREFECT}: does not answer; runs in progress are marked at the next `requant up`"
     stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
     yield f"stopped: {', '.join(stopped) or 'nothing was running'}"
 
 
 def _refuse_in_use(store: Store) -> None:
     """Refuse to take the server from a night of `requant run`: it would fail after its stage."""
-    api = prefect_api(store)
-    if not answers(f"{api}{HEALTH}"):
-        return
-    with temporary_settings({PREFECT_API_URL: api}):
+    with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
         names = [repr(run.name) for run in runs_without_deployment()]
     for path in held_nights(store):
         holder = holder_of(path)

@@ -123,3 +123,11 @@ def test_a_server_that_goes_away_is_said_to_be_gone(config: Config, address: str
     ):
         stop(Store(config.state.resolve()), PREFECT)
         raise RuntimeError("as Prefect's client says it")
+
+
+def test_down_stops_a_server_that_hangs(config: Config, address: str, tmp_path: Path) -> None:
+    (tmp_path / "web/api/health").unlink()
+    store = Store(config.state.resolve())
+    said = list(stop_machine(store.root))
+    assert said[0].startswith("prefect-server: does not answer; runs in progress are marked at")
+    assert said[1] == "stopped: prefect-server"
