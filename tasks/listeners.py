@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import DeploymentStatus
 from prefect.client.schemas.responses import DeploymentResponse
@@ -56,8 +57,15 @@ def outlook(line: str, command: str = "requant deploy CONFIG") -> str:
         command: That deploys its champion, as a person types it.
     """
     server = str(PREFECT_API_URL.value()).removesuffix("/api")
-    found = listeners_of(line)
     by_hand = f"`{command}` deploys it here and now"
+    try:
+        found = listeners_of(line)
+    except HTTPError as error:
+        # The model serves by right already; words about it must not make a failure of that.
+        return (
+            f"model.promoted is sent, but {server} does not say who listens ({error}); where "
+            f"nothing does, {by_hand}"
+        )
     if not found:
         return (
             f"nothing deploys it: no deployment on {server} listens for model.promoted of {line}. "

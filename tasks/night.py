@@ -233,7 +233,7 @@ def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promo
     promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
     if promotion.to_deploy and _of_deployment():
         # `requant run` says it, or deploys by itself.
-        get_run_logger().info(retrying(config)(outlook, config.name))
+        get_run_logger().info(outlook(config.name))
     if promotion.reason:
         get_run_logger().warning(promotion.reason)
     return promotion

@@ -55,8 +55,8 @@ def prefect_server(config: Config) -> Iterator[Server]:
         The server; until `ready` is called there is time to import.
 
     Raises:
-        TransientError: From `ready`, if the server does not answer in time; at the end of the
-            block, if it is gone.
+        TransientError: From `ready`, if the server does not answer in time; in place of an error
+            of the block, if the server is gone.
     """
     settings = get_current_settings()
     if settings.api.url is not None:
@@ -102,14 +102,14 @@ def talking_to(url: str) -> Iterator[None]:
     """Name a server for the length of a block, and send what is still to be said at its end.
 
     Raises:
-        TransientError: If the server is gone then: nobody knows what became of the run.
+        TransientError: In place of the block's error, if the server is gone.
     """
     try:
         with temporary_settings({PREFECT_API_URL: url}):
             yield
-        _refuse_gone(url, None)
     except Exception as error:
-        _refuse_gone(url, error)
+        if not answers(f"{url}/health") and unreachable(url):
+            raise _gone(url) from error
         raise
     finally:
         # It would wait a minute for a server that is gone.
@@ -117,13 +117,12 @@ def talking_to(url: str) -> Iterator[None]:
         EventsWorker.drain_all(timeout=DRAIN_SECONDS)
 
 
-def _refuse_gone(url: str, cause: Exception | None) -> None:
-    if unreachable(url):
-        raise TransientError(
-            f"Prefect's server at {url} is gone. What the stages have finished is kept: start it "
-            "again (`requant up`; one of the command's own starts by itself) and give the same "
-            "command again, it goes on from there"
-        ) from cause
+def _gone(url: str) -> TransientError:
+    return TransientError(
+        f"Prefect's server at {url} is gone. What the stages have finished is kept: start it again "
+        "(`requant up`; one of the command's own starts by itself) and give the same command "
+        "again, it goes on from there"
+    )
 
 
 def prepare_prefect() -> None:

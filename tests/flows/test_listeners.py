@@ -6,7 +6,7 @@ import pytest
 import yaml
 from chain import MICRO
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tasks.listeners import listeners_of, outlook
 from tasks.machine import set_up_server
@@ -59,3 +59,14 @@ def test_what_keeps_a_deployment_from_starting_is_named(two_lines: None) -> None
         }
         client.pause_automation(hears["model.small"].id)
         assert "its automation is switched off" in outlook("small")
+
+
+def test_a_server_that_does_not_say_who_listens_fails_nothing() -> None:
+    with temporary_settings(
+        {PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}
+    ):
+        said = outlook("small", "requant deploy mine.yaml")
+    assert said.startswith(
+        "model.promoted is sent, but http://127.0.0.1:9 does not say who listens ("
+    )
+    assert said.endswith("where nothing does, `requant deploy mine.yaml` deploys it here and now")

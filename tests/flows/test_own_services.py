@@ -122,7 +122,7 @@ def test_a_server_that_goes_away_is_said_to_be_gone(config: Config, address: str
         prefect_server.prefect_server(config),
     ):
         stop(Store(config.state.resolve()), PREFECT)
-        raise RuntimeError("as Prefect's client says it")
+        raise ConnectionError("as Prefect's client says it")
 
 
 def test_down_stops_a_server_that_hangs(config: Config, address: str, tmp_path: Path) -> None:

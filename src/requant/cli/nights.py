@@ -43,6 +43,7 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
         loaded = load(config, overrides)
         check_stages(force, loaded)
         prepare_environment()
+        from requant.errors import TransientError
         from tasks.own_services import with_pages
         from tasks.prefect_server import flow_run_page, prefect_server
         from tasks.preflight import refuse_problems
@@ -60,6 +61,8 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
             tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
             server.ready()
             state = incremental_training(loaded, force or [], return_state=True)
+            if not state.is_final():
+                raise TransientError("Prefect's server did not take the end of the night")
             summary = read_summary(loaded, state.state_details.flow_run_id)
             if summary is not None and summary.to_deploy is not None:
                 by_hand = again("deploy", config, overrides)
