@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 
 from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
@@ -21,6 +21,7 @@ from requant.store import StageRecord, Store, artifact_of, locked, touch_record
 from requant.store.locks import acquire, whose
 from tasks import tracking
 from tasks.caching import StageResult
+from tasks.listeners import outlook
 from tasks.pages import publish_artifacts, write_pages
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
 from tasks.preflight import refuse_problems
@@ -180,7 +181,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
 
 def way_on() -> str:
     """Say what goes on from where the current flow run stopped."""
-    if deployment.id:
+    if _of_deployment():
         return (
             f"when the cause is mended: `prefect flow-run retry {flow_run.id}`, the Retry button "
             "or the next night goes on from what is valid"
@@ -189,6 +190,12 @@ def way_on() -> str:
         "when the cause is mended: `requant run` with this configuration goes on from what is "
         "valid. Prefect cannot retry this flow run: it is of no deployment"
     )
+
+
+def _of_deployment() -> bool:
+    """Tell whether a worker runs this, without asking a server that may be gone."""
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.deployment_id)
 
 
 @contextmanager
@@ -247,6 +254,9 @@ def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promo
     if not config.promote.auto:
         return Promotion(version, "challenger", "", to_deploy=False)
     promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
+    if promotion.to_deploy and _of_deployment():
+        # `requant run` says it, or deploys by itself.
+        get_run_logger().info(outlook(config.name))
     if promotion.reason:
         get_run_logger().warning(promotion.reason)
     return promotion

@@ -162,11 +162,16 @@ def paired_of(store: Store, evaluation: StageRecord) -> list[Mapping[str, Any]]:
     return list(json.loads(path.read_bytes()))
 
 
+def resource_of(line: str) -> dict[str, str]:
+    """Return the label of a model line's events that triggers match."""
+    return {"prefect.resource.id": f"model.{line}"}
+
+
 def _emit(event: str, config: Config, version: ModelVersion, **more: str) -> None:
     emit_event(
         event,
         resource={
-            "prefect.resource.id": f"model.{config.name}",
+            **resource_of(config.name),
             "prefect.resource.name": f"{config.name} v{version.version}",
         },
         payload={

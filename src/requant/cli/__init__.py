@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         operations.setup,
         operations.promote,
         operations.rollback,
+        operations.deploy,
         operations.notify,
     ),
     "Models": (models.merge, models.compare),
