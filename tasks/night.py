@@ -15,7 +15,8 @@ from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
 from requant.history import past_of
 from requant.models import resolve_device
-from requant.report import StageRow
+from requant.progress import done_line
+from requant.report import StageRow, StageState, headline
 from requant.stage import stage_key
 from requant.store import StageRecord, Store, artifact_of, locked, touch_record
 from requant.store.locks import acquire, whose
@@ -64,7 +65,10 @@ class OpenNight:
             said = str(error) or type(error).__name__
             self._rows.append(StageRow(stage.name, "failed", error=said))
             raise
-        self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
+        came: StageState = "cached" if cached else "done"
+        self._rows.append(StageRow(stage.name, came, record))
+        seconds = None if cached else record.seconds
+        get_run_logger().info(done_line(stage.name, came, seconds, headline(record)))
         return result
 
     def past(self, tonight: StageResult | None) -> dict[str, StageResult]:
