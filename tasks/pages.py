@@ -151,7 +151,8 @@ def verdict(rows: list[StageRow], promotion: Promotion | None) -> str:
     """Say in two words what came of a night."""
     failed = [row.stage for row in rows if row.state == "failed"]
     if failed:
-        return f"{failed[0]} failed"
+        # The column is narrow: the word that matters comes first.
+        return f"failed: {failed[0]}"
     return promotion.outcome if promotion else "not registered"
 
 
