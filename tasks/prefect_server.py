@@ -4,6 +4,7 @@ Prefect starts such a server by itself, but only after importing all of it into 
 and a Ctrl-C ends it before the flow has said that it was interrupted.
 """
 
+import os
 import socket
 import subprocess
 import sys
@@ -84,7 +85,8 @@ def prefect_server(config: Config) -> Iterator[Server]:
         # It lives for one run: nothing is scheduled on it.
         command += ["--port", str(port), "--no-scheduler", "--no-late-runs"]
         with log.open("wb") as output:
-            process = spawn(command, output=output)
+            # Its pages ask the API at this address, which would otherwise be that of port 4200.
+            process = spawn(command, output=output, env={**os.environ, "PREFECT_API_URL": url})
 
         def ready() -> None:
             _wait(lambda: process.poll() is None, url, log)

@@ -124,7 +124,7 @@ def night_report(
             {"stage": record.stage, "name": name, **drawn_curve(curve)}
             for record in records
             for name, curve in sorted(record.curves.items(), key=_loss_first)
-            if len(curve) > 1
+            if len(curve) > 1 and any(math.isfinite(value) for _, value in curve)
         ],
     )
 
@@ -171,11 +171,14 @@ def drawn_curve(curve: Curve) -> dict[str, Any]:
     """Scale a curve into a picture of CURVE_WIDTH x CURVE_HEIGHT pixels, y upwards.
 
     Args:
-        curve: At least one (step, value).
+        curve: At least one (step, value) whose value is finite; others leave no mark.
 
     Returns:
-        points (for an SVG polyline), and the first and last steps and extreme values for the axes.
+        points (for an SVG polyline), the first and last steps and extreme values for the axes, and
+        how many points are left out.
     """
+    left_out = sum(not math.isfinite(value) for _, value in curve)
+    curve = tuple(point for point in curve if math.isfinite(point[1]))
     steps = [step for step, _ in curve]
     values = [value for _, value in curve]
     low, high = min(values), max(values)
@@ -196,6 +199,7 @@ def drawn_curve(curve: Curve) -> dict[str, Any]:
         "last": figure(values[-1]),
         "width": CURVE_WIDTH,
         "height": CURVE_HEIGHT,
+        "left_out": left_out,
     }
 
 

@@ -169,3 +169,18 @@ def test_curve_stays_in_its_box(curve: list[tuple[int, float]]) -> None:
     points = [tuple(map(float, point.split(","))) for point in drawn["points"].split()]
     assert len(points) == len(curve)
     assert all(0 <= x <= CURVE_WIDTH and 0 <= y <= CURVE_HEIGHT for x, y in points)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_figures_that_are_not_finite_are_drawn_and_counted(
+    night: dict[str, StageRecord], value: float
+) -> None:
+    curve = ((0, 1.0), (1, value), (2, 0.5))
+    update = {"metrics": {"loss_first": value, "loss_last": value}, "curves": {"loss": curve}}
+    broken = night["train_adapter"].model_copy(update=update)
+    scores = {"base": {"t": {"acc": {"value": value, "stderr": value}}}}
+    page = night_report("x", [StageRow("train_adapter", "done", broken)], scores)
+    assert "(1 points are not finite)" in page
+    assert not re.search(r'points="[^"]*(nan|inf)', page)
+    nothing = broken.model_copy(update={"curves": {"loss": ((0, value), (1, value))}})
+    assert "<polyline" not in night_report("x", [StageRow("train_adapter", "done", nothing)])

@@ -112,4 +112,12 @@ def prepare_environment() -> Path:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if home := os.environ.get("PREFECT_HOME"):
+        # Prefect makes the last folder of the path alone, and warns where it cannot.
+        try:
+            Path(home).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"PREFECT_HOME={home}: cannot be made ({error.strerror}); name a folder that can"
+            ) from error
     return roots[0]

@@ -37,6 +37,7 @@ def print_summary(summary: "NightSummary", prefect_page: str) -> None:
         typer.echo("          then open http://127.0.0.1:4200/runs")
     if summary.mlflow_page.startswith("http"):
         typer.echo(f"MLflow:   {summary.mlflow_page}")
+        typer.echo(f"          all nights: {summary.mlflow_nights}")
     else:
         typer.echo(f"MLflow:   {binaries}/mlflow server --backend-store-uri {summary.mlflow_uri}")
         typer.echo(f"          then open http://127.0.0.1:5000/{summary.mlflow_page}")

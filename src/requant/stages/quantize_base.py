@@ -163,7 +163,12 @@ def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
         _probe(context)
         return {}
     fidelity = compare_folders(
-        base, context.out, data / "heldout.jsonl", rows=FIDELITY_ROWS, device=context.device
+        base,
+        context.out,
+        data / "heldout.jsonl",
+        rows=FIDELITY_ROWS,
+        device=context.device,
+        reporter=context.reporter,
     )
     return fidelity.as_metrics()
 

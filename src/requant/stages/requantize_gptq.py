@@ -70,6 +70,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         data / "heldout.jsonl",
         rows=section.fidelity_rows,
         device=context.device,
+        reporter=context.reporter,
     )
     metrics = {
         "kl": fidelity.kl,
