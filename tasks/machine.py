@@ -162,11 +162,11 @@ def _refuse_in_use(store: Store) -> None:
 def _crashed(store: Store, reason: str) -> Iterator[str]:
     """Mark the runs the worker left behind: without a worker nobody else will."""
     with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
-        text = f"{reason}; retry the run, or wait for the next night, to go on from what is valid"
+        text = f"{reason}; retry the run to go on from what is valid"
         for name, run_id in crash_runs(text, alive=_has_process):
             yield (
                 f"{name}: Crashed; with `requant up` running, `prefect flow-run retry {run_id}` "
-                "or the next night goes on from what is valid"
+                "goes on from what is valid"
             )
 
 

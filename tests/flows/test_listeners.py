@@ -8,6 +8,7 @@ from chain import MICRO
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from requant.errors import TerminalError
 from tasks.listeners import listeners_of, outlook
 from tasks.machine import set_up_server
 from tasks.server_setup import POOL
@@ -70,3 +71,17 @@ def test_a_server_that_does_not_say_who_listens_fails_nothing() -> None:
         "model.promoted is sent, but http://127.0.0.1:9 does not say who listens ("
     )
     assert said.endswith("where nothing does, `requant deploy mine.yaml` deploys it here and now")
+
+
+def test_a_configuration_that_cannot_work_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    for name in ("flows", "tasks", "prefect.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "configs").mkdir()
+    document = {**yaml.safe_load(MICRO), "seed": -1}
+    (tmp_path / "configs/tiny.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(TerminalError) as caught:
+        set_up_server(tmp_path, 1, 1, {"PREFECT_API_URL": str(PREFECT_API_URL.value())})
+    said = str(caught.value)
+    assert said.startswith("nothing is deployed from prefect.yaml: configs/tiny.yaml: ")
+    assert "seed" in said
+    assert "Traceback" not in said
