@@ -89,7 +89,9 @@ def write_pages(
         merged = _merged_tensors(night.store, records)
         return night_report(title, rows, scores, paired, merged, notes)
 
-    lineage, report = _drawn("lineage", draw_lineage), _drawn("report", draw_report)
+    failure = "\n\n".join(f"{row.stage} failed: {row.error}" for row in reached if row.error)
+    lineage = _drawn("lineage", draw_lineage, failure)
+    report = _drawn("report", draw_report, failure)
     path = night.store.report_path(night.parent.flow_run_id)
     summary = NightSummary(
         rows=(
@@ -108,14 +110,20 @@ def write_pages(
     return summary, lineage, report
 
 
-def _drawn(page: str, draw: Callable[[], str]) -> str:
-    """Draw a page; one that cannot be drawn says so and fails nothing: the night is what it was."""
+def _drawn(page: str, draw: Callable[[], str], failure: str) -> str:
+    """Draw a page; one that cannot be drawn says so and fails nothing: the night is what it was.
+
+    Why the night failed stands on it all the same.
+    """
     try:
         return draw()
     except Exception as error:
         get_run_logger().exception(f"the {page} could not be drawn")
         text = html.escape(f"{type(error).__name__}: {error}")
-        return f"<!doctype html><title>{page}</title><p>This page could not be drawn: {text}</p>"
+        return (
+            f"<!doctype html><title>{page}</title><pre>{html.escape(failure)}</pre>"
+            f"<p>This page could not be drawn: {text}</p>"
+        )
 
 
 def promotes(config: Config) -> bool:

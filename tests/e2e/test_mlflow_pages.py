@@ -165,9 +165,9 @@ def test_all_nights_stand_side_by_side_with_the_figures_that_matter(
     # Columns outside of the window are not drawn.
     page.set_viewport_size({"width": 2000, "height": 1000})
     for name in (BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE, "verdict"):
-        page.get_by_role("columnheader", name=name).wait_for()
+        page.get_by_role("columnheader", name=name).first.wait_for()
     for text in ("9.75", "9.25", "0.31", "challenger"):
-        page.get_by_role("gridcell").get_by_text(text, exact=True).wait_for()
+        page.get_by_role("gridcell").get_by_text(text, exact=True).first.wait_for()
     keep(page, "nights")
     page.close()
 

@@ -136,6 +136,12 @@ def test_evaluation_is_reproducible(
     for context in contexts:
         evaluate.execute(Evaluate(limit=4), context, data=tiny_data, base=tiny_base)
     assert describe(contexts[0].out) == describe(contexts[1].out)
+    steps = contexts[0].reporter.steps  # type: ignore[attr-defined]
+    assert {unit for _, _, unit in steps} == {"requests of base, model 1 of 1"}
+    # Four documents of four choices; eight texts in ten windows. The passes through the model alone
+    # reach what was foreseen, and the end of the work says it again.
+    assert sorted(total for done, total, _ in steps if done == total) == [10, 10, 16, 16]
+    assert steps[0][0] < steps[0][1]
     lines = (contexts[0].out / "samples" / "base.describe_choice.jsonl").read_text().splitlines()
     whole = (evaluated[0] / "samples" / "base.describe_choice.jsonl").read_text().splitlines()
     assert lines == whole[:4]
