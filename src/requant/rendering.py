@@ -10,7 +10,8 @@ from typing import Any, Literal
 from requant.canonical import canonical_json
 from requant.errors import ContractError
 from requant.json_file import read_object
-from requant.row_formats import Message, Row
+from requant.messages import Message
+from requant.row_formats import Row
 
 RULES_NAME = "template.json"
 """File of a dataset artifact that holds the rules."""

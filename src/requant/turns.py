@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from requant.messages import Message
 from requant.rendering import Dialect, RowError, render, rendered_ids, text_ids
-from requant.row_formats import Message, Row
+from requant.row_formats import Row
 
 IGNORED = -100
 """Label of a token without loss (torch.nn.CrossEntropyLoss's default ignore_index)."""
