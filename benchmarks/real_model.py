@@ -96,13 +96,15 @@ def convert(gguf: Path, out: Path) -> None:
 def write_conversations(path: Path) -> None:
     """Write the docstrings of the standard library as a user's file: one conversation a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    draft = path.with_name(f".{path.name}")
+    with draft.open("w", encoding="utf-8") as file:
         for item in docstrings():
             messages = [
                 {"role": "user", "content": instruction(item)},
                 {"role": "assistant", "content": item.summary},
             ]
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+    draft.replace(path)
 
 
 def answers(config: Path) -> None:

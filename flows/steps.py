@@ -20,7 +20,8 @@ def read_config(
         tracking_pages: In place of `tracking.pages`, where it is not empty.
 
     Returns:
-        The key `config`, and `state` for flows that need no more of it.
+        `config`; of it `name`, for the trigger that a promotion starts, and `state`, for flows that
+        need no more.
 
     Raises:
         ConfigError: Where the configuration cannot work; nothing is deployed then.
@@ -31,4 +32,8 @@ def read_config(
     # Tonight's file may not be there yet, so at this moment they are warnings.
     for problem in find_problems(config):
         print(f"warning: a night started now would be refused: {problem}", file=sys.stderr)
-    return {"config": config.model_dump(mode="json"), "state": str(config.state)}
+    return {
+        "config": config.model_dump(mode="json"),
+        "name": config.name,
+        "state": str(config.state),
+    }

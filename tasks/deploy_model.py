@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from requant.canonical import digest_of
 from requant.config import Config
 from requant.deploy import Release, act, check_release
-from requant.errors import ContractError
+from requant.errors import ConfigError, ContractError
 from requant.models import resolve_device
 from requant.store import Store, locked
 from requant.store.objects import write_durably
@@ -47,7 +47,7 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
         digest: The version must have it; None for any.
 
     Raises:
-        ConfigError: If there is no such version.
+        ConfigError: If none is named and there is no champion.
         ContractError: If the version has another digest.
         Exception: As `requant.deploy.check_release` and `act`; the former model goes on serving.
     """
@@ -56,6 +56,8 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
     action = digest_of(config.deploy.model_dump(mode="json"))
     with locked(store.lock_path(f"deploy-{config.name}")):
         serving = versions.champion(registry)
+        if serving is None and version is None:
+            raise ConfigError(f"{config.name}: has no champion; `requant promote CONFIG` makes one")
         if serving is None or (version is not None and version != serving.version):
             now = f"version {serving.version}" if serving else "none"
             return f"{config.name}: version {version} is not the champion ({now} is)"

@@ -1,6 +1,7 @@
 """Everything on one machine: Prefect's server, MLflow's server, a worker, the deployments."""
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -8,14 +9,22 @@ from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from requant.errors import TerminalError
-from requant.services import Service, address, running, start, stop
+from requant.errors import TerminalError, TransientError
+from requant.services import Service, answers, running, start, stop
 from requant.store import Store
+from requant.store.gc import held_nights
+from requant.store.locks import holder_of
 from tasks import tracking
-from tasks.prefect_server import command_path
-from tasks.server_setup import HEARTBEAT_SECONDS, POOL, crash_runs, prepare_server
-
-PREFECT, MLFLOW, WORKER = "prefect-server", "mlflow-server", "worker"
+from tasks.own_services import HEALTH, MLFLOW, PREFECT, WORKER, prefect_api
+from tasks.prefect_server import command_path, talking_to
+from tasks.server_setup import (
+    HEARTBEAT_SECONDS,
+    POOL,
+    crash_runs,
+    expect_signs_of_life,
+    prepare_server,
+    runs_without_deployment,
+)
 
 
 def start_machine(
@@ -47,7 +56,7 @@ def start_machine(
             PREFECT,
             (command_path("prefect"), "server", "start", *here, str(prefect_port)),
             settings,
-            f"{api}/health",
+            f"{api}{HEALTH}",
         ),
         Service(
             MLFLOW,
@@ -57,14 +66,15 @@ def start_machine(
             ),
             # Six processes that wait for jobs nobody here starts.
             {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            f"http://127.0.0.1:{mlflow_port}/health",
+            f"http://127.0.0.1:{mlflow_port}{HEALTH}",
         ),
     ]
     for service in services:
         yield _said(service, start(store, service))
     settings["REQUANT_TRACKING_PAGES"] = f"http://127.0.0.1:{mlflow_port}"
-    with temporary_settings({PREFECT_API_URL: api}):
+    with talking_to(api):
         set_up_server(root, accelerators, processors, settings)
+        expect_signs_of_life()
     yield "deployed: prefect.yaml"
     if running(store, WORKER) is None:
         yield from _crashed(store, "the machine or its worker went down")
@@ -96,36 +106,68 @@ def set_up_server(
     """
     prepare_server(accelerators, processors)
     command = [command_path("prefect"), "--no-prompt", "deploy", "--all"]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         command,
         cwd=root,
         # The build step reads the configuration with the project's own code.
-        env={**os.environ, **environment, "PYTHONPATH": str(root)},
+        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise TerminalError(f"{' '.join(command)}: failed:\n{done.stdout}{done.stderr}")
+        output = f"{done.stdout}{done.stderr}"
+        # The first is the cause, and says what to do; Prefect shows it among five tracebacks.
+        refused = re.search(r"^requant\.errors\.\w+: (.+?)\n\n", output, re.DOTALL | re.MULTILINE)
+        reason = refused[1] if refused else f"{' '.join(command)}: failed:\n{output}"
+        raise TerminalError(f"nothing is deployed from prefect.yaml: {reason}")
 
 
 def stop_machine(state: Path) -> Iterator[str]:
-    """Stop what `start_machine` started, the worker first; yields what a person should know."""
+    """Stop what `start_machine` started, the worker first; yields what a person should know.
+
+    Raises:
+        TransientError: If a night that the worker did not start needs the Prefect server.
+    """
     store = Store(state)
+    there = running(store, PREFECT) is not None
+    # One that hangs must not keep the machine from being stopped.
+    speaks = there and answers(f"{prefect_api(store)}{HEALTH}")
+    if speaks:
+        _refuse_in_use(store)
     stopped = [WORKER] if stop(store, WORKER) else []
-    if running(store, PREFECT) is not None:
+    if speaks:
         yield from _crashed(store, "stopped with the machine by `requant down`")
+    elif there:
+        yield f"{PREFECT}: does not answer; runs in progress are marked at the next `requant up`"
     stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
     yield f"stopped: {', '.join(stopped) or 'nothing was running'}"
 
 
+def _refuse_in_use(store: Store) -> None:
+    """Refuse to take the server from a night of `requant run`: it would fail after its stage."""
+    with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
+        names = [repr(run.name) for run in runs_without_deployment()]
+    for path in held_nights(store):
+        holder = holder_of(path)
+        if holder and any(name in holder.what for name in names):
+            raise TransientError(
+                f"{holder} is in progress: `requant run` started it and it needs this Prefect "
+                f"server. Nothing was stopped; let it end, or end it (`kill -INT {holder.pid}`; "
+                "the next run goes on from what is valid), then give `requant down` again"
+            )
+
+
 def _crashed(store: Store, reason: str) -> Iterator[str]:
     """Mark the runs the worker left behind: without a worker nobody else will."""
-    health = address(store, PREFECT) or ""
-    with temporary_settings({PREFECT_API_URL: health.removesuffix("/health")}):
-        text = f"{reason}; retry the run to go on from what is done"
-        for name in crash_runs(text, alive=_has_process):
-            yield f"{name}: Crashed; `prefect flow-run retry` goes on from what is done"
+    with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
+        text = f"{reason}; retry the run, or wait for the next night, to go on from what is valid"
+        for name, run_id in crash_runs(text, alive=_has_process):
+            yield (
+                f"{name}: Crashed; with `requant up` running, `prefect flow-run retry {run_id}` "
+                "or the next night goes on from what is valid"
+            )
 
 
 def _has_process(flow_run: str) -> bool:

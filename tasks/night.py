@@ -9,19 +9,21 @@ from datetime import UTC, datetime
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
-from prefect.runtime import deployment, flow_run
+from prefect.runtime import flow_run
 
 from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
 from requant.history import lost_datasets, past_of
 from requant.models import resolve_device
-from requant.report import StageRow
+from requant.progress import done_line
+from requant.report import StageRow, StageState, headline
 from requant.stage import stage_key
 from requant.store import StageRecord, Store, artifact_of, locked, touch_record
 from requant.store.locks import acquire, whose
 from tasks import tracking
 from tasks.caching import StageResult
-from tasks.pages import publish_artifacts, write_pages
+from tasks.listeners import outlook
+from tasks.pages import night_figures, publish_artifacts, verdict, write_pages
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
 from tasks.preflight import refuse_problems
 from tasks.promote import Promotion, paired_of, promote, register
@@ -65,7 +67,10 @@ class OpenNight:
             said = str(error) or type(error).__name__
             self._rows.append(StageRow(stage.name, "failed", error=said))
             raise
-        self._rows.append(StageRow(stage.name, "cached" if cached else "done", record))
+        came: StageState = "cached" if cached else "done"
+        self._rows.append(StageRow(stage.name, came, record))
+        seconds = None if cached else record.seconds
+        get_run_logger().info(done_line(stage.name, came, seconds, headline(record)))
         return result
 
     def past(self, tonight: StageResult | None) -> dict[str, StageResult]:
@@ -95,20 +100,41 @@ class OpenNight:
             self._note(*self._promotion.notes)
 
     def close(self, status: tracking.Status) -> None:
-        """Write the pages, and end the MLflow parent run."""
+        """Write the pages, and end the MLflow parent run.
+
+        What of it fails is said, and changes nothing of how the night ended: its model may be
+        registered and serve by now.
+        """
         night = self._night
-        summary, lineage, report = write_pages(
-            night, self._rows, self._promotion, str(flow_run.name), self._notes
-        )
         records = [row.record for row in self._rows if row.record]
+        lineage = report = ""
+        with _said("its pages in the state folder"):
+            summary, lineage, report = write_pages(
+                night, self._rows, self._promotion, str(flow_run.name), self._notes
+            )
+            with _said("its artifacts in Prefect"):
+                publish_artifacts(night, summary, records)
         metrics = records[-1].metrics if records and records[-1].stage == "evaluate" else {}
         # Who cancels a night does not wait for a server that is away.
         attempt = (
             (lambda call, *words: call(*words)) if status == "KILLED" else retrying(night.config)
         )
-        failure = "\n\n".join(f"{row.stage}: {row.error}" for row in self._rows if row.error)
-        attempt(tracking.close_parent, night.parent, status, lineage, report, metrics, failure)
-        publish_artifacts(night, summary, records)
+        failure = "\n\n".join(
+            row.error if row.error.startswith(f"{row.stage}:") else f"{row.stage}: {row.error}"
+            for row in self._rows
+            if row.error
+        )
+        with _said("its run in MLflow"):
+            attempt(
+                tracking.close_parent,
+                night.parent,
+                status,
+                lineage,
+                report,
+                metrics | night_figures(records),
+                failure,
+                verdict(self._rows, self._promotion),
+            )
 
     def _note(self, *texts: str) -> None:
         """Say what a person should know although nothing failed, in the log and in the report."""
@@ -169,18 +195,29 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             except BaseException as error:
                 get_run_logger().error("%s", str(error) or type(error).__name__)
                 get_run_logger().error("%s", way_on())
-                try:
-                    opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
-                except Exception as second:
-                    # The stage's own error is the one to act on.
-                    get_run_logger().warning("the night could not be closed: %s", second)
+                opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
                 raise
             opened.close("FINISHED")
 
 
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Turn an error into a line of the log: the work is done, a page of it is missing."""
+    try:
+        yield
+    except Exception as error:
+        get_run_logger().error(
+            "the night is what it was, but %s could not be written (%s: %s); run it again to "
+            "write them, its stages are cached",
+            what,
+            type(error).__name__,
+            error,
+        )
+
+
 def way_on() -> str:
     """Say what goes on from where the current flow run stopped."""
-    if deployment.id:
+    if _of_deployment():
         return (
             f"when the cause is mended: `prefect flow-run retry {flow_run.id}`, the Retry button "
             "or the next night goes on from what is valid"
@@ -189,6 +226,12 @@ def way_on() -> str:
         "when the cause is mended: `requant run` with this configuration goes on from what is "
         "valid. Prefect cannot retry this flow run: it is of no deployment"
     )
+
+
+def _of_deployment() -> bool:
+    """Tell whether a worker runs this, without asking a server that may be gone."""
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.deployment_id)
 
 
 @contextmanager
@@ -247,6 +290,9 @@ def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promo
     if not config.promote.auto:
         return Promotion(version, "challenger", "", to_deploy=False)
     promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
+    if promotion.to_deploy and _of_deployment():
+        # `requant run` says it, or deploys by itself.
+        get_run_logger().info(outlook(config.name))
     if promotion.reason:
         get_run_logger().warning(promotion.reason)
     return promotion

@@ -10,7 +10,7 @@ from prefect.exceptions import ObjectNotFound
 
 from requant.errors import ConfigError
 from tasks.promote import PROMOTED, REFUSED
-from tasks.server_setup import OF_REQUANT, apply_automation
+from tasks.server_setup import GO_ON, OF_REQUANT, apply_automation
 
 ENDED_BADLY = frozenset({"prefect.flow-run.Failed", "prefect.flow-run.Crashed"})
 BODY = """{{ event.event }}: {{ event.resource["prefect.resource.name"] }}
@@ -18,11 +18,12 @@ BODY = """{{ event.event }}: {{ event.resource["prefect.resource.name"] }}
 {% endfor %}"""
 ANY = ResourceSpecification({})
 RULES = (
-    ("failures", "requant: a run failed", ENDED_BADLY, "prefect.flow-run.*", OF_REQUANT),
-    ("refusals", "requant: a model was refused", frozenset({REFUSED}), "model.*", ANY),
-    ("promotions", "requant: a model was promoted", frozenset({PROMOTED}), "model.*", ANY),
+    ("failures", "requant: a run failed", ENDED_BADLY, "prefect.flow-run.*", OF_REQUANT, GO_ON),
+    ("refusals", "requant: a model was refused", frozenset({REFUSED}), "model.*", ANY, ""),
+    ("promotions", "requant: a model was promoted", frozenset({PROMOTED}), "model.*", ANY, ""),
 )
-"""What is told, its subject, the events, the resources they are about, and whose they are."""
+"""What is told, its subject, the events, the resources they are about, whose they are, and the last
+words."""
 
 
 def notify_through(block: str) -> list[str]:
@@ -40,7 +41,7 @@ def notify_through(block: str) -> list[str]:
     """
     document = _block_id(block)
     names = []
-    for what, subject, events, resource, owner in RULES:
+    for what, subject, events, resource, owner, last in RULES:
         trigger = EventTrigger(
             expect=set(events),
             match=ResourceSpecification({"prefect.resource.id": resource}),
@@ -48,7 +49,7 @@ def notify_through(block: str) -> list[str]:
             posture=Posture.Reactive,
             threshold=1,
         )
-        action = SendNotification(block_document_id=document, subject=subject, body=BODY)
+        action = SendNotification(block_document_id=document, subject=subject, body=BODY + last)
         names.append(f"requant - tell of {what}")
         apply_automation(AutomationCore(name=names[-1], trigger=trigger, actions=[action]))
     return names

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from requant.config import STAGE_NAMES, Config
 from requant.errors import TransientError
+from requant.evaluation_tasks import HELDOUT_PERPLEXITY
 from requant.lineage import lineage_html
 from requant.model_folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
@@ -22,6 +23,7 @@ from requant.store.objects import write_durably
 from tasks import tracking
 from tasks.policy import Night
 from tasks.promote import Promotion
+from tasks.tracking.nights import BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE
 
 SUMMARY_NAME = "summary.json"
 
@@ -51,6 +53,8 @@ class NightSummary(BaseModel):
     mlflow_uri: str
     mlflow_page: str
     """Of the night's run; to be put after a server's address where none is configured."""
+    mlflow_nights: str = ""
+    """Of the list of all nights, likewise."""
     to_deploy: int | None
     """Version that became champion and is not deployed yet."""
 
@@ -95,6 +99,7 @@ def write_pages(
         report=path,
         mlflow_uri=night.parent.uri,
         mlflow_page=tracking.run_page(night.parent),
+        mlflow_nights=tracking.nights_page(night.parent),
         to_deploy=promotion.version.version if promotion and promotion.to_deploy else None,
     )
     write_durably(path, report.encode())
@@ -123,6 +128,36 @@ def read_summary(config: Config, run_id: object) -> NightSummary | None:
     report = Store(config.state.resolve()).report_path(str(run_id))
     path = report.with_name(SUMMARY_NAME)
     return NightSummary.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
+def night_figures(records: list[StageRecord]) -> dict[str, float]:
+    """Return what a person compares nights by: the columns of MLflow's list of nights.
+
+    Returns:
+        `BASE_PERPLEXITY` and `NIGHT_PERPLEXITY`, of the bytes of the held-out text for the base and
+        the last model of the night, and `SIZE`, of the 4-bit model against the 16-bit one.
+    """
+    metrics = {record.stage: record.metrics for record in records}
+    evaluated = metrics.get("evaluate", {})
+    measured = [
+        evaluated[name]
+        for model in CHAIN
+        if (name := f"{model}/{HELDOUT_PERPLEXITY}/byte_perplexity") in evaluated
+    ]
+    figures = {}
+    if len(measured) > 1:
+        figures = {BASE_PERPLEXITY: measured[0], NIGHT_PERPLEXITY: measured[-1]}
+    size = metrics.get("requantize_gptq", {}).get("size_ratio")
+    return figures if size is None else figures | {SIZE: size}
+
+
+def verdict(rows: list[StageRow], promotion: Promotion | None) -> str:
+    """Say in two words what came of a night."""
+    failed = [row.stage for row in rows if row.state == "failed"]
+    if failed:
+        # The column is narrow: the word that matters comes first.
+        return f"failed: {failed[0]}"
+    return promotion.outcome if promotion else "not registered"
 
 
 def publish_artifacts(night: Night, summary: NightSummary, records: list[StageRecord]) -> None:
@@ -159,6 +194,13 @@ def _stage_table(summary: NightSummary) -> str:
 
 
 def _score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    # A model may lack a task, the first one too.
+    names = dict.fromkeys(
+        (task, metric)
+        for tasks in scores.values()
+        for task, metrics in tasks.items()
+        for metric in metrics
+    )
     return [
         {
             "task": task,
@@ -169,8 +211,7 @@ def _score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
                 if metric in tasks.get(task, {})
             },
         }
-        for task, metrics in next(iter(scores.values())).items()
-        for metric in metrics
+        for task, metric in names
     ]
 
 

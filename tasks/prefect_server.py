@@ -4,6 +4,7 @@ Prefect starts such a server by itself, but only after importing all of it into 
 and a Ctrl-C ends it before the flow has said that it was interrupted.
 """
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,20 +12,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, Settings, get_current_settings, temporary_settings
+from prefect.utilities.urls import url_for
 
 from requant.config import Config
 from requant.errors import ConfigError, TerminalError, TransientError
 from requant.processes import end, spawn
-from requant.services import answers
+from requant.services import answers, running, unreachable
 from requant.store import Store, locked
+from tasks.own_services import PREFECT, prefect_api
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05
+LOG = f"{PREFECT}.log"
 DRAIN_SECONDS = 10.0
 
 
@@ -36,23 +41,41 @@ class Server:
     """Waits until it answers."""
     ours: bool
     """It lives as long as the command: no schedule and no deployment of events there."""
+    notice: str = ""
+    """Which one it is, where a person did not say."""
 
 
 @contextmanager
 def prefect_server(config: Config) -> Iterator[Server]:
-    """Start a server, unless the settings name one, and stop it at the end of the block.
+    """Use the server the settings name, else that of `requant up`, else one for this block alone.
+
+    One of its own beside a running one of the same state would share that one's database, and
+    nobody would see the run on the pages that are open.
 
     Yields:
         The server; until `ready` is called there is time to import.
 
     Raises:
-        TransientError: From `ready`, if the server does not answer in time.
+        TransientError: From `ready`, if the server does not answer in time; in place of an error
+            of the block, if the server is gone.
     """
     settings = get_current_settings()
     if settings.api.url is not None:
-        yield Server(lambda: None, ours=False)
+        with talking_to(settings.api.url):
+            yield Server(lambda: None, ours=False)
         return
-    log = Store(config.state.resolve()).log_path("prefect-server.log")
+    store = Store(config.state.resolve())
+    started = prefect_api(store)
+    if started is not None:
+        with talking_to(started):
+            yield Server(
+                partial(_wait, lambda: running(store, PREFECT), started, store.log_path(LOG)),
+                ours=False,
+                notice=f"PREFECT_API_URL is not set: the Prefect server that `requant up` started "
+                f"for {store.root} is used, {started.removesuffix('/api')}",
+            )
+        return
+    log = store.log_path(LOG)
     log.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as starting:
         starting.enter_context(locked(_database_lock(settings)))
@@ -62,20 +85,46 @@ def prefect_server(config: Config) -> Iterator[Server]:
         # It lives for one run: nothing is scheduled on it.
         command += ["--port", str(port), "--no-scheduler", "--no-late-runs"]
         with log.open("wb") as output:
-            process = spawn(command, output=output)
+            # Its pages ask the API at this address, which would otherwise be that of port 4200.
+            process = spawn(command, output=output, env={**os.environ, "PREFECT_API_URL": url})
 
         def ready() -> None:
-            _wait(process, url, log)
+            _wait(lambda: process.poll() is None, url, log)
             starting.close()
 
         try:
-            with temporary_settings({PREFECT_API_URL: url}):
+            with talking_to(url):
                 yield Server(ready, ours=True)
         finally:
-            # What Prefect still has to say would wait a minute for a server that is gone.
-            APILogWorker.drain_all(timeout=DRAIN_SECONDS)
-            EventsWorker.drain_all(timeout=DRAIN_SECONDS)
             end(process)
+
+
+@contextmanager
+def talking_to(url: str) -> Iterator[None]:
+    """Name a server for the length of a block, and send what is still to be said at its end.
+
+    Raises:
+        TransientError: In place of the block's error, if the server is gone.
+    """
+    try:
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield
+    except Exception as error:
+        if not answers(f"{url}/health") and unreachable(url):
+            raise _gone(url) from error
+        raise
+    finally:
+        # It would wait a minute for a server that is gone.
+        APILogWorker.drain_all(timeout=DRAIN_SECONDS)
+        EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def _gone(url: str) -> TransientError:
+    return TransientError(
+        f"Prefect's server at {url} is gone. What the stages have finished is kept: start it again "
+        "(`requant up`; one of the command's own starts by itself) and give the same command "
+        "again, it goes on from there"
+    )
 
 
 def prepare_prefect() -> None:
@@ -124,15 +173,20 @@ def named_server() -> str:
     return str(url)
 
 
+def flow_run_page(flow_run: object) -> str:
+    """Return the address of a flow run's page on the server of the current settings."""
+    return url_for("flow-run", str(flow_run)) or ""
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+def _wait(alive: Callable[[], object], url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and alive():
         if answers(f"{url}/health"):
             return
         time.sleep(POLL_SECONDS)

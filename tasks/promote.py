@@ -10,7 +10,7 @@ from prefect.events import emit_event
 
 from requant.config import Config
 from requant.errors import ConfigError, GateError
-from requant.promotion import check_gate
+from requant.promotion import check_gate, guarding
 from requant.store import StageRecord, Store, verify
 from requant.store.gc import pin
 from tasks import tracking
@@ -46,14 +46,24 @@ def registry_of(config: Config) -> Registry:
 def register(
     config: Config, night: tracking.TrackingRun, model: StageRecord, evaluation: StageRecord
 ) -> ModelVersion:
-    """Register an evaluated model as the challenger; repeating it changes nothing."""
+    """Register an evaluated model as the challenger; repeating it changes nothing.
+
+    Raises:
+        ArtifactError: If a byte of the model is wrong.
+        ConfigError: If `promote.auto` is guarded by a task that was not compared.
+    """
+    store = Store(config.state.resolve())
+    # What can fail comes first: a failed night registers nothing.
+    verify(store, store.ref("model", model.digest))
+    if config.promote.auto:
+        guarding(config.promote, paired_of(store, evaluation))
     prefix = "requantized/"
     scores = {
         name.removeprefix(prefix): value
         for name, value in evaluation.metrics.items()
         if name.startswith(prefix)
     }
-    samples = Store(config.state.resolve()).object_path(evaluation.digest) / "samples"
+    samples = store.object_path(evaluation.digest) / "samples"
     documents = sum(len(path.read_bytes().splitlines()) for path in samples.glob("requantized.*"))
     return versions.ensure_version(registry_of(config), night, model, scores, documents)
 
@@ -162,11 +172,16 @@ def paired_of(store: Store, evaluation: StageRecord) -> list[Mapping[str, Any]]:
     return list(json.loads(path.read_bytes()))
 
 
+def resource_of(line: str) -> dict[str, str]:
+    """Return the label of a model line's events that triggers match."""
+    return {"prefect.resource.id": f"model.{line}"}
+
+
 def _emit(event: str, config: Config, version: ModelVersion, **more: str) -> None:
     emit_event(
         event,
         resource={
-            "prefect.resource.id": f"model.{config.name}",
+            **resource_of(config.name),
             "prefect.resource.name": f"{config.name} v{version.version}",
         },
         payload={

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from requant.errors import RequantError
+from requant.progress import Pace, progress_line
 from requant.quiet import quiet_logs
 from tasks import tracking
 
-LOGGED_SECONDS = 60
-"""Between two lines of progress in the log, where no terminal shows a bar."""
+LOGGED_SECONDS = 20
+"""Between two lines of progress of a stage in the log."""
 
 
 class TaskReporter:
@@ -26,9 +27,13 @@ class TaskReporter:
         stage: str,
         logger: "logging.Logger | logging.LoggerAdapter[Any]",
         run: tracking.TrackingRun,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._stage = stage
         self._logger = logger
         self._run = run
+        self._clock = clock
+        self._pace = Pace()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -39,7 +44,7 @@ class TaskReporter:
             transient=True,
             disable=not sys.stderr.isatty(),
         )
-        self._logged = time.monotonic()
+        self._logged = clock()
         self._row = self._bar.add_task(stage, total=None, unit="", visible=False)
 
     def __enter__(self) -> "TaskReporter":
@@ -59,9 +64,12 @@ class TaskReporter:
 
     def progress(self, done: int, total: int, unit: str) -> None:
         self._bar.update(self._row, completed=done, total=total, unit=unit, visible=True)
-        if self._bar.disable and time.monotonic() - self._logged >= LOGGED_SECONDS:
-            self._logged = time.monotonic()
-            self._logger.info(f"{done} of {total} {unit}")
+        now = self._clock()
+        left = self._pace.seconds_left(done, total, unit, now)
+        # On a terminal too: Prefect's page has no bar, and a night is read the morning after.
+        if now - self._logged >= LOGGED_SECONDS:
+            self._logged = now
+            self._logger.info(progress_line(self._stage, done, total, unit, left))
 
     def message(self, text: str) -> None:
         self._logger.info(text)
@@ -70,6 +78,9 @@ class TaskReporter:
 def quiet_libraries() -> None:
     """Keep words nobody can act on out of Prefect's log."""
     quiet_logs()
+    # What Prefect still has to send is sent at the end of a run, and each of them counts it aloud.
+    for name in ("APILogWorker", "EventsWorker"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
 

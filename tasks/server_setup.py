@@ -13,7 +13,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events import emit_event
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
@@ -24,6 +25,7 @@ from prefect.workers.process import ProcessWorker
 from tasks.policy import ACCELERATOR, PROCESSOR
 
 POOL = "requant"
+HEARTBEAT = "prefect.flow-run.heartbeat"
 HEARTBEAT_SECONDS = 30
 """The shortest Prefect allows."""
 SILENT_HEARTBEATS = 3
@@ -36,6 +38,12 @@ OF_REQUANT = ResourceSpecification(
     }
 )
 """Other teams may use the server too."""
+
+GO_ON = (
+    "When the cause is mended, retry the run, or wait for the next night: both go on from what is "
+    "valid. Prefect does not retry a run without a deployment: give `requant run` again"
+)
+"""For those who read of a run that ended badly."""
 
 FINAL_EVENTS = frozenset(
     f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")
@@ -66,8 +74,7 @@ def prepare_server(accelerators: int, processors: int) -> None:
                 ChangeFlowRunState(
                     state=StateType.CRASHED,
                     message=f"no heartbeat for {SILENT_HEARTBEATS * HEARTBEAT_SECONDS} s: the "
-                    "process or its machine is gone. To go on from what is valid, retry the run; "
-                    "one without a deployment is not retried: give `requant run` again",
+                    f"process or its machine is gone. {GO_ON}",
                 )
             ],
         )
@@ -75,10 +82,9 @@ def prepare_server(accelerators: int, processors: int) -> None:
 
 
 def _silence() -> EventTrigger:
-    heartbeat = "prefect.flow-run.heartbeat"
     return EventTrigger(
-        after={heartbeat},
-        expect={heartbeat, *FINAL_EVENTS},
+        after={HEARTBEAT},
+        expect={HEARTBEAT, *FINAL_EVENTS},
         match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
         match_related=OF_REQUANT,
         for_each={"prefect.resource.id"},
@@ -114,7 +120,40 @@ def _contains(found: object, wanted: object) -> bool:
     return found == wanted
 
 
-def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[str]:
+def runs_without_deployment() -> list[FlowRun]:
+    """List the flow runs in progress that no worker started: those of `requant run`."""
+    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running))
+    return [run for run in runs if run.deployment_id is None]
+
+
+def expect_signs_of_life() -> None:
+    """Let the automation for dead runs wait for a sign of each run that no worker started.
+
+    A server that was down for some minutes has forgotten for whose it waited, and such a run would
+    say Running for ever. Whoever lives sends the next one within 30 seconds.
+    """
+    with get_client(sync_client=True) as client:
+        for run in runs_without_deployment():
+            flow = client.read_flow(run.flow_id)
+            emit_event(
+                HEARTBEAT,
+                resource={
+                    "prefect.resource.id": f"prefect.flow-run.{run.id}",
+                    "prefect.resource.name": run.name,
+                },
+                related=[
+                    {
+                        "prefect.resource.id": f"prefect.flow.{flow.id}",
+                        "prefect.resource.role": "flow",
+                        "prefect.resource.name": flow.name,
+                    }
+                ],
+            )
+
+
+def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[tuple[str, str]]:
     """Mark runs of requant's deployments whose worker is gone, so that they can be retried.
 
     Args:
@@ -122,7 +161,7 @@ def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[str]:
         alive: Tells whether the process of a flow run, by its id, is still there.
 
     Returns:
-        Their names.
+        Their names and ids.
     """
     with get_client(sync_client=True) as client:
         deployments = client.read_deployments()
@@ -142,4 +181,4 @@ def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[str]:
         dead = [run for run in runs if not alive(str(run.id))]
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
-    return [str(run.name) for run in dead]
+    return [(str(run.name), str(run.id)) for run in dead]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ContractError
+from requant.progress import told
 from requant.rendering import (
     Dialect,
     RowError,
@@ -21,6 +22,7 @@ from requant.rendering import (
 )
 from requant.row_checks import check_control, check_rendered
 from requant.row_formats import Row
+from requant.stage import Reporter
 from requant.turns import IGNORED, Clipped, Sample, TooLong, encode_turn, fit, sample_of
 
 NAMED = 3
@@ -66,13 +68,21 @@ def placed(path: Path, limit: int | None = None) -> list[tuple[str, Row]]:
     ]
 
 
-def encode_data(tokenizer: Any, path: Path, max_length: int, too_long: TooLong) -> Encoded:
+def encode_data(
+    tokenizer: Any,
+    path: Path,
+    max_length: int,
+    too_long: TooLong,
+    reporter: Reporter | None = None,
+) -> Encoded:
     """Encode a file of a dataset artifact for training, by the artifact's rules.
 
     Raises:
         ContractError: Naming every kind of problem and its first rows, or if nothing is left.
     """
-    encoded = encode_rows(tokenizer, placed(path), read_rules(path.parent), max_length, too_long)
+    rows = placed(path)
+    heard = rows if reporter is None else told(rows, reporter, "rows encoded")
+    encoded = encode_rows(tokenizer, heard, read_rules(path.parent), max_length, too_long)
     if problems := encoded.report.problems:
         raise ContractError("\n".join([f"{path.name}: cannot be trained on", *problems]))
     if not encoded.samples:

@@ -104,7 +104,9 @@ def copy_release(action: CopyAction, release: Release, folder: Path) -> str:
     """
     target = action.folder.resolve() / release.digest
     if not (target.is_dir() and describe(target).digest == release.digest):
-        draft = target.with_name(f".{release.digest}.{uuid.uuid4().hex}")
+        # Of one name, so that what a kill left is the next one's to take away.
+        draft = target.with_name(f".{release.digest}.draft")
+        shutil.rmtree(draft, ignore_errors=True)
         try:
             shutil.copytree(folder, draft)
             if describe(draft).digest != release.digest:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ConfigError, ParityError
+from requant.lm_eval_model import Tell, watched_model, without_environment
 
 CONFIDENCE = 0.95
 BOOTSTRAP_ITERATIONS = 1000
@@ -113,6 +114,7 @@ def score_model(
     limit: int | None,
     chat_template: bool,
     seed: int,
+    tell: Tell = lambda done, total: None,
 ) -> dict[str, TaskScores]:
     """Evaluate a model on tasks.
 
@@ -130,19 +132,20 @@ def score_model(
         limit: Documents per task; None: all.
         chat_template: Render prompts through the tokenizer's chat template.
         seed: Of few-shot sampling and bootstrap.
+        tell: Hears how many of lm-eval's requests are done.
 
     Raises:
         ParityError: If a figure is not finite, naming model, task and document.
     """
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
     from requant.models import quiet_libraries
 
     # lm-eval's bars go to stderr whatever the log level.
-    with quiet_libraries(), redirect_stderr(io.StringIO()):
+    with quiet_libraries(), without_environment(), redirect_stderr(io.StringIO()):
         results = simple_evaluate(
-            HFLM(
+            watched_model(
+                tell,
                 pretrained=model,
                 tokenizer=tokenizer,
                 batch_size=batch_size,

@@ -161,10 +161,12 @@ def _run_gptqmodel(
     reporter: Reporter,
 ) -> None:
     import_gptqmodel()
-    from gptqmodel.looper import loop_processor
+    from gptqmodel.looper import loop_processor, module_looper
 
     # Otherwise a log with a random name for each run, in the folder the process was started in.
     loop_processor._PROJECT_LOG_DIR = work / "gptqmodel-logs"
+    # It writes a file to time the disk, and calls a disk that others use too an ERROR.
+    module_looper.io_write_performance = lambda: None
     with quiet_libraries():
         from gptqmodel import GPTQModel, QuantizeConfig
 

@@ -63,19 +63,18 @@ def stored_dtype(folder: Path) -> "torch.dtype":
     """
     import torch
 
-    from requant.weights import read_headers
+    from requant.weights import TORCH_NAMES, read_headers
 
     numbers: Counter[str] = Counter()
     for header in read_headers(folder).values():
         numbers[header.dtype] += math.prod(header.shape)
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    floating = [name for name, _ in numbers.most_common() if name in names]
+    floating = [name for name, _ in numbers.most_common() if name in TORCH_NAMES]
     if not floating:
         raise ContractError(
             f"{folder}: its weights are {', '.join(numbers) or 'none'}; expected one of "
-            f"{', '.join(names)}"
+            f"{', '.join(TORCH_NAMES)}"
         )
-    return getattr(torch, names[floating[0]])
+    return getattr(torch, TORCH_NAMES[floating[0]])
 
 
 def set_dtype(folder: Path, dtype: str) -> None:

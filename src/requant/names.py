@@ -59,10 +59,14 @@ def markdown(text: str) -> str:
 
 
 def markdown_block(text: str) -> str:
-    """Fence a text of several lines in Markdown; a fence inside it does not end it."""
-    ticks = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, ticks + 1)
-    return f"{fence}\n{text}\n{fence}"
+    """Quote a text of several lines in Markdown, as it is.
+
+    A fence would do with less, but pages do not wrap its lines: MLflow's shows the first half of an
+    error and hides the way out.
+    """
+    # Two spaces end a line; a sign at its beginning would make a list or a heading.
+    lines = (re.sub(r"^([-+=])", r"\\\1", markdown(line)) for line in text.splitlines())
+    return "\n".join(f"> {line}  " for line in lines)
 
 
 def _kept(name: str, allowed: str, instead: str = "_") -> str:

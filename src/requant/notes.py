@@ -116,6 +116,7 @@ def night_note(
     crumbs: Sequence[Crumb] = (),
     pages: Mapping[str, str] | None = None,
     failure: str = "",
+    nights: str = "",
 ) -> str:
     """Describe a night: the path to its model, its stages, its pages.
 
@@ -125,6 +126,7 @@ def night_note(
         crumbs: Models and adapters of the night.
         pages: Name to address of its own pages.
         failure: Cause and way out; comes before everything else.
+        nights: Address of the list of all nights.
     """
     items = [
         f"1. [{line.stage}]({line.url}) {line.state}"
@@ -134,13 +136,14 @@ def night_note(
     ]
     links = " and ".join(f"[{name}]({url})" for name, url in (pages or {}).items())
     intro = f"One night of incremental training, **{status.lower()}**."
+    compare = f" Compare [all nights]({nights})." if nights else ""
     # The page cuts a long description after two lines and lays a veil over the links below them:
     # what leads on stands on those two, joined by a Markdown line break.
     return "\n".join(
         [
             *([markdown_block(failure), ""] if failure else []),
             *([breadcrumb(crumbs) + "  "] if crumbs else []),
-            f"{intro} Open its {links}." if links else intro,
+            (f"{intro} Open its {links}." if links else intro) + compare,
             "",
             *(items or ["No stage was reached."]),
         ]

@@ -23,7 +23,9 @@ from requant.models import (
     load_tokenizer,
     with_adapters,
 )
+from requant.progress import told
 from requant.rendering import read_rules
+from requant.stage import Reporter
 from requant.turns import IGNORED
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ memory."""
 
 
 def compare_folders(
-    reference: Path, candidate: Path, heldout: Path, *, rows: int, device: str
+    reference: Path, candidate: Path, heldout: Path, *, rows: int, device: str, reporter: Reporter
 ) -> Fidelity:
     """Measure a candidate against a reference, one model in memory at a time.
 
@@ -45,14 +47,15 @@ def compare_folders(
         heldout: File of conversations; the first `rows` are used.
         rows: How many, and how many assistant turns at most.
         device: cpu or cuda.
+        reporter: Hears how far it is.
 
     Raises:
         ContractError: If no row has an answer, or the vocabularies differ.
     """
     batches = batches_for(reference, heldout, rows)
     return compare_log_probs(
-        list(folder_log_probs(reference, batches, device)),
-        folder_log_probs(candidate, batches, device),
+        list(folder_log_probs(reference, told(batches, reporter, "texts of the original"), device)),
+        folder_log_probs(candidate, told(batches, reporter, "texts of the candidate"), device),
         batches,
     )
 
@@ -66,7 +69,7 @@ def batches_for(model: Path, heldout: Path, rows: int) -> list[Batch]:
 
 def folder_log_probs(
     folder: Path,
-    batches: list[Batch],
+    batches: Iterable[Batch],
     device: str,
     *,
     adapters: Sequence[tuple[Path, float]] = (),
@@ -82,7 +85,7 @@ def folder_log_probs(
 
     Args:
         folder: Model folder.
-        batches: What it reads.
+        batches: What it reads; `requant.progress.told` says how far it is.
         device: cpu or cuda.
         adapters: See `with_adapters`.
         exact: Compute in float32 on every device, so that two models that should be equal are.

@@ -33,23 +33,8 @@ def check_gate(
             f"promote: this model was rolled back at {rolled_back}; it serves again only when a "
             "person says so: requant promote CONFIG --version N"
         )
-    notes = []
-    rows = {row["task"]: row for row in paired if is_whole_chain(row)}
-    for task in section.guard:
-        if task == PAST_PERPLEXITY and task not in rows:
-            # No earlier night held anything out that tonight does not train on; the configuration
-            # asks for a guard that is always there beside it.
-            notes.append(
-                f"promote.guard: {task} guarded nothing: no earlier night left held-out rows that "
-                "tonight does not train on"
-            )
-            continue
-        if task not in rows:
-            raise ConfigError(
-                f"promote.guard: {task!r} was not compared between the base and the requantized "
-                f"model; compared: {', '.join(sorted(rows)) or 'nothing'}"
-            )
-        row = rows[task]
+    guards = guarding(section, paired)
+    for task, row in guards.items():
         low, high = row["low"], row["high"]
         if low is None:
             raise GateError(
@@ -62,7 +47,30 @@ def check_gate(
                 f"{row['mean']:.4g}, 95% interval {low:.4g} to {high:.4g} over {row['n']} "
                 f"documents; train less, mix in old text, or take {task} out of promote.guard"
             )
-    return notes
+    return [
+        f"promote.guard: {task} guarded nothing: no earlier night left held-out rows that tonight "
+        "does not train on"
+        for task in section.guard
+        if task not in guards
+    ]
+
+
+def guarding(section: Promote, paired: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return guarded task -> comparison of the last model with the first.
+
+    Raises:
+        ConfigError: If a guarded task was not evaluated on both models.
+    """
+    rows = {row["task"]: row for row in paired if is_whole_chain(row)}
+    # Where no earlier night held anything out that tonight does not train on, there is no such row;
+    # the configuration asks for a guard that is always there beside it.
+    missing = [task for task in section.guard if task not in rows and task != PAST_PERPLEXITY]
+    if missing:
+        raise ConfigError(
+            f"promote.guard: {missing[0]!r} was not compared between the base and the requantized "
+            f"model; compared: {', '.join(sorted(rows)) or 'nothing'}"
+        )
+    return {task: rows[task] for task in section.guard if task in rows}
 
 
 def is_whole_chain(row: Mapping[str, Any]) -> bool:

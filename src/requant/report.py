@@ -64,6 +64,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+ROUNDING = (
+    "update_kl",
+    "rounding_kl",
+    "rounding_kl_share",
+    "update_gain",
+    "rounding_loss",
+    "rounding_loss_error",
+    "kept_share",
+)
+"""What a stage that rounds weights says of it."""
+
+
 def night_report(
     title: str,
     rows: Sequence[StageRow],
@@ -98,6 +110,11 @@ def night_report(
         merge=[
             (name, figure(value)) for name, value in merge.items() if name != "parity_of_result"
         ],
+        rounding=[
+            {"stage": r.stage, **{name: figure(r.metrics[name]) for name in ROUNDING}}
+            for r in records
+            if r.metrics.keys() >= set(ROUNDING)
+        ],
         merge_has_twin=bool(merge.get("parity_of_result", 1)),
         merged=[
             {name: figure(cell) if isinstance(cell, float) else cell for name, cell in row.items()}
@@ -107,7 +124,7 @@ def night_report(
             {"stage": record.stage, "name": name, **drawn_curve(curve)}
             for record in records
             for name, curve in sorted(record.curves.items(), key=_loss_first)
-            if len(curve) > 1
+            if len(curve) > 1 and any(math.isfinite(value) for _, value in curve)
         ],
     )
 
@@ -154,11 +171,14 @@ def drawn_curve(curve: Curve) -> dict[str, Any]:
     """Scale a curve into a picture of CURVE_WIDTH x CURVE_HEIGHT pixels, y upwards.
 
     Args:
-        curve: At least one (step, value).
+        curve: At least one (step, value) whose value is finite; others leave no mark.
 
     Returns:
-        points (for an SVG polyline), and the first and last steps and extreme values for the axes.
+        points (for an SVG polyline), the first and last steps and extreme values for the axes, and
+        how many points are left out.
     """
+    left_out = sum(not math.isfinite(value) for _, value in curve)
+    curve = tuple(point for point in curve if math.isfinite(point[1]))
     steps = [step for step, _ in curve]
     values = [value for _, value in curve]
     low, high = min(values), max(values)
@@ -179,6 +199,7 @@ def drawn_curve(curve: Curve) -> dict[str, Any]:
         "last": figure(values[-1]),
         "width": CURVE_WIDTH,
         "height": CURVE_HEIGHT,
+        "left_out": left_out,
     }
 
 
@@ -239,8 +260,13 @@ def _loss_first(item: tuple[str, Curve]) -> tuple[bool, str]:
 
 
 def _training(metrics: Mapping[str, float]) -> str:
-    if {"loss_first", "loss_last"} <= metrics.keys():
-        return f"loss {figure(metrics['loss_first'])} → {figure(metrics['loss_last'])}"
+    # Of what was saved, where it is known: the steps' own losses are each of another batch.
+    for first, last, what in (
+        ("heldout_loss_before", "heldout_loss_saved", "held-out loss"),
+        ("loss_first", "loss_last", "loss"),
+    ):
+        if {first, last} <= metrics.keys():
+            return f"{what} {figure(metrics[first])} → {figure(metrics[last])}"
     return ""
 
 

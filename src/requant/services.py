@@ -2,18 +2,21 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlparse
 
 from requant.errors import ConfigError, TransientError
 from requant.store import Store
 from requant.store.objects import write_durably
 
 POLL_SECONDS = 0.1
+PROBE_SECONDS = 3.0
 STOP_SECONDS = 20.0
 SETTLE_SECONDS = 3.0
 """One that serves no page and has not ended by then is taken to run."""
@@ -133,6 +136,17 @@ def _born(pid: int) -> str:
         return ""
     # One that waits to be reaped runs no more.
     return "" if fields[0] == "Z" else fields[19]
+
+
+def unreachable(url: str) -> OSError | None:
+    """Return why nothing listens at an address now; None where something does."""
+    parts = urlparse(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        return error
+    return None
 
 
 def answers(url: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ from requant.stage import StageContext
 MAX_TEXT = 3000
 """Characters of an error: one write of a line shorter than a pipe's 4096 bytes is never torn."""
 
+PROGRESS_SECONDS = 0.2
+"""Between two words of progress, the first and the last of a piece of work apart."""
+
 
 class PipeReporter:
     """A `requant.stage.Reporter` that writes one JSON object a line."""
@@ -24,12 +28,17 @@ class PipeReporter:
     def __init__(self, events: TextIO, speaks: bool) -> None:
         self._events = events
         self._speaks = speaks
+        self._told = 0.0
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self._send("metrics", values=dict(values), step=step)
 
     def progress(self, done: int, total: int, unit: str) -> None:
-        self._send("progress", done=done, total=total, unit=unit)
+        now = time.monotonic()
+        # A row is encoded in less time than a line takes through the pipe.
+        if done in (1, total) or now - self._told >= PROGRESS_SECONDS:
+            self._told = now
+            self._send("progress", done=done, total=total, unit=unit)
 
     def message(self, text: str) -> None:
         self._send("message", text=text)

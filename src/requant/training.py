@@ -62,7 +62,11 @@ def fine_tune(
     from trl import SFTTrainer
 
     found = encode_data(
-        tokenizer, data / "train.jsonl", optimisation.max_length, optimisation.too_long
+        tokenizer,
+        data / "train.jsonl",
+        optimisation.max_length,
+        optimisation.too_long,
+        context.reporter,
     )
     encoded, counts = found.samples, found.report.counts
     context.reporter.message(f"train.jsonl: {summary(counts)}")

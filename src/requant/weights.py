@@ -15,6 +15,9 @@ from requant.models import quantization_of
 Shape = tuple[int, ...]
 
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors' names of the floating dtypes that weights are stored in, and torch's."""
+SAFETENSORS_NAMES = {name: short for short, name in TORCH_NAMES.items()}
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
 
 

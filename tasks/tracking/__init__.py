@@ -14,7 +14,7 @@ from tasks.tracking.connection import (
     run_page,
 )
 from tasks.tracking.models import model_links
-from tasks.tracking.nights import close_parent, open_parent
+from tasks.tracking.nights import close_parent, nights_page, open_parent
 from tasks.tracking.runs import Status, close_stage, fail_stage, log_points, open_stage
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "fail_stage",
     "log_points",
     "model_links",
+    "nights_page",
     "open_parent",
     "open_stage",
     "preload",

@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +11,15 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 from requant.errors import ConfigError, TransientError
-from requant.store import Store, locked
+from requant.services import unreachable
+from requant.store import locked
+from requant.store.locks import Say
+from tasks.tracking.database import is_current, migrate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
 
-PROBE_SECONDS = 3.0
 SQLITE = "sqlite:///"
 
 P = ParamSpec("P")
@@ -126,17 +127,19 @@ def default_uri(state: Path) -> str:
     return f"{SQLITE}{state.resolve()}/mlflow.db"
 
 
-def prepare_database(uri: str | None, state: Path) -> str:
+def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> str:
     """Make sure that there is a current database behind the address, and return the address.
 
-    Two processes that come first at once would both migrate, so it is done under a lock.
+    Two processes that come first at once would both migrate, so it is done under a lock beside
+    the database: several state folders may share one.
 
     Args:
         uri: http(s):// of a server, sqlite:///..., or None for a database in the state folder.
-        state: Folder of the locks and of the default database.
+        state: Folder of the default database.
+        say: Is told who makes or upgrades the database while this waits.
 
     Raises:
-        ConfigError: On another kind of address.
+        ConfigError: On another kind of address, and on a file that is no database of this MLflow.
     """
     address = uri or default_uri(state)
     if address.startswith(("http://", "https://")):
@@ -151,28 +154,21 @@ def prepare_database(uri: str | None, state: Path) -> str:
     address = f"{SQLITE}{path}"
     preload()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(Store(state).lock_path("mlflow-database")), transient(address):
-        try:
-            MlflowClient(tracking_uri=address)
-        except MlflowException as error:
-            if "out-of-date database schema" not in str(error):
-                raise
-            from mlflow.db import upgrade
-
-            upgrade.callback(address)
+    lock = path.with_name(f"{path.name}.lock")
+    with locked(lock, what="making or upgrading the database", say=say), transient(address):
+        if not is_current(path):
+            migrate(path)
+        # The first to open it makes the default experiment.
+        MlflowClient(tracking_uri=address)
     return address
 
 
 def probe(uri: str) -> None:
     """Raise at once where mlflow itself would try for minutes."""
-    parts = urlparse(uri)
-    if parts.scheme not in {"http", "https"}:
+    if urlparse(uri).scheme not in {"http", "https"}:
         return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        socket.create_connection((parts.hostname or "", port), timeout=PROBE_SECONDS).close()
-    except OSError as error:
+    error = unreachable(uri)
+    if error is not None:
         raise TransientError(_is_away(uri, error)) from error

@@ -1,5 +1,6 @@
 """The run of a night: opened before its stages, closed with its pages after them."""
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +26,48 @@ from tasks.tracking.runs import CACHE, DIGEST, HEADLINE, STAGE, Status, open_run
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+VERDICT = "verdict"
+BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE = "ppl base", "ppl night", "size"
+"""Short, for the width of a column, and in MLflow's order, which is the alphabet's."""
+
+VIEW = "nights"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+"""Where MLflow 3.17 keeps the state of a shared view of an experiment's runs. By itself it shows no
+metric of any run as a column, and no run or experiment can ask it to."""
+
+
+def nights_page(run: TrackingRun) -> str:
+    """Address of the list of all nights with the figures that matter; see `run_page`."""
+    query = f"viewStateShareKey={VIEW}&workflowType=machine_learning"
+    path = f"#/experiments/{run.experiment_id}/runs?{query}"
+    return f"{run.pages}/{path}" if run.pages else path
+
+
+def _view() -> str:
+    columns = [
+        "attributes.`Created`",
+        *(f"metrics.`{name}`" for name in (BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE)),
+        f"tags.`{VERDICT}`",
+    ]
+    return json.dumps(
+        {
+            "searchFilter": "",
+            "orderByKey": "attributes.start_time",
+            "orderByAsc": False,
+            "startTime": "ALL",
+            "lifecycleFilter": "Active",
+            "modelVersionFilter": "All Runs",
+            "datasetsFilter": [],
+            "selectedColumns": columns,
+            # Without these the page breaks.
+            "runsExpanded": {},
+            "runsPinned": [],
+            "runsHidden": [],
+            "groupsExpanded": {},
+            "runListHidden": False,
+        }
+    )
 
 
 def open_parent(
@@ -56,6 +99,7 @@ def open_parent(
     with transient(uri):
         client = MlflowClient(tracking_uri=uri)
         experiment_id = _experiment(client, uri, experiment)
+        client.set_experiment_tag(experiment_id, VIEW_TAG, _view())
         run = open_run(client, uri, experiment_id, flow_run_id, name=name, params=flat(params))
     return replace(run, pages=pages.rstrip("/")) if pages else run
 
@@ -68,6 +112,7 @@ def close_parent(
     report_html: str,
     metrics: Mapping[str, float],
     failure: str = "",
+    verdict: str = "",
 ) -> None:
     """End the run of a night with its pages; stages left running by a crash are ended as failed.
 
@@ -76,8 +121,9 @@ def close_parent(
         status: How it ended.
         lineage_html: Page of the lineage.
         report_html: Page of the night.
-        metrics: Of the evaluation.
+        metrics: Of the evaluation, and the columns of the list of nights.
         failure: Cause and way out, for the top of the run's description.
+        verdict: What came of the night, in two words.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -102,12 +148,12 @@ def close_parent(
         parent.client.log_text(parent.run_id, texts[name], f"{name}.html")
     lines = [_line(child) for child in children]
     crumbs = [crumb for child in children for crumb in _crumbs(child)]
-    note = night_note(lines, status, crumbs, pages, failure)
+    note = night_note(lines, status, crumbs, pages, failure, nights_page(parent))
     now = int(time.time() * 1000)
     parent.client.log_batch(
         parent.run_id,
         metrics=[Metric(tracking_key(name), value, now, 0) for name, value in metrics.items()],
-        tags=[RunTag(NOTE, tracking_value(note, TAG_CHARACTERS))],
+        tags=[RunTag(NOTE, tracking_value(note, TAG_CHARACTERS)), RunTag(VERDICT, verdict)],
     )
     parent.client.set_terminated(parent.run_id, status=status)
 

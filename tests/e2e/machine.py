@@ -214,7 +214,7 @@ def make_machine(folder: Path) -> Machine:
         {
             "name": "tiny",
             "state": ".requant",
-            "promote": {"auto": True},
+            "promote": {"auto": True, "guard": ["old_perplexity"]},
             "deploy": {"action": {"kind": "copy", "folder": "served"}},
         },
     )

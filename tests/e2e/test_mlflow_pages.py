@@ -20,6 +20,7 @@ from requant.lineage import lineage_html
 from requant.report import StageRow, night_report
 from requant.store import StageRecord, Store
 from tasks import tracking
+from tasks.tracking.nights import BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE
 from tests.nights import CHAIN, make_night
 
 START_SECONDS = 120
@@ -97,7 +98,8 @@ def night(
     page = lineage_html(list(records.values()), links, title="tiny, night 1")
     rows = [StageRow(stage, "done", record) for stage, record in records.items()]
     report = night_report("tiny, night 1", rows)
-    tracking.close_parent(parent, "FINISHED", page, report, {"seconds": 100.0})
+    figures = {BASE_PERPLEXITY: 9.75, NIGHT_PERPLEXITY: 9.25, SIZE: 0.31}
+    tracking.close_parent(parent, "FINISHED", page, report, figures, verdict="challenger")
     return parent, records
 
 
@@ -151,6 +153,23 @@ def test_night_page_leads_to_the_models_and_back_to_the_base(
     page.get_by_role("heading", name=f"prepare_base-{base[:12]}").wait_for()
     page.get_by_text("Led to:").wait_for()
     keep(page, "base")
+
+
+def test_all_nights_stand_side_by_side_with_the_figures_that_matter(
+    night: tuple[tracking.TrackingRun, dict[str, StageRecord]], browser_page: Any
+) -> None:
+    parent, _ = night
+    page = browser_page
+    page.goto(tracking.run_page(parent))
+    page = follow(page, "all nights")
+    # Columns outside of the window are not drawn.
+    page.set_viewport_size({"width": 2000, "height": 1000})
+    for name in (BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE, "verdict"):
+        page.get_by_role("columnheader", name=name).wait_for()
+    for text in ("9.75", "9.25", "0.31", "challenger"):
+        page.get_by_role("gridcell").get_by_text(text, exact=True).wait_for()
+    keep(page, "nights")
+    page.close()
 
 
 def test_stage_page_shows_what_went_in_and_out(

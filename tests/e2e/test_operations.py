@@ -117,7 +117,7 @@ def test_promotion_deploys_and_rollback_deploys_what_was_before(
 
     said = machine.requant("rollback", "configs/tiny.yaml")
     assert "tiny: version 1" in said
-    assert "deploy-model starts on the server" in said
+    assert "model.promoted is sent: deploy-model/deploy-model on http" in said
     eventually("the first is deployed again", lambda: served.resolve().name == first["digest"])
     eventually("that is known", lambda: "deployed" in client.get_model_version("tiny", "1").tags)
     assert client.get_model_version_by_alias("tiny", "champion").version == "1"
@@ -128,6 +128,20 @@ def test_promotion_deploys_and_rollback_deploys_what_was_before(
     said = machine.requant("promote", "configs/tiny.yaml", "--version", 2)
     assert "tiny: version 2" in said
     eventually("the second is deployed", lambda: served.resolve().name == second["digest"])
+    eventually("that is known", lambda: "deployed" in client.get_model_version("tiny", "2").tags)
+    assert "version 2 is deployed already" in machine.requant("deploy", "configs/tiny.yaml")
+
+
+def test_a_failed_run_of_no_deployment_says_what_goes_on(
+    machine: Machine, first_night: dict[str, Any]
+) -> None:
+    strict = ("--set", "merge_fp16.trained_max_kl=1e-9")
+    said = machine.requant("run", "configs/tiny.yaml", *strict, fails=1)
+    assert "Prefect cannot retry this flow run: it is of no deployment" in said
+    assert f"http://127.0.0.1:{machine.prefect_port}/runs/flow-run/" in said
+    assert f"http://127.0.0.1:{machine.mlflow_port}/#/experiments/" in said
+    again = f"`requant run configs/tiny.yaml {' '.join(strict)}` goes on from what is valid"
+    assert f"when the cause is mended, {again}" in said
 
 
 def test_a_person_sees_the_night(machine: Machine, first_night: dict[str, Any]) -> None:
@@ -186,6 +200,7 @@ def test_a_failure_is_told_through_a_block(
     machine.wait(run, "FAILED")
     texts = eventually("somebody is told", lambda: [body["text"] for _, body in heard])
     assert any("requant: a run failed" in text and "tiny 20" in text for text in texts)
+    assert any("give `requant run` again" in text for text in texts)
 
 
 def test_a_secret_goes_to_the_server_and_nowhere_else(

@@ -1,6 +1,7 @@
 """A run without a Prefect server starts its own, and nothing of it stays, however the run ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import yaml
 from chain import MICRO
+
+from requant.config import STAGE_NAMES
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,19 +69,39 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_server(tmp_path: Path) 
         run.kill()
 
 
-def test_a_run_alone_deploys_what_it_promotes(tmp_path: Path) -> None:
+NOISE = (
+    "not a git repository",
+    "Still processing",
+    "Disk subsystem",
+    "Failed to create the Prefect home",
+    "_C_mxfp8",
+    "no triton",
+    "KernelPreference",
+    "Writing model shards",
+    "Warning",
+    "ERROR",
+    "Traceback",
+)
+"""Words of libraries that a person can do nothing about."""
+
+
+def test_a_run_alone_deploys_what_it_promotes_and_says_nothing_but_that(tmp_path: Path) -> None:
+    # Not in this project's folder, which may be a git repository.
+    for name in ("flows", "tasks"):
+        (tmp_path / name).symlink_to(ROOT / name)
     document = yaml.safe_load(MICRO) | {"state": str(tmp_path / "state")}
-    document["promote"] = {"auto": True}
+    document["promote"] = {"auto": True, "guard": ["old_perplexity"]}
     document["deploy"] = {"action": {"kind": "copy", "folder": str(tmp_path / "served")}}
     (tmp_path / "micro.yaml").write_text(yaml.safe_dump(document))
-    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "prefect")}
+    # As in the README's first command: below a state folder that is not there yet.
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "state" / "prefect")}
     environment.pop("PREFECT_API_URL", None)
 
     def requant(command: str) -> str:
         code = [sys.executable, "-c", "from requant.cli import app; app()"]
         done = subprocess.run(
             [*code, command, str(tmp_path / "micro.yaml")],
-            cwd=ROOT,
+            cwd=tmp_path,
             env=environment,
             capture_output=True,
             text=True,
@@ -87,6 +110,11 @@ def test_a_run_alone_deploys_what_it_promotes(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    assert "version 1: champion" in requant("run")
+    said = requant("run")
+    assert "version 1: champion" in said
+    assert [word for word in NOISE if word in said] == [], said
+    for stage in STAGE_NAMES:
+        assert f"{stage}  done  " in said
+    assert re.search(r"train_adapter  done  [^\n]* s  loss \d.* → \d", said)
     assert (tmp_path / "served" / "current" / "model.safetensors").exists()
     assert "it is deployed already" in requant("promote")

@@ -57,6 +57,8 @@ def test_the_second_night_is_cached_and_mlflow_has_both(folder: Path) -> None:
     parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     assert len(parents) == 2
     for parent in parents:
+        assert {"ppl base", "ppl night", "size"} <= parent.data.metrics.keys()
+        assert parent.data.tags["verdict"] == "challenger"
         nested = [
             run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         ]
@@ -94,6 +96,8 @@ def test_a_stage_over_its_limit_fails_the_night_and_says_what_to_do(folder: Path
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
     failed = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")
     assert {run.info.run_name.split()[0] for run in failed} == {"merge_fp16", "micro"}
+    verdicts = {run.data.tags.get("verdict", "") for run in failed}
+    assert verdicts == {"failed: merge_fp16", ""}
     # Cause and way out stand first, wherever a person looks.
     for run in failed:
         assert "use a finer quantize_base.method" in run.data.tags["mlflow.note.content"][:1000]
@@ -160,6 +164,22 @@ def test_a_page_that_cannot_be_drawn_fails_no_night(
     monkeypatch.setattr("tasks.pages.night_report", broken)
     assert states(requant("run", folder / "micro.yaml"))["evaluate"] == "cached"
     assert "could not be drawn: ZeroDivisionError: &lt;nothing to draw&gt;" in newest_report(folder)
+
+
+def test_a_page_that_cannot_be_written_fails_no_night(folder: Path) -> None:
+    reports = folder / "state/reports"
+    reports.rename(folder / "state/aside")
+    reports.write_text("no folder")
+    try:
+        output = requant("run", folder / "micro.yaml")
+    finally:
+        reports.unlink()
+        (folder / "state/aside").rename(reports)
+    assert "its pages in the state folder could not be written (" in output
+    assert "run it again to write them, its stages are cached" in output
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
+    assert client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'") == []
 
 
 def newest_report(folder: Path) -> str:

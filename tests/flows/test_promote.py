@@ -54,6 +54,21 @@ def test_registering_makes_one_version_a_digest(registered: list[versions.ModelV
     }
 
 
+def test_what_can_fail_comes_before_anything_is_registered(config: Config) -> None:
+    parent, records = night(config, "first")
+    model, evaluation = records["requantize_gptq"], records["evaluate"]
+    store = Store(config.state)
+    (store.object_path(evaluation.digest) / "paired.json").write_text("[]")
+    update = {"auto": True, "guard": ("old_perplexity",)}
+    guarded = config.model_copy(update={"promote": config.promote.model_copy(update=update)})
+    with pytest.raises(ConfigError, match=r"guard: 'old_perplexity' was not compared .* nothing"):
+        register(guarded, parent, model, evaluation)
+    (store.object_path(model.digest) / "model.safetensors").write_bytes(b"altered")
+    with pytest.raises(ArtifactError, match="was altered"):
+        register(config, parent, model, evaluation)
+    assert versions.all_versions(registry_of(config)) == []
+
+
 def test_a_promotion_that_stopped_half_way_is_repeated(
     config: Config, registered: list[versions.ModelVersion]
 ) -> None:

@@ -1,21 +1,29 @@
 """What a night leaves in a real MLflow database."""
 
 import dataclasses
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
+from mlflow import MlflowClient
+from mlflow.store.db.utils import _get_alembic_config
+from sqlalchemy import create_engine
 
 from requant.errors import ConfigError, TransientError
 from requant.store import StageRecord, Store
 from tasks import tracking
 from tasks.tracking.connection import public, transient
+from tasks.tracking.database import holds_nothing
 from tests.nights import CHAIN, make_night
 
 ROOT = Path(__file__).parents[2]
@@ -317,6 +325,85 @@ def test_password_of_the_server_is_in_no_error_and_on_no_page() -> None:
         raise ConnectionError(f"no way to {address}/api")
     assert "secret" not in str(caught.value)
     assert public(address) == "http://127.0.0.1:9/mlflow"
+
+
+def prepared_until(state: Path, true: Callable[[], object] | None = None) -> str:
+    """Prepare a database in another process; kill that as soon as something is true."""
+    script = "import sys; from pathlib import Path; from tasks import tracking\n"
+    script += "tracking.prepare_database(None, Path(sys.argv[1]))\n"
+    command = [sys.executable, "-c", script, str(state)]
+    with (state / "stderr").open("w+") as stderr:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=stderr)
+        while true is not None and process.poll() is None and not true():
+            time.sleep(0.005)
+        if true is not None:
+            process.kill()
+        ended = process.wait(120)
+        assert ended == (0 if true is None else -signal.SIGKILL)
+    return (state / "stderr").read_text()
+
+
+def tables(path: Path) -> set[str]:
+    with closing(sqlite3.connect(path)) as database:
+        return {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+
+
+def test_a_kill_while_the_database_is_made_harms_nothing(tmp_path: Path) -> None:
+    draft = tmp_path / ".mlflow.db.migrating"
+    prepared_until(tmp_path, lambda: draft.exists() and "trace_info" in tables(draft))
+    path = tmp_path / "mlflow.db"
+    assert tables(path) == set()
+    assert draft.exists()
+    # What killed versions of before left where the database belongs: half of the migrations.
+    draft.replace(path)
+    assert "runs" in tables(path)
+    prepared_until(tmp_path)
+    assert not list(tmp_path.glob(".mlflow.db*"))
+    parent = tracking.open_parent(f"sqlite:///{path}", "requant", "flow", "night", {})
+    assert parent.client.get_run(parent.run_id).info.status == "RUNNING"
+
+
+def test_an_old_database_is_upgraded_on_a_copy_and_keeps_what_it_holds(
+    night: tracking.TrackingRun, state: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(state / "mlflow.db", path)
+    config = _get_alembic_config(f"sqlite:///{path}")
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "-1")
+    old = tables(path)
+    draft = tmp_path / ".mlflow.db.migrating"
+    prepared_until(tmp_path, draft.exists)
+    assert tables(path) == old
+    uri = tracking.prepare_database(None, tmp_path)
+    assert tables(path) == tables(state / "mlflow.db")
+    assert MlflowClient(uri).get_run(night.run_id).info.status == "FINISHED"
+    assert not draft.exists()
+
+
+def test_a_database_of_somebody_else_is_not_taken_for_a_half_made_one(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    assert holds_nothing(path)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("CREATE TABLE recipes (name TEXT)")
+        database.execute("INSERT INTO recipes VALUES ('bread')")
+    with pytest.raises(ConfigError, match=r"mlflow.db is no database of MLflow; give another file"):
+        tracking.prepare_database(None, tmp_path)
+    assert tables(path) == {"recipes"}
+    path.write_text("bread, butter\n" * 100)
+    with pytest.raises(ConfigError, match=r"mlflow.db is no database of MLflow"):
+        tracking.prepare_database(None, tmp_path)
+
+
+def test_a_database_of_a_newer_mlflow_is_left_alone(state: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    shutil.copy(state / "mlflow.db", path)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("UPDATE alembic_version SET version_num = 'feedc0ffee00'")
+    with pytest.raises(ConfigError, match=r"schema feedc0ffee00, which MLflow .* a newer MLflow"):
+        tracking.prepare_database(None, tmp_path)
 
 
 def test_other_databases_are_refused_with_the_way_out(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from requant.config.sections import MergeFp16, Optimisation, QuantizeBase, TrainAdapter
-from requant.errors import ArtifactError, ConfigError, ContractError
+from requant.errors import ArtifactError, ConfigError, ContractError, ParityError
 from requant.model_folder import INDEX_NAME
 from requant.models import import_gptqmodel, load_model, load_tokenizer, quantization_of
 from requant.stages import merge_fp16, quantize_base, train_adapter
+from requant.stages.quantize_base import check_fidelity
 from requant.store.manifest import describe
 from requant.weights import read_headers
 from tests.stages.conftest import make_context
@@ -45,6 +46,21 @@ def test_a_checkpoint_close_to_the_original_and_the_same_bytes_twice(
     assert metrics["size_ratio"] < 1
     for name in ("tokenizer.json", "chat_template.jinja", "generation_config.json"):
         assert (out / name).read_bytes() == (tiny_base / name).read_bytes()
+
+
+def test_a_base_too_far_from_the_original_is_refused(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    section = QuantizeBase(fidelity_max_kl=1e-9)
+    with pytest.raises(
+        ParityError,
+        match=r"nf4 differs from the original by .* nats per token, limit "
+        r"quantize_base.fidelity_max_kl=1e-09 .*set quantize_base.method to int8 or gptq, or train",
+    ):
+        quantize_base.execute(section, make_context(tmp_path), base=tiny_base, data=tiny_data)
+    nan = {"kl": float("nan"), "loss_reference": 1.0, "loss_candidate": float("nan")}
+    with pytest.raises(ParityError, match="KL against the original is nan"):
+        check_fidelity(nan, section)
 
 
 def test_a_base_without_data_is_probed(tmp_path: Path, tiny_base: Path) -> None:
@@ -104,7 +120,7 @@ def test_layers_that_cannot_be_quantized_get_advice_that_works(
     assert metrics["adapted_share"] > 0
     merged = make_context(tmp_path / "merged")
     merge = {"original": base, "trained_on": base, "adapter": adapter.out, "data": tiny_data}
-    loose = MergeFp16(max_rounding_ratio=9, trained_max_kl=9, parity_max_share=9)
+    loose = MergeFp16(rounding_max_kl_share=9, trained_max_kl=9)
     assert merge_fp16.execute(loose, merged, **merge)["merged_tensors"] == 8
 
 

@@ -119,12 +119,14 @@ def test_what_fails_leaves_nothing(
     tensors = load_file(adapter / "adapter_model.safetensors")
     next(t for name, t in tensors.items() if "lora_B" in name)[0, 0] = math.nan
     save_file(tensors, adapter / "adapter_model.safetensors")
-    assert "is not finite after merging" in requant(*words, fails=2)
+    assert "is not finite as torch" in requant(*words, fails=2)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
-    tight = [*words, "--limit", "max_rounding_ratio=1e-9"]
+    tight = [*words, "--limit", "rounding_max_kl_share=1e-9"]
     shutil.rmtree(adapter)
     shutil.copytree(lora[0], adapter)
-    assert "limit merge_fp16.max_rounding_ratio=1e-09" in requant(*tight, fails=2)
+    said = requant(*tight, fails=2)
+    assert "over merge_fp16.rounding_max_kl_share=1e-09" in said
+    assert "Use merge_fp16.dtype=float16" in said
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
     quantized = [nf4 if str(word).endswith("tiny_base0/out") else word for word in words]
     assert "is quantized (nf4); merging would round the update away" in requant(*quantized, fails=2)

@@ -47,8 +47,11 @@ def test_a_harmed_copy_is_made_again(store: Store, tmp_path: Path) -> None:
     act(action, item, folder, no_secret)
     copy = tmp_path / "served" / item.digest / "model.safetensors"
     copy.write_text("harmed")
+    # As a kill during an earlier copy left it.
+    (tmp_path / "served" / f".{item.digest}.draft").mkdir()
     act(action, item, folder, no_secret)
     assert copy.read_text() == "first"
+    assert {path.name for path in (tmp_path / "served").iterdir()} == {"current", item.digest}
 
 
 def test_no_shell_reads_a_name(store: Store, tmp_path: Path) -> None:

@@ -71,4 +71,4 @@ def test_markdown_shows_a_text_as_it_is() -> None:
     assert markdown("a|b\n[x](y) `z` <b> *c* _d_ merge_fp16") == (
         r"a\|b \[x\](y) \`z\` \<b\> \*c\* \_d\_ merge_fp16"
     )
-    assert markdown_block("a\n```\nb") == "````\na\n```\nb\n````"
+    assert markdown_block("a\n```\n- b: c_d") == "> a  \n> \\`\\`\\`  \n> \\- b: c_d  "

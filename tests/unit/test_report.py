@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from requant.report import (
     CURVE_HEIGHT,
     CURVE_WIDTH,
+    ROUNDING,
     StageRow,
     drawn_curve,
     duration,
@@ -121,6 +122,7 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
         "tensor": "q_proj.weight",
         "update_norm": 0.25,
         "rounding_ratio": 0.0126,
+        "kept_share": 0.9871,
         "changed_share": 1.0,
     }
     page = night_report("<script>tiny</script>", rows, SCORES, PAIRED, [tensor])
@@ -128,8 +130,15 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
     assert "<td>parity_kl</td>" in page
     assert "Each of the 1 merged tensors" in page
     assert "0.0126" in page
+    assert "0.9871" in page
+    assert "What rounding took" not in page
     assert "by the same code" not in page
     merged = night["merge_fp16"]
+    took = dict.fromkeys(ROUNDING, 0.0246)
+    rounded = merged.model_copy(update={"metrics": {**merged.metrics, **took}})
+    told = night_report("x", [StageRow("merge_fp16", "done", rounded)])
+    assert "What rounding took" in told
+    assert "0.0246 ± 0.0246" in told
     twinless = merged.model_copy(update={"metrics": {**merged.metrics, "parity_of_result": 0.0}})
     told = night_report("x", [StageRow("merge_fp16", "done", twinless)], notes=["said <once>"])
     assert '<p class="note">said &lt;once&gt;</p>' in told
@@ -160,3 +169,18 @@ def test_curve_stays_in_its_box(curve: list[tuple[int, float]]) -> None:
     points = [tuple(map(float, point.split(","))) for point in drawn["points"].split()]
     assert len(points) == len(curve)
     assert all(0 <= x <= CURVE_WIDTH and 0 <= y <= CURVE_HEIGHT for x, y in points)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_figures_that_are_not_finite_are_drawn_and_counted(
+    night: dict[str, StageRecord], value: float
+) -> None:
+    curve = ((0, 1.0), (1, value), (2, 0.5))
+    update = {"metrics": {"loss_first": value, "loss_last": value}, "curves": {"loss": curve}}
+    broken = night["train_adapter"].model_copy(update=update)
+    scores = {"base": {"t": {"acc": {"value": value, "stderr": value}}}}
+    page = night_report("x", [StageRow("train_adapter", "done", broken)], scores)
+    assert "(1 points are not finite)" in page
+    assert not re.search(r'points="[^"]*(nan|inf)', page)
+    nothing = broken.model_copy(update={"curves": {"loss": ((0, value), (1, value))}})
+    assert "<polyline" not in night_report("x", [StageRow("train_adapter", "done", nothing)])

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from requant.cli import artifacts, models, nights, operations
+from requant.quiet import quiet_logs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -25,6 +26,7 @@ def main(
     ] = False,
 ) -> None:
     """Retrain a language model every night and ship it as a 4-bit model."""
+    quiet_logs()
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
@@ -35,6 +37,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         operations.setup,
         operations.promote,
         operations.rollback,
+        operations.deploy,
         operations.notify,
     ),
     "Models": (models.merge, models.compare),

@@ -1,6 +1,7 @@
 """What the commands share: their options, errors, and the environment of the libraries."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +41,8 @@ def errors() -> Iterator[None]:
     except Exception as error:
         if not is_transient(error):
             raise
-        text = f"{type(error).__name__}: {error}; a server is away: try again, or work offline"
-        typer.secho(f"{text} with HF_HUB_OFFLINE=1", fg="red", err=True)
+        text = f"{type(error).__name__}: {error}; a server is away: try again; where that is the"
+        typer.secho(f"{text} model hub, HF_HUB_OFFLINE=1 works without it", fg="red", err=True)
         raise typer.Exit(2) from error
 
 
@@ -50,6 +51,12 @@ def load(path: Path, overrides: list[str] | None) -> "Config":
     from requant.config.loading import load_config
 
     return load_config(path, overrides or [])
+
+
+def again(command: str, config: Path, overrides: list[str] | None) -> str:
+    """Spell a command with a configuration as a person types it."""
+    settings = [word for item in overrides or [] for word in ("--set", item)]
+    return shlex.join(["requant", command, str(config), *settings])
 
 
 def open_store(state: Path) -> "Store":
@@ -105,4 +112,12 @@ def prepare_environment() -> Path:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if home := os.environ.get("PREFECT_HOME"):
+        # Prefect makes the last folder of the path alone, and warns where it cannot.
+        try:
+            Path(home).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"PREFECT_HOME={home}: cannot be made ({error.strerror}); name a folder that can"
+            ) from error
     return roots[0]

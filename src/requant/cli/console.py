@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from tasks.pages import NightSummary
 
 
-def print_summary(summary: "NightSummary") -> None:
-    """Print the table of a night and where to look."""
+def print_summary(summary: "NightSummary", prefect_page: str) -> None:
+    """Print the table of a night and where to look.
+
+    Args:
+        summary: Of the night.
+        prefect_page: Its address; empty where its server has ended.
+    """
     rows = table("stage", "state", "seconds", "digest", "headline")
     for row in summary.rows:
         seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
@@ -23,13 +28,16 @@ def print_summary(summary: "NightSummary") -> None:
     show(rows)
     typer.echo(f"report:   {summary.report}")
     binaries = _shown(Path(sys.executable).parent)
-    if "PREFECT_API_URL" not in os.environ:
+    if prefect_page:
+        typer.echo(f"Prefect:  {prefect_page}")
+    else:
         home = os.environ.get("PREFECT_HOME")
         setting = f"PREFECT_HOME={home} " if home else ""
         typer.echo(f"Prefect:  {setting}{binaries}/prefect server start")
         typer.echo("          then open http://127.0.0.1:4200/runs")
     if summary.mlflow_page.startswith("http"):
         typer.echo(f"MLflow:   {summary.mlflow_page}")
+        typer.echo(f"          all nights: {summary.mlflow_nights}")
     else:
         typer.echo(f"MLflow:   {binaries}/mlflow server --backend-store-uri {summary.mlflow_uri}")
         typer.echo(f"          then open http://127.0.0.1:5000/{summary.mlflow_page}")

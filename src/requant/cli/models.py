@@ -162,8 +162,9 @@ def _limits(given: "Sequence[str]") -> "MergeFp16":
 
 def _print_merge(metrics: "Mapping[str, float]") -> None:
     lines = [
-        f"{metrics['merged_tensors']:.0f} tensors merged; rounding took "
-        f"{metrics['rounding_ratio']:.2%} of the update"
+        f"{metrics['merged_tensors']:.0f} tensors merged; the weights kept "
+        f"{metrics['kept_share']:.2%} of the update (rounding error "
+        f"{metrics['rounding_ratio']:.2%} of its norm)"
     ]
     if "parity_kl" in metrics:
         if not metrics["parity_of_result"]:
@@ -174,6 +175,11 @@ def _print_merge(metrics: "Mapping[str, float]") -> None:
             f"{metrics['update_kl']:.2g})"
         )
         lines.append(f"worst module: {metrics['parity_module_error']:.1%} off beyond rounding")
+        lines.append(
+            f"rounding: {metrics['rounding_kl_share']:.2%} of the update's KL, loss "
+            f"{metrics['rounding_loss']:+.2g} ± {metrics['rounding_loss_error']:.1g} where the "
+            f"update gains {metrics['update_gain']:.3g}"
+        )
         if metrics["trained_kl"] != metrics["parity_kl"]:
             lines.append(
                 f"against quantized base + adapter: KL {metrics['trained_kl']:.2g}, agreement "

@@ -10,13 +10,14 @@ from requant.cli.common import (
     Forced,
     Overrides,
     StateFolder,
+    again,
     check_stages,
     errors,
     load,
     open_store,
     prepare_environment,
 )
-from requant.cli.operations import deploy
+from requant.cli.operations import deploy_promoted, say_which
 
 if TYPE_CHECKING:
     from requant.config import Config
@@ -42,12 +43,16 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
         loaded = load(config, overrides)
         check_stages(force, loaded)
         prepare_environment()
-        from tasks.prefect_server import prefect_server
+        from requant.errors import TransientError
+        from tasks.own_services import with_pages
+        from tasks.prefect_server import flow_run_page, prefect_server
         from tasks.preflight import refuse_problems
 
         refuse_problems(loaded)
+        loaded = with_pages(loaded)
 
         with prefect_server(loaded) as server:
+            say_which(server)
             # The server takes seconds to start, and so does all this.
             from flows.incremental_training import incremental_training
             from tasks import tracking
@@ -56,15 +61,24 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
             tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
             server.ready()
             state = incremental_training(loaded, force or [], return_state=True)
+            if not state.is_final():
+                raise TransientError("Prefect's server did not take the end of the night")
             summary = read_summary(loaded, state.state_details.flow_run_id)
             if summary is not None and summary.to_deploy is not None:
-                deploy(loaded, summary.to_deploy, server.ours)
+                by_hand = again("deploy", config, overrides)
+                deploy_promoted(loaded, summary.to_deploy, server, by_hand)
+            page = "" if server.ours else flow_run_page(state.state_details.flow_run_id)
     if summary is not None:
         from requant.cli.console import print_summary
 
-        print_summary(summary)
+        print_summary(summary, page)
     if not state.is_completed():
         typer.secho(f"{state.name}: {state.message}", fg="red", err=True)
+        command = again("run", config, overrides)
+        if not state.is_cancelled():
+            typer.echo(
+                f"when the cause is mended, `{command}` goes on from what is valid", err=True
+            )
         raise typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ from requant.cli.common import (
     ConfigFile,
     Overrides,
     StateFolder,
+    again,
     errors,
     load,
     prepare_environment,
@@ -16,6 +17,7 @@ from requant.cli.common import (
 
 if TYPE_CHECKING:
     from requant.config import Config
+    from tasks.prefect_server import Server
 
 Accelerators = Annotated[int, typer.Option(min=1, help="stages that may fill a GPU at once")]
 Processors = Annotated[int, typer.Option(min=1, help="stages that may fill the cores at once")]
@@ -37,11 +39,12 @@ def promote(config: ConfigFile, version: VersionOption = None, overrides: Overri
             from tasks.tracking.registry import version_of
 
             found = version_of(registry_of(loaded), version)
+            say_which(server)
             server.ready()
             promotion = promote_version(loaded, found)
             typer.echo(f"{found.model}: version {found.version} ({found.digest[:12]}) is champion")
             if promotion.to_deploy:
-                deploy(loaded, found.version, server.ours)
+                deploy_promoted(loaded, found.version, server, again("deploy", config, overrides))
             else:
                 typer.echo("it is deployed already")
 
@@ -56,11 +59,27 @@ def rollback(config: ConfigFile, overrides: Overrides = None) -> None:
         with prefect_server(loaded) as server:
             from tasks.promote import roll_back
 
+            say_which(server)
             server.ready()
             earlier = roll_back(loaded)
             said = f"version {earlier.version} ({earlier.digest[:12]}) is champion again"
             typer.echo(f"{earlier.model}: {said}")
-            deploy(loaded, earlier.version, server.ours)
+            deploy_promoted(loaded, earlier.version, server, again("deploy", config, overrides))
+
+
+def deploy(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Deploy the champion here and now, unless it is deployed already."""
+    with errors():
+        loaded = load(config, overrides)
+        prepare_environment()
+        from tasks.prefect_server import prefect_server
+
+        with prefect_server(loaded) as server:
+            from flows.deploy_model import deploy_model
+
+            say_which(server)
+            server.ready()
+            deploy_model(loaded)
 
 
 def up(
@@ -123,10 +142,18 @@ def notify(
     typer.echo(f"automations: {', '.join(made)}")
 
 
-def deploy(config: "Config", version: int, here: bool) -> None:
-    """Deploy the champion: here, or leave it to who listens for its event."""
-    if not here:
-        typer.echo("model.promoted is sent: deploy-model starts on the server; else repeat this")
+def say_which(server: "Server") -> None:
+    """Tell which server is used where nobody named one."""
+    if server.notice:
+        typer.echo(server.notice)
+
+
+def deploy_promoted(config: "Config", version: int, server: "Server", command: str) -> None:
+    """Deploy the champion here, or say who on the server does, and which command if nobody."""
+    if not server.ours:
+        from tasks.listeners import outlook
+
+        typer.echo(outlook(config.name, command))
         return
     from flows.deploy_model import deploy_model
 

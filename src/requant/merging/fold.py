@@ -1,29 +1,26 @@
 """Merge adapters into a model folder: plan with the headers alone, then write."""
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.combination import Combination
-from requant.contract import chat_template, some
+from requant.contract import some
 from requant.errors import ContractError, ParityError
-from requant.json_file import read_object
 from requant.merging.adapter import Adapter, is_additive, read_adapter
 from requant.merging.combine import BY_ROWS, MEANS, combined_updates
+from requant.merging.companions import write_companions
 from requant.merging.dequantize import dequantized_updates
 from requant.merging.lora import lora_updates
 from requant.merging.stored import stored_updates, with_token_rows
-from requant.merging.stream import TORCH_NAMES, Change, write_merged
+from requant.merging.stream import Change, write_merged
 from requant.merging.updates import Update, interpolated
 from requant.merging.vocabulary import Vocabulary, is_vocabulary, settle_vocabulary
-from requant.model_folder import INDEX_NAME, copy_companions, copy_tokenizer, set_fields
 from requant.models import read_model_config
-from requant.weights import TensorHeader, headers_of, read_headers, weight_files
+from requant.weights import TORCH_NAMES, TensorHeader, read_headers
 
 
 @dataclass(frozen=True)
@@ -248,13 +245,17 @@ def write_plan(
     )
     moved = any(change.update for change in changes.values())
     if not moved or not any(change.changed for change in changes.values()):
-        cause = "rounding took all of the update" if moved else "the update is zero everywhere"
+        cause, finer = (
+            ("rounding took all of the update", "merge with a finer dtype (float16, float32), ")
+            if moved
+            else ("the update is zero everywhere", "")
+        )
         raise ParityError(
-            f"merge_fp16: the merged weights are those merged into: {cause}; train longer or with "
-            "a higher learning rate"
+            f"merge_fp16: the merged weights are those merged into: {cause}; {finer}train longer "
+            "or with a higher learning rate"
         )
     fields = {**vocabulary.config, **({"dtype": dtype} if dtype else {})}
-    _write_companions(plan, out, fields)
+    write_companions(plan.original, out, fields, vocabulary.tokenizer)
     return changes
 
 
@@ -262,25 +263,7 @@ def write_dequantized(plan: MergePlan, quantized: Path, out: Path) -> None:
     """Write what quantization left of the original, in float32, as a model that loads."""
     bare = onto_dequantized(replace(plan, updates={}, vocabulary=Vocabulary()), quantized)
     write_merged(bare.original, bare.updates, out, dtype="float32")
-    _write_companions(bare, out, {"dtype": "float32"})
-
-
-def _write_companions(plan: MergePlan, out: Path, fields: Mapping[str, Any]) -> None:
-    with TemporaryDirectory(dir=out) as name:
-        ready = Path(name)
-        copy_companions(plan.original, ready, with_index=True)
-        if plan.vocabulary.tokenizer:
-            template = chat_template(ready)
-            copy_tokenizer(plan.vocabulary.tokenizer, ready)
-            if template is not None and chat_template(ready) is None:
-                (ready / "chat_template.jinja").write_text(template)
-        if fields:
-            _mend_index(ready, plan.original, out)
-        set_fields(ready, fields)
-        # Without it nothing loads the folder.
-        last = ready / "config.json"
-        for path in [*(path for path in sorted(ready.iterdir()) if path != last), last]:
-            path.rename(out / path.name)
+    write_companions(bare.original, out, {"dtype": "float32"})
 
 
 def totals(changes: Mapping[str, Change]) -> dict[str, float]:
@@ -289,6 +272,7 @@ def totals(changes: Mapping[str, Change]) -> dict[str, float]:
     return {
         "merged_tensors": float(sum(change.update > 0 for change in changes.values())),
         "rounding_ratio": whole.rounding_ratio,
+        "kept_share": whole.kept_share,
         "changed_share": whole.changed_share,
     }
 
@@ -300,21 +284,8 @@ def per_tensor(changes: Mapping[str, Change]) -> list[dict[str, Any]]:
             "tensor": name,
             "update_norm": change.update**0.5,
             "rounding_ratio": change.rounding_ratio,
+            "kept_share": change.kept_share,
             "changed_share": change.changed_share,
         }
         for name, change in sorted(changes.items())
     ]
-
-
-def _mend_index(folder: Path, original: Path, shards: Path) -> None:
-    """Bring the shard index in line with shards that gained a tensor, rows or another dtype."""
-    path = folder / INDEX_NAME
-    if not path.exists():
-        return
-    index = read_object(path)
-    headers = headers_of(shards / file.name for file in weight_files(original))
-    files = dict(sorted((name, header.file.name) for name, header in headers.items()))
-    size = sum(header.end - header.start for header in headers.values())
-    metadata = {**index.get("metadata", {}), "total_size": size}
-    mended = {**index, "metadata": metadata, "weight_map": files}
-    path.write_text(json.dumps(mended, indent=2) + "\n")

@@ -1,10 +1,13 @@
-"""Whether each merged module does what the module and its adapter do, on real activations.
+"""Whether each merged module does what the module and its adapter do, told by its own outputs.
 
-In a deep model one module moves the logits less than rounding all the others does; only its own
-outputs tell that it was missed or scaled wrongly.
+In a deep model one module moves the logits less than rounding all the others does. Rounding itself
+may take half of an update's norm and leave the model what it should be, so the norm of what is off
+tells nothing either: its part along the update and the rest are held against what rounding did to
+the weights.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +21,35 @@ if TYPE_CHECKING:
 
 ARITHMETIC = 1e-5
 """Of the output's norm: what float32 sums in another order may differ by."""
+PROBES = 1024
+"""Random inputs a module is tried on: the outputs of white noise measure the weights themselves,
+where real inputs weigh a few channels a hundred times the others."""
+PROBED_ROWS = 2048
+"""Of an embedding, besides those of the text."""
 
 
-def watch_modules(merged: Path, errors: dict[str, float]) -> Callable[[Any], None]:
+@dataclass(frozen=True)
+class ModuleChange:
+    """What merging did to a module's output, beside what its adapter does to it.
+
+    Of output y without the adapter, y + d with it and y + m merged.
+    """
+
+    slope: float | None
+    """<m, d> / ||d||^2: 1 for a right module, 0 for one that was missed, 0.5 for half the scale, -1
+    for the wrong sign; rounding that drops small updates lowers it. None where d is nothing."""
+    noise: float
+    """||m - slope d|| / ||d||: what goes another way than the update."""
+    tensors: Sequence[str]
+    """Of the module, as the merged folder calls them."""
+
+
+def watch_modules(merged: Path, found: list[ModuleChange]) -> Callable[[Any], None]:
     """Make a function that watches the adapted modules of a model during its next forward pass.
-
-    For inputs x of a module with weights W in the model, W' in the merged folder, and output y with
-    its adapters: ||y - W'x|| / ||y - Wx||. A missed module is 1, half the scale 0.5.
 
     Args:
         merged: Model folder; a module's tensors are read when its turn has come.
-        errors: Gets each tensor of the adapted modules with its module's error.
+        found: Gets each adapted module that was run.
 
     Returns:
         To be called with a peft model in float32 whose adapters are active.
@@ -47,13 +68,13 @@ def watch_modules(merged: Path, errors: dict[str, float]) -> Callable[[Any], Non
             if not path or any(path.startswith(f"{outer}.") for outer in watched):
                 continue
             watched.append(path)
-            _watch(path.removeprefix(PREFIX), module, headers, errors)
+            _watch(path.removeprefix(PREFIX), module, headers, found)
 
     return watch
 
 
 def _watch(
-    name: str, module: Any, headers: Mapping[str, TensorHeader], errors: dict[str, float]
+    name: str, module: Any, headers: Mapping[str, TensorHeader], found: list[ModuleChange]
 ) -> None:
     def hook(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         import torch
@@ -64,11 +85,28 @@ def _watch(
             leaf: _tensor_of(f"{name}.{leaf}", headers) for leaf, _ in base.named_parameters()
         }
         state = {leaf: _load(tensor, headers, output) for leaf, tensor in tensors.items()}
-        merged = torch.func.functional_call(base, state, args, kwargs)
-        error = _error(output, merged, base(*args, **kwargs))
-        errors.update(dict.fromkeys(tensors.values(), error))
+        inputs = tuple(_probe(given, base) for given in args)
+        adapted = _first(module(*inputs, **kwargs)).float()
+        bare = _first(base(*inputs, **kwargs)).float()
+        merged = _first(torch.func.functional_call(base, state, inputs, kwargs)).float()
+        found.append(_compared(adapted, bare, merged, list(tensors.values())))
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
+
+
+def _probe(given: Any, base: Any) -> Any:
+    """White noise in place of a floating input; ids are joined by others from all of the table."""
+    import torch
+
+    if not isinstance(given, torch.Tensor):
+        return given
+    if given.is_floating_point():
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn((*given.shape[:-2], PROBES, given.shape[-1]), generator=generator)
+        return noise.to(given)
+    rows = getattr(base, "num_embeddings", 0)
+    spread = torch.arange(0, rows, max(1, rows // PROBED_ROWS))
+    return torch.cat([given.flatten(), spread.to(given)]).unsqueeze(0)
 
 
 def _tensor_of(name: str, headers: Mapping[str, TensorHeader]) -> str:
@@ -89,11 +127,19 @@ def _load(name: str, headers: Mapping[str, TensorHeader], like: Any) -> "torch.T
     return tensor.to(_first(like).device).float()
 
 
-def _error(adapted: Any, merged: Any, bare: Any) -> float:
-    y, ours, without = (_first(output).float() for output in (adapted, merged, bare))
-    error = max(0.0, float((y - ours).norm()) - ARITHMETIC * float(y.norm()))
-    update = float((y - without).norm())
-    return error / update if update else float("inf") if error else 0.0
+def _compared(
+    adapted: "torch.Tensor", bare: "torch.Tensor", merged: "torch.Tensor", tensors: Sequence[str]
+) -> ModuleChange:
+    update, change = adapted - bare, merged - bare
+    size, noise = float(update.norm()), ARITHMETIC * float(adapted.norm())
+    if size <= noise:
+        # Nothing that could be followed; where there is no update at all nothing may change.
+        spoilt = size == 0 and float(change.norm()) > noise
+        return ModuleChange(None, float("inf") if spoilt else 0.0, tensors)
+    slope = float((change * update).sum()) / size**2
+    rest = float((change - slope * update).norm())
+    # NaN must stay one.
+    return ModuleChange(slope, 0.0 if rest <= noise else (rest - noise) / size, tensors)
 
 
 def _first(output: Any) -> Any:

@@ -16,16 +16,11 @@ from requant.fidelity import Batch
 from requant.json_file import read_object
 from requant.merging.adapter import CONFIG_NAME
 from requant.merging.fold import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
-from requant.merging.parity import (
-    check_parity,
-    check_result,
-    check_rounding,
-    measure_parity,
-)
+from requant.merging.parity import check_parity, check_result, measure_parity, stored_in
+from requant.merging.rounding import check_rounding, measure_rounding
 from requant.merging.stream import Change
 from requant.model_folder import MERGE_NAME
 from requant.models import quantization_of, read_model_config
-from requant.parity import folder_loss
 from requant.provenance import check_provenance, read_provenance, weights_digest
 from requant.stage import Metrics
 
@@ -123,7 +118,6 @@ def merge_request(
         changes = write_plan(plan, partial, dtype=request.dtype, on_shard=on_shard)
         (partial / MERGE_NAME).write_bytes(canonical_json(per_tensor(changes)))
         metrics = totals(changes)
-        check_rounding(metrics["rounding_ratio"], request.limits)
         if batches is not None:
             metrics |= _prove(request, plan, partial, changes, batches, device)
         try:
@@ -194,7 +188,17 @@ def _prove(
             alone = write_plan(whole, Path(name), dtype=request.dtype)
             proofs.append(measured(whole, Path(name), alone))
     worst = max(proofs, key=lambda metrics: metrics["parity_kl"])
-    loss = folder_loss(merged, batches(merged), device)
-    change = loss - max(metrics["trained_loss_reference"] for metrics in proofs)
+    with tempfile.TemporaryDirectory(dir=merged.parent) as name:
+        write_plan(plan, Path(name), dtype="float32")
+        rounding, result = measure_rounding(
+            Path(name), merged, request.base, batches(merged), device
+        )
+    check_rounding(rounding, stored_in(merged, changes), request.limits)
+    change = result.loss_candidate - max(metrics["trained_loss_reference"] for metrics in proofs)
     check_result(change, request.limits)
-    return {**worst, "parity_of_result": 0.0, "result_loss_change": change}
+    return {
+        **worst,
+        **rounding.as_metrics(),
+        "parity_of_result": 0.0,
+        "result_loss_change": change,
+    }

@@ -16,7 +16,7 @@ from requant.merging.adapter import (
     plain_name,
     split_names,
 )
-from requant.merging.updates import Apply, Update, chained
+from requant.merging.updates import Apply, Update, chained, replaced
 from requant.weights import TensorHeader
 
 if TYPE_CHECKING:
@@ -44,7 +44,11 @@ def token_rows(adapter: Adapter) -> dict[str, str]:
 def stored_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict[str, Update]:
     """Say which tensors an adapter replaces: `modules_to_save`, biases, a resized embedding."""
     _, whole = split_names(adapter.tensors)
-    return {locate(name, original): _replacement(adapter, key) for name, key in whole.items()}
+    weights = adapter.folder / WEIGHTS_NAME
+    return {
+        locate(name, original): replaced(weights, PREFIX + key, adapter.tensors[key].shape)
+        for name, key in whole.items()
+    }
 
 
 def with_token_rows(
@@ -135,17 +139,3 @@ def _rows(adapter: Adapter, name: str, indices: Sequence[int], shape: tuple[int,
         return apply
 
     return Update(shape, open_rows)
-
-
-def _replacement(adapter: Adapter, name: str) -> Update:
-    """A tensor that was trained whole."""
-
-    def open_replacement() -> Apply:
-        from safetensors import safe_open
-
-        # By slices: the embedding of a large model alone would fill what the merge may use.
-        file = safe_open(adapter.folder / WEIGHTS_NAME, framework="pt")
-        tensor = file.get_slice(PREFIX + name)  # type: ignore[no-untyped-call]
-        return lambda weight, rows: tensor[rows].float()
-
-    return Update(adapter.tensors[name].shape, open_replacement)

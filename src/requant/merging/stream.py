@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import ArtifactError, ContractError, ParityError
 from requant.merging.updates import Apply, Update
-from requant.weights import ShardHeader, TensorHeader, read_shard_header, weight_files
+from requant.weights import (
+    SAFETENSORS_NAMES,
+    TORCH_NAMES,
+    ShardHeader,
+    TensorHeader,
+    read_shard_header,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -31,10 +38,6 @@ COPY_BYTES = 16 << 20
 QUEUED_PER_CORE = 4
 """Blocks that wait: enough that no core is idle, few enough that memory does not grow."""
 
-TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""safetensors' names of the dtypes that can be merged into."""
-SAFETENSORS_NAMES = {name: short for short, name in TORCH_NAMES.items()}
-
 
 @dataclass(frozen=True)
 class Change:
@@ -44,6 +47,8 @@ class Change:
     """Squared norm of what the adapter adds, before rounding."""
     error: float = 0.0
     """Squared norm of what rounding takes from it."""
+    moved: float = 0.0
+    """Squared norm of what is stored less what it starts from."""
     changed: int = 0
     """Weights that are another number than in the model merged into, as it would be stored."""
     weights: int = 0
@@ -52,6 +57,7 @@ class Change:
         return Change(
             self.update + other.update,
             self.error + other.error,
+            self.moved + other.moved,
             self.changed + other.changed,
             self.weights + other.weights,
         )
@@ -60,6 +66,24 @@ class Change:
     def rounding_ratio(self) -> float:
         """Norm of the rounding error over the norm of the update; 0 without an update."""
         return float((self.error / self.update) ** 0.5) if self.update else 0.0
+
+    @property
+    def kept_share(self) -> float:
+        """Share of the update that is still there after rounding; 1 without an update.
+
+        <M - W, D> / ||D||^2 of start W, update D and stored M, by polarization from the three
+        norms. Rounding to nearest drops what is below half a step of the dtype, so it may be far
+        below 1: it is no unbiased noise.
+        """
+        return (self.moved + self.update - self.error) / (2 * self.update) if self.update else 1.0
+
+    @property
+    def noise_ratio(self) -> float:
+        """Norm of the part of the rounding error that is orthogonal to the update, over its norm.
+
+        0 without an update.
+        """
+        return float(max(0.0, self.rounding_ratio**2 - (1 - self.kept_share) ** 2) ** 0.5)
 
     @property
     def changed_share(self) -> float:
@@ -269,8 +293,9 @@ def _merge_rows(
     shape = (step, *output.target.shape[1:])
     stored = torch.empty(shape, dtype=getattr(torch, TORCH_NAMES[output.source.dtype]))
     weight, rounded = torch.empty(shape), torch.empty(shape, dtype=dtype)
+    difference = torch.empty(shape)
     update = square(rows) if square else 0.0
-    error, changed, weights = 0.0, 0, 0
+    error, moved, changed, weights = 0.0, 0.0, 0, 0
     for start in range(rows.start, rows.stop, step):
         part = slice(start, min(start + step, rows.stop))
         count = part.stop - part.start
@@ -279,7 +304,7 @@ def _merge_rows(
         if start_of is not None:
             begun = start_of(begun, part).clone()
             start_rows = begun.to(dtype, copy=True)
-        origin = before if start_of is None or square else begun.clone()
+        origin = before if start_of is None else begun.clone()
         exact = apply(begun, part)
         after = rounded[:count].copy_(exact)
         _write_rows(after, output.target, part, target)
@@ -288,16 +313,18 @@ def _merge_rows(
         if square is None:
             update += _squared_distance(exact, origin)
         error += _squared_distance(exact, after, ours=exact.data_ptr() == weight.data_ptr())
+        # In float32: two bfloat16 weights have a difference that bfloat16 does not hold.
+        stored_change = difference[:count].copy_(after).sub_(origin).view(-1)
+        moved += float(stored_change.dot(stored_change))
     # A weight that is not finite makes both sums so; they may also just be too large.
     if not math.isfinite(update + error) and not _is_finite(output.target, rows, target):
         raise ParityError(
-            f"merge_fp16: {output.name} is not finite after merging into {dtype}; the adapter "
-            "diverged (look at the training loss)"
+            f"{output.name} is not finite as {dtype}; the training diverged (look at its loss)"
             + (", or float16 overflowed: use bfloat16" if dtype == torch.float16 else "")
         )
     if output.update is None or not output.update.adapted:
         return None
-    return output.name, Change(update, error, changed, weights)
+    return output.name, Change(update, error, moved, changed, weights)
 
 
 def _squared_distance(a: "torch.Tensor", b: "torch.Tensor", *, ours: bool = False) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -103,6 +104,29 @@ def interpolated(update: Update, scale: float) -> Update:
         return part
 
     return update if scale == 1 else Update(update.shape, open_scaled, update.by_rows)
+
+
+def replaced(file: Path, name: str, shape: tuple[int, ...]) -> Update:
+    """Take the place of a tensor whole.
+
+    Args:
+        file: *.safetensors.
+        name: Of the tensor in it.
+        shape: Of the tensor.
+    """
+
+    def open_replacement() -> Apply:
+        from safetensors import safe_open
+
+        # By slices: the embedding of a large model alone would fill what the merge may use.
+        opened = safe_open(file, framework="pt")
+        if not shape:
+            scalar = opened.get_tensor(name)  # type: ignore[no-untyped-call]
+            return lambda weight, rows: scalar.float().reshape(1)
+        tensor = opened.get_slice(name)  # type: ignore[no-untyped-call]
+        return lambda weight, rows: tensor[rows].float()
+
+    return Update(shape, open_replacement)
 
 
 def chained(first: Update | None, second: Update) -> Update:

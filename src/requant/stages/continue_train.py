@@ -1,30 +1,52 @@
-"""continue_train: further training of the merged 16-bit model."""
+"""continue_train: further training of the merged 16-bit model, and what was saved of it."""
 
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.config.sections import ContinueTrain
 from requant.errors import ContractError
-from requant.model_folder import copy_companions, stored_dtype
+from requant.fidelity import Fidelity
+from requant.merging.rounding import (
+    Rounding,
+    check_rounding,
+    describe_rounding,
+    limits_missed,
+    measure_rounding,
+)
+from requant.merging.stream import Change
 from requant.stage import Metrics, Stage, StageContext
 
 
 def execute(section: ContinueTrain, context: StageContext, *, model: Path, data: Path) -> Metrics:
-    """Train all weights, or the top blocks with the final norm, and save in the input's dtype.
+    """Train all weights, or the top blocks with the final norm, and measure what was saved.
+
+    Shards keep their names, tensors their dtypes; what the network does not load stays as it is.
 
     Args:
-        section: Scope and duration.
+        section: Scope and duration, limits on what rounding may take.
         context: Of the stage; `context.work` keeps the checkpoints.
-        model: 16-bit model artifact.
-        data: Dataset artifact.
+        model: 16-bit model artifact, or a float32 master.
+        data: Dataset artifact; `heldout.jsonl` is measured on.
+
+    Returns:
+        The figures of `fine_tune`, whose loss is of the weights in float32; of held-out text
+        heldout_loss_before, heldout_loss_trained (float32) and heldout_loss_saved, nats per token;
+        float32_master (1 where the own dtype was too coarse); rounding_ratio, kept_share and
+        changed_share of the weights; rounding_* and update_*: see `Rounding`.
 
     Raises:
-        ContractError: If `layers` is more than the model has.
+        ContractError: If `layers` is more than the model has, or a trained tensor has no place in
+            the model's files.
+        ParityError: If rounding takes more of what was learned than the limits allow.
         TerminalError: As `fine_tune`.
     """
+    from accelerate import PartialState
     from transformers import set_seed
 
-    from requant.models import load_model, load_tokenizer
+    from requant.merging.trained import tied_names
+    from requant.models import clear_memory, load_model, load_tokenizer
     from requant.training import fine_tune
 
     set_seed(context.seed)
@@ -32,9 +54,58 @@ def execute(section: ContinueTrain, context: StageContext, *, model: Path, data:
     select_trainable(network, section.layers if section.scope == "top_layers" else None)
     tokenizer = load_tokenizer(model)
     metrics = fine_tune(network, tokenizer, data, section.optimisation, context)
-    network.to(stored_dtype(model)).save_pretrained(context.out)
-    copy_companions(model, context.out, with_index=False)
-    return metrics
+    if not PartialState().is_main_process:
+        return metrics
+    with TemporaryDirectory(dir=context.work) as name:
+        trained, tied = Path(name), tied_names(network)
+        network.float().save_pretrained(trained)
+        # Three models are measured next, one at a time.
+        del network
+        clear_memory()
+        return metrics | _save(section, context, trained, tied, model, data)
+
+
+def _save(
+    section: ContinueTrain,
+    context: StageContext,
+    trained: Path,
+    tied: Sequence[Collection[str]],
+    model: Path,
+    data: Path,
+) -> Metrics:
+    """Write the trained weights in a dtype that holds what was learned, and measure the result."""
+    from requant.merging.parity import stored_in
+    from requant.merging.trained import write_trained
+    from requant.parity import batches_for
+
+    batches = batches_for(model, data / "heldout.jsonl", section.heldout_rows)
+
+    def save(dtype: str | None) -> tuple[Mapping[str, Change], Rounding, Fidelity]:
+        changes = write_trained(model, trained, context.out, tied=tied, dtype=dtype)
+        context.reporter.message("measuring what was saved")
+        return changes, *measure_rounding(trained, context.out, model, batches, context.device)
+
+    own = section.dtype in {"auto", "original"}
+    changes, rounding, saved = save(None if own else section.dtype)
+    stored = stored_in(context.out, changes)
+    master = section.dtype == "auto" and bool(limits_missed(rounding, section))
+    if master:
+        context.reporter.message(f"{describe_rounding(rounding, stored)}: saved in float32")
+        for path in context.out.iterdir():
+            path.unlink()
+        changes, rounding, saved = save("float32")
+    check_rounding(rounding, stored, section)
+    whole = sum(changes.values(), start=Change())
+    return {
+        "heldout_loss_before": saved.loss_reference + rounding.gain.mean,
+        "heldout_loss_trained": saved.loss_reference,
+        "heldout_loss_saved": saved.loss_candidate,
+        "float32_master": float(master),
+        "rounding_ratio": whole.rounding_ratio,
+        "kept_share": whole.kept_share,
+        "changed_share": whole.changed_share,
+        **rounding.as_metrics(),
+    }
 
 
 def select_trainable(model: Any, layers: int | None) -> None:
@@ -91,7 +162,7 @@ def find_blocks(model: Any) -> tuple[Any, list[Any]]:
 
 STAGE = Stage(
     name="continue_train",
-    version=2,
+    version=3,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "trl", "accelerate", "bitsandbytes"),
     execute=execute,

@@ -77,11 +77,13 @@ def execute(
     manager = task_manager(work, section.tasks)
     chain = [name for name in CHAIN if name in models]
     scores = {}
-    for done, name in enumerate(chain, 1):
+    for number, name in enumerate(chain, 1):
         beside = adapter if name == "adapted" else None
-        scores[name] = _score(section, context, name, models[name], beside, generated, manager)
+        unit = f"requests of {name}, model {number} of {len(chain)}"
+        scores[name] = _score(
+            section, context, name, models[name], beside, generated, manager, unit
+        )
         context.reporter.message(f"{name}: {_headline(scores[name])}")
-        context.reporter.progress(done, len(chain), "models")
     if whole := _of_all_documents(scores):
         context.reporter.message(
             f"not compared document by document, as no metric is a number for each: {whole}"
@@ -179,6 +181,7 @@ def _score(
     adapter: Path | None,
     generated: list[str],
     manager: Any,
+    unit: str,
 ) -> dict[str, TaskScores]:
     from requant.models import clear_memory, load_model, load_tokenizer, with_adapters
 
@@ -205,6 +208,7 @@ def _score(
                 limit=section.limit,
                 chat_template=chat_template,
                 seed=context.seed,
+                tell=lambda done, total: context.reporter.progress(done, total, unit),
             )
     del model
     clear_memory()

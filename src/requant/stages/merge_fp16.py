@@ -23,7 +23,8 @@ from requant.merging import (
     write_dequantized,
     write_plan,
 )
-from requant.merging.parity import check_parity, check_result, check_rounding, measure_parity
+from requant.merging.parity import check_parity, check_result, measure_parity, stored_in
+from requant.merging.rounding import check_rounding, measure_rounding
 from requant.merging.stream import Change
 from requant.model_folder import MERGE_NAME
 from requant.parity import batches_for, folder_loss, old_batches
@@ -71,9 +72,10 @@ def execute(
         **past: Adapters of past nights: past_1 is last night's.
 
     Returns:
-        merged_tensors, rounding_ratio, changed_share; the figures of `measure_parity`, and
-        parity_of_result (1: of the result, 0: of tonight's adapter merged whole), then with
-        result_loss_change (of the result over what was trained); of each model that was tried
+        merged_tensors, rounding_ratio, kept_share, changed_share; the figures of `measure_parity`,
+        and parity_of_result (1: of the result, 0: of tonight's adapter merged whole), then with
+        result_loss_change (of the result over what was trained) and the rounding_* of the result
+        against itself written in float32; of each model that was tried
         loss_new/<base>-<scale> and loss_old/..., chosen_scale, chosen_dequantized.
 
     Raises:
@@ -114,7 +116,6 @@ def execute(
     context.reporter.message("merging")
     changes = build(chosen, context.out)
     metrics = losses | totals(changes)
-    check_rounding(metrics["rounding_ratio"], section)
     proved, proof = chosen, context.out
     if plan_of(chosen).beside is None:
         # Nothing unmerged computes the same; the same code on tonight's adapter, whole, has a twin.
@@ -134,9 +135,19 @@ def execute(
     check_parity(parity, section)
     metrics |= parity.metrics | {"parity_of_result": float(proved == chosen)}
     if proved != chosen:
-        loss = folder_loss(context.out, batches_of(context.out), context.device)
-        metrics["result_loss_change"] = loss - parity.metrics["trained_loss_reference"]
-        check_result(metrics["result_loss_change"], section)
+        unrounded = _empty(context.work / "unrounded")
+        write_plan(plan_of(chosen), unrounded, dtype="float32")
+        rounding, result = measure_rounding(
+            unrounded,
+            context.out,
+            _reference(chosen.base, plans["tonight"], trained_on, context.work),
+            batches_of(context.out),
+            context.device,
+        )
+        loss_change = result.loss_candidate - parity.metrics["trained_loss_reference"]
+        metrics |= rounding.as_metrics() | {"result_loss_change": loss_change}
+        check_rounding(rounding, stored_in(context.out, changes), section)
+        check_result(loss_change, section)
     return metrics
 
 
@@ -229,7 +240,7 @@ def _empty(folder: Path) -> Path:
 
 STAGE = Stage(
     name="merge_fp16",
-    version=3,
+    version=4,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "peft", "safetensors", "bitsandbytes"),
     execute=execute,

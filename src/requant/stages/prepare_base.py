@@ -1,7 +1,6 @@
 """prepare_base: the 16-bit original, trained here, copied from a folder or fetched from the hub."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from requant.model_folder import INDEX_NAME
 from requant.models import load_tokenizer
 from requant.stage import Metrics, Stage, StageContext
 from requant.store.manifest import hash_file
+
+COPY_BYTES = 16 << 20
 
 
 def execute(section: PrepareBase, context: StageContext) -> Metrics:
@@ -136,11 +137,14 @@ def copy_model(folder: Path, context: StageContext, origin: str) -> int:
             "weights anew, or give a model whose weights are whole"
         )
     files = found.files.taken
-    sizes = [path.stat().st_size for path in files]
-    for index, path in enumerate(files):
-        shutil.copyfile(path, context.out / path.name)
-        done = sum(sizes[: index + 1])
-        context.reporter.progress(done >> 20, sum(sizes) >> 20, "MiB")
+    whole = sum(path.stat().st_size for path in files)
+    done = 0
+    for path in files:
+        with path.open("rb") as source, (context.out / path.name).open("wb") as target:
+            while block := source.read(COPY_BYTES):
+                target.write(block)
+                done += len(block)
+                context.reporter.progress(done >> 20, whole >> 20, "MiB copied")
     if (made := missing_index(found.files)) is not None:
         context.reporter.message(f"made {INDEX_NAME} from the headers of the shards")
         (context.out / INDEX_NAME).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")

@@ -34,7 +34,8 @@ def execute(
     Raises:
         ConfigError: If gptq has no data, or its group_size does not divide a layer.
         ContractError: If base is quantized already, or the result does not pair with it.
-        ParityError: If the quantized model's output is not finite.
+        ParityError: If the quantized model's output is not finite, or further from the original's
+            than the limit.
     """
     from requant.contract import check_pairing
     from requant.parity import size_ratio
@@ -52,11 +53,33 @@ def execute(
     if left.sizes:
         context.reporter.message(str(left))
     context.reporter.message("measuring the quantized base")
+    found = _measure(context, base, data)
+    check_fidelity(found, section)
     return {
         "size_ratio": size_ratio(context.out, base),
         "unquantized_share": left.share,
-        **_measure(context, base, data),
+        **found,
     }
+
+
+def check_fidelity(metrics: Metrics, section: QuantizeBase) -> None:
+    """Refuse a base that quantization took too far from the original to train on.
+
+    Raises:
+        ParityError: With the figures, the limit, the likely cause and the way out.
+    """
+    kl = metrics.get("kl", 0.0)
+    if not kl < float("inf"):
+        raise ParityError(_not_finite(f"KL against the original is {kl}"))
+    if kl > section.fidelity_max_kl:
+        others = " or ".join(name for name in ("int8", "gptq", "nf4") if name != section.method)
+        raise ParityError(
+            f"quantize_base: {section.method} differs from the original by {kl:.3g} nats per "
+            f"token, limit quantize_base.fidelity_max_kl={section.fidelity_max_kl:g} (loss "
+            f"{metrics['loss_reference']:.4g} before, {metrics['loss_candidate']:.4g} quantized); "
+            f"an adapter would learn to mend it: set quantize_base.method to {others}, or train on "
+            "the original (quantize_base.enabled=false)"
+        )
 
 
 def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> None:
@@ -140,10 +163,13 @@ def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
         _probe(context)
         return {}
     fidelity = compare_folders(
-        base, context.out, data / "heldout.jsonl", rows=FIDELITY_ROWS, device=context.device
+        base,
+        context.out,
+        data / "heldout.jsonl",
+        rows=FIDELITY_ROWS,
+        device=context.device,
+        reporter=context.reporter,
     )
-    if not fidelity.kl < float("inf"):
-        raise ParityError(_not_finite(f"KL against the original is {fidelity.kl}"))
     return fidelity.as_metrics()
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from requant.config.sections import RequantizeGptq
 from requant.errors import ParityError
-from requant.model_folder import CALIBRATION_NAME
+from requant.model_folder import CALIBRATION_NAME, stored_dtype
 from requant.stage import Metrics, Stage, StageContext
 
 
@@ -57,6 +57,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         device=context.device,
         work=context.work,
         reporter=context.reporter,
+        dtype=_dtype(section.dtype, model),
     )
     check_pairing(model, context.out)
     left = unquantized(context.out)
@@ -70,6 +71,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         data / "heldout.jsonl",
         rows=section.fidelity_rows,
         device=context.device,
+        reporter=context.reporter,
     )
     metrics = {
         "kl": fidelity.kl,
@@ -86,6 +88,15 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     }
     check_fidelity(metrics, section)
     return metrics
+
+
+def _dtype(chosen: str, model: Path) -> str | None:
+    """Resolve `auto`: a float32 master is for training on, nobody serves it."""
+    import torch
+
+    if chosen != "auto":
+        return chosen
+    return "bfloat16" if stored_dtype(model) == torch.float32 else None
 
 
 def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:

@@ -107,10 +107,14 @@ def collect(
 
 def in_use(store: Store, running: Iterable[Attempt]) -> tuple[str, ...]:
     """Name the nights in progress, and the stages among the attempts given, in words."""
-    nights = [path for path in sorted(store.night_lock("").parent.glob("night-*")) if is_held(path)]
-    holders = (str(holder_of(path) or path.name) for path in nights)
+    holders = (str(holder_of(path) or path.name) for path in held_nights(store))
     stages = (f"{attempt.stage} {in_words(store, attempt)}" for attempt in running)
     return (*holders, *stages)
+
+
+def held_nights(store: Store) -> list[Path]:
+    """List the lock files of the nights in progress."""
+    return [path for path in sorted(store.night_lock("").parent.glob("night-*")) if is_held(path)]
 
 
 def users(store: Store) -> str:

@@ -1,0 +1,136 @@
+"""What rounding took from an update, judged by what it does on held-out text.
+
+The norm of the rounding error says nothing of harm: it is spread over all directions, the update
+lies in few. Used wherever float32 weights are stored in fewer bits: merge_fp16, continue_train.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from requant.config.sections import ContinueTrain, MergeFp16
+from requant.errors import ParityError
+from requant.fidelity import Batch, Estimate, Fidelity, compare_log_probs, exceeds
+from requant.parity import folder_log_probs
+from requant.stage import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+STANDARD_ERRORS = 2.0
+"""How many of them a loss must lie over its limit: of few tokens it is known badly."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """A rounded model beside the unrounded one, and both beside the model they were made from."""
+
+    kl: float
+    """KL(unrounded || rounded), nats per token."""
+    update_kl: float
+    """KL(unrounded || before), nats per token: what the update moves the model by."""
+    loss: Estimate
+    """That rounding adds, nats per token, paired by sequence."""
+    gain: Estimate
+    """Loss before less loss unrounded, nats per token, paired by sequence."""
+
+    @property
+    def kl_share(self) -> float:
+        """KL of rounding over that of the update; 0 where neither moves the model."""
+        if not self.update_kl:
+            return float("inf") if self.kl else 0.0
+        # Summed in float32 a KL of nothing may come out just below zero.
+        return max(self.kl, 0.0) / self.update_kl if self.kl == self.kl else self.kl
+
+    def as_metrics(self) -> Metrics:
+        """Flat figures for a stage's record."""
+        return {
+            "rounding_kl": self.kl,
+            "rounding_kl_share": self.kl_share,
+            "rounding_loss": self.loss.mean,
+            "rounding_loss_error": self.loss.error,
+            "update_kl": self.update_kl,
+            "update_gain": self.gain.mean,
+            "update_gain_error": self.gain.error,
+        }
+
+
+def rounding_of(rounded: Fidelity, before: Fidelity) -> Rounding:
+    """Put together what was measured against one reference, the unrounded model."""
+    gain = before.paired["loss_change"]
+    return Rounding(rounded.kl, before.kl, rounded.paired["loss_change"], gain)
+
+
+def measure_rounding(
+    unrounded: Path, rounded: Path, before: Path, batches: list[Batch], device: str
+) -> tuple[Rounding, Fidelity]:
+    """Measure what storing `unrounded` as `rounded` did, in float32, one model in memory at a time.
+
+    Returns:
+        What rounding did, and `rounded` against `unrounded`.
+    """
+
+    def run(folder: Path) -> "Iterable[torch.Tensor]":
+        return folder_log_probs(folder, batches, device, exact=True)
+
+    reference = list(run(unrounded))
+    stored = compare_log_probs(reference, run(rounded), batches)
+    return rounding_of(stored, compare_log_probs(reference, run(before), batches)), stored
+
+
+def limits_missed(rounding: Rounding, section: MergeFp16 | ContinueTrain) -> list[str]:
+    """Name the limits of a section that rounding is over."""
+    allowed = section.rounding_max_loss_share * abs(rounding.gain.mean)
+    # The error of a single sequence is unknown; then the KL alone judges.
+    sure = STANDARD_ERRORS * rounding.loss.error
+    over = {
+        "rounding_max_kl_share": exceeds(rounding.kl_share, section.rounding_max_kl_share),
+        "rounding_max_loss_share": rounding.loss.mean - sure > allowed,
+    }
+    return [name for name, missed in over.items() if missed]
+
+
+def describe_rounding(rounding: Rounding, dtype: str) -> str:
+    """Say what storing an update in a dtype did to it."""
+    return (
+        f"{dtype} is too coarse for the update: rounding moves the model by "
+        f"{rounding.kl:.3g} nats per token where the update moves it by {rounding.update_kl:.3g} "
+        f"({rounding.kl_share:.1%} of it), and costs {rounding.loss.mean:.3g} ± "
+        f"{rounding.loss.error:.2g} nats of the loss where the update gains "
+        f"{rounding.gain.mean:.3g}"
+    )
+
+
+def check_rounding(rounding: Rounding, dtype: str, section: MergeFp16 | ContinueTrain) -> None:
+    """Refuse weights that rounding robbed of what was learned.
+
+    Args:
+        rounding: What it did.
+        dtype: torch name of what was written.
+        section: Limits.
+
+    Raises:
+        ParityError: With the figures, the limit and what helps.
+    """
+    missed = limits_missed(rounding, section)
+    if not missed:
+        return
+    stage = "merge_fp16" if isinstance(section, MergeFp16) else "continue_train"
+    limits = ", ".join(f"{stage}.{name}={getattr(section, name):g}" for name in missed)
+    raise ParityError(
+        f"{stage}: {describe_rounding(rounding, dtype)}; over {limits}. {_way_out(stage, dtype)}"
+    )
+
+
+def _way_out(stage: str, dtype: str) -> str:
+    finer = [f"{stage}.dtype=float16 (steps an eighth of bfloat16's)"] if "b" in dtype else []
+    finer += [f"{stage}.dtype=float32 (a master that rounds nothing)"] if "32" not in dtype else []
+    more = (
+        ["merge_fp16.past_nights (small updates add up before they are rounded)"]
+        if stage == "merge_fp16"
+        else []
+    )
+    larger = "a larger update: train longer or with a higher learning_rate"
+    return f"Use {', '.join([*finer, *more])}, or {larger}"

@@ -1,0 +1,133 @@
+"""Where `requant up` runs for a state folder, its commands find its servers by themselves."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chain import micro_config
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Running
+
+from requant.config import Config
+from requant.errors import TransientError
+from requant.services import Service, running, start, stop
+from requant.store import Store
+from requant.store.locks import locked
+from tasks import prefect_server
+from tasks.machine import stop_machine
+from tasks.own_services import MLFLOW, PREFECT, with_pages
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return micro_config(tmp_path)
+
+
+@pytest.fixture
+def address(config: Config, tmp_path: Path) -> Iterator[str]:
+    """Web servers that answer where those of Prefect and MLflow would say that they are well."""
+    (tmp_path / "web" / "api").mkdir(parents=True)
+    for name in ("health", "api/health"):
+        (tmp_path / "web" / name).touch()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory"]
+    command += [str(tmp_path / "web"), str(port)]
+    store = Store(config.state.resolve())
+    here = f"http://127.0.0.1:{port}"
+    start(store, Service(PREFECT, command, {}, f"{here}/api/health"))
+    yield here
+    stop(store, PREFECT)
+
+
+def test_the_server_of_up_is_used_where_none_is_named(config: Config, address: str) -> None:
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config) as server,
+    ):
+        server.ready()
+        assert not server.ours
+        assert PREFECT_API_URL.value() == f"{address}/api"
+        assert (
+            f"`requant up` started for {config.state.resolve()} is used, {address}" in server.notice
+        )
+
+
+def test_a_server_a_person_names_comes_first(config: Config, address: str) -> None:
+    named = PREFECT_API_URL.value()
+    with prefect_server.prefect_server(config) as server:
+        assert (PREFECT_API_URL.value(), server.ours, server.notice) == (named, False, "")
+
+
+def test_a_server_of_up_that_hangs_is_named_with_its_log(
+    config: Config, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "web/api/health").unlink()
+    monkeypatch.setattr(prefect_server, "START_SECONDS", 0.2)
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config) as server,
+        pytest.raises(
+            TransientError, match=rf"did not answer at {address}/api .*prefect-server.log"
+        ),
+    ):
+        server.ready()
+
+
+def test_links_lead_to_the_pages_that_show_the_database(config: Config, address: str) -> None:
+    assert with_pages(config) is config
+    store = Store(config.state.resolve())
+    store.service_path(PREFECT).rename(store.service_path(MLFLOW))
+    mark = store.service_path(MLFLOW).read_text().replace("/api/health", "/health")
+    store.service_path(MLFLOW).write_text(mark)
+    try:
+        assert with_pages(config).tracking.pages == address
+        elsewhere = config.tracking.model_copy(update={"uri": "sqlite:////elsewhere.db"})
+        other = config.model_copy(update={"tracking": elsewhere})
+        assert with_pages(other) is other
+    finally:
+        stop(store, MLFLOW)
+
+
+@flow
+def a_night() -> None: ...
+
+
+def test_down_leaves_the_server_to_a_night_that_needs_it(config: Config) -> None:
+    store = Store(config.state.resolve())
+    start(store, Service(PREFECT, ["sleep", "600"], {}, None), seconds=0)
+    mark = store.service_path(PREFECT)
+    mark.write_text(f"{mark.read_text()}{PREFECT_API_URL.value()}/health")
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(a_night, name="small of tonight", state=Running())
+        with (
+            locked(store.night_lock("small"), what=f"the night {run.name!r}"),
+            pytest.raises(TransientError, match=r"'small of tonight' \(process .*kill -INT"),
+        ):
+            list(stop_machine(store.root))
+        assert running(store, PREFECT)
+        assert "stopped: prefect-server" in list(stop_machine(store.root))
+        client.set_flow_run_state(run.id, Completed(), force=True)
+
+
+def test_a_server_that_goes_away_is_said_to_be_gone(config: Config, address: str) -> None:
+    with (
+        pytest.raises(TransientError, match=r"server at http.* is gone.*same command again"),
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config),
+    ):
+        stop(Store(config.state.resolve()), PREFECT)
+        raise ConnectionError("as Prefect's client says it")
+
+
+def test_down_stops_a_server_that_hangs(config: Config, address: str, tmp_path: Path) -> None:
+    (tmp_path / "web/api/health").unlink()
+    store = Store(config.state.resolve())
+    said = list(stop_machine(store.root))
+    assert said[0].startswith("prefect-server: does not answer; runs in progress are marked at")
+    assert said[1] == "stopped: prefect-server"
