@@ -10,7 +10,8 @@ from typing import Any
 
 from requant.conversation import read_rows
 from requant.errors import ContractError
-from requant.rendering import check_control, dialect, read_rules, render
+from requant.rendering import dialect, read_rules, render
+from requant.row_checks import check_control
 from requant.row_formats import Row
 
 

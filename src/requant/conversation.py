@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from requant.errors import ContractError
 from requant.progress import told
@@ -14,26 +14,19 @@ from requant.rendering import (
     Dialect,
     RowError,
     Rules,
-    check_control,
-    check_rendered,
     dialect,
     ends_turn,
     read_rules,
     refuse_endless,
     render,
-    token_ids,
 )
-from requant.row_formats import Message, Row
+from requant.row_checks import check_control, check_rendered
+from requant.row_formats import Row
 from requant.stage import Reporter
+from requant.turns import IGNORED, Clipped, Sample, TooLong, encode_turn, fit, sample_of
 
-IGNORED = -100
-"""Label of a token without loss (torch.nn.CrossEntropyLoss's default ignore_index)."""
 NAMED = 3
 """Rows of one kind of problem that are named; the others are counted."""
-
-TooLong = Literal["cut", "drop", "refuse"]
-Sample = dict[str, list[int]]
-"""`input_ids` and `labels` of equal length."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +46,6 @@ class Encoded:
 
     samples: list[Sample]
     report: RowReport
-
-
-@dataclass(frozen=True)
-class _Turn:
-    ids: list[int]
-    start: int
-    """First token that carries loss."""
-    prompt_tokens: int
-    """Of the prompt encoded alone, as the served model is given it."""
 
 
 @dataclass
@@ -150,7 +134,7 @@ def encode_rows(
     rows: Iterable[tuple[str, Row]],
     rules: Rules,
     max_length: int | None,
-    too_long: TooLong | Literal["clip"] = "cut",
+    too_long: Clipped = "cut",
 ) -> Encoded:
     """Encode every assistant turn that carries loss as one sample, and every plain text.
 
@@ -197,7 +181,7 @@ def _row_samples(
     words: Dialect,
     row: Row,
     max_length: int | None,
-    too_long: TooLong | Literal["clip"],
+    too_long: Clipped,
     counts: Counter[str],
 ) -> Iterator[Sample]:
     as_text = check_control(words, row)
@@ -205,8 +189,9 @@ def _row_samples(
     if "text" in row:
         yield from _text_samples(words, row["text"], as_text, max_length, counts)
         return
-    check_rendered(words, row)
     messages = row["messages"]
+    whole = render(words, messages, row)
+    check_rendered(words, row, whole)
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
@@ -222,109 +207,18 @@ def _row_samples(
                 )
             counts["dropped_samples"] += 1
             continue
-        turn = _encode_turn(words, messages[: index + 1], row, as_text)
+        last = index == len(messages) - 1
+        turn = encode_turn(words, messages[: index + 1], row, as_text, whole if last else None)
         counts["straddling_tokens"] += turn.prompt_tokens - turn.start
         if words.rules.end_token == "require" and not ends_turn(words, turn.ids):
             raise refuse_endless(words)
-        fitted = _fit(words, messages[: index + 1], row, as_text, turn, max_length, too_long)
+        fitted = fit(words, messages[: index + 1], row, as_text, turn, max_length, too_long)
         kept = 0 if fitted is None else len(fitted["input_ids"])
         counts["lost_tokens"] += len(turn.ids) - kept
         counts["cut_samples"] += 0 < kept < len(turn.ids)
         counts["dropped_samples"] += fitted is None
         if fitted is not None:
             yield fitted
-
-
-def _encode_turn(words: Dialect, messages: list[Message], row: Row, as_text: bool) -> _Turn:
-    prompt = render(words, messages[:-1], row, prompt=True)
-    whole = render(words, messages, row)
-    if not whole.startswith(prompt):
-        raise RowError(
-            "generation prompt",
-            "chat template: the generation prompt is not a prefix of the rendered assistant turn, "
-            f"so the loss cannot be kept to the assistant's tokens; prompt ends {prompt[-40:]!r}, "
-            f"conversation has {whole[: len(prompt)][-40:]!r} there; give the model a template "
-            "that renders both alike",
-        )
-    before = token_ids(words, messages[:-1], row, prompt=True, as_text=as_text)
-    ids = token_ids(words, messages, row, as_text=as_text)
-    pairs = zip(before, ids, strict=False)
-    start = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(before), len(ids)))
-    return _Turn(ids, start, len(before))
-
-
-def _fit(
-    words: Dialect,
-    messages: list[Message],
-    row: Row,
-    as_text: bool,
-    turn: _Turn,
-    max_length: int | None,
-    too_long: TooLong | Literal["clip"],
-) -> Sample | None:
-    """Bring a turn to at most `max_length` tokens; None where it is dropped."""
-    if max_length is None or len(turn.ids) <= max_length:
-        return _sample(turn.ids, turn.start)
-    if too_long == "drop":
-        return None
-    if too_long == "refuse":
-        raise RowError(
-            "too long",
-            f"messages[{len(messages) - 1}] (assistant): with what stands before it "
-            f"{len(turn.ids)} tokens, optimisation.max_length={max_length}; raise it, shorten the "
-            "row, or set optimisation.too_long to cut or drop",
-        )
-    shortest = turn
-    for shorter in _without_oldest(messages):
-        messages = shorter
-        shortest = _encode_turn(words, messages, row, as_text)
-        if len(shortest.ids) <= max_length:
-            return _sample(shortest.ids, shortest.start)
-    fitted = _shorten_question(words, messages, row, as_text, max_length)
-    if fitted is None and too_long == "clip":
-        answer = shortest.ids[shortest.start :][: max_length // 2]
-        prompt = shortest.ids[: shortest.start][len(answer) - max_length :]
-        return _sample([*prompt, *answer], len(prompt))
-    return None if fitted is None else _sample(fitted.ids, fitted.start)
-
-
-def _without_oldest(messages: list[Message]) -> Iterator[list[Message]]:
-    """Yield the conversation without its oldest exchange, without its two oldest, ..."""
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    starts = [
-        index
-        for index, message in enumerate(messages)
-        if message["role"] == "user" and index > len(system)
-    ]
-    for start in starts:
-        yield [*system, *messages[start:]]
-
-
-def _shorten_question(
-    words: Dialect, messages: list[Message], row: Row, as_text: bool, max_length: int
-) -> _Turn | None:
-    """Cut the question's text from the left as little as needed, or return None."""
-    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
-    if not users:
-        return None
-    question = messages[users[-1]]["content"]
-
-    def keeping(characters: int) -> _Turn:
-        text = question[len(question) - characters :]
-        shorter = [*messages]
-        shorter[users[-1]] = {**messages[users[-1]], "content": text}
-        return _encode_turn(words, shorter, row, as_text)
-
-    low, high, best = 1, len(question) - 1, None
-    while low <= high:
-        middle = (low + high) // 2
-        turn = keeping(middle)
-        if len(turn.ids) > max_length:
-            high = middle - 1
-        else:
-            low = middle + 1
-            best = turn if question[len(question) - middle :].strip() else best
-    return best
 
 
 def _text_samples(
@@ -340,13 +234,9 @@ def _text_samples(
         piece = ids[start : start + size]
         # The first token of a sample is predicted from nothing, so a lone one teaches nothing.
         if len(piece) > 1:
-            yield _sample(piece, 0)
+            yield sample_of(piece, 0)
         else:
             counts["lost_tokens"] += 1
-
-
-def _sample(ids: list[int], start: int) -> Sample:
-    return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
 
 
 def _listed(problems: dict[str, list[str]]) -> list[str]:

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from requant.conversation import IGNORED, encode_rows
+from requant.conversation import encode_rows
 from requant.errors import ContractError
 from requant.rendering import Rules
 from requant.row_formats import Row
+from requant.turns import IGNORED
 
 if TYPE_CHECKING:
     import torch

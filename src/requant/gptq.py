@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,25 @@ MIN_CALIBRATION_TOKENS = 10
 """GPTQModel drops sequences up to this length."""
 
 
+@dataclass(frozen=True)
+class CalibrationUse:
+    """What of the calibration texts was used."""
+
+    tokens: int
+    cut: int
+    """Texts longer than the limit."""
+    lost_tokens: int
+    """Of them, beyond the limit."""
+    too_short: int
+    """Texts that GPTQModel does not take."""
+
+    def __str__(self) -> str:
+        return (
+            f"calibration: {self.tokens} tokens; {self.cut} texts cut, {self.lost_tokens} tokens "
+            f"lost, {self.too_short} texts of at most {MIN_CALIBRATION_TOKENS} tokens left out"
+        )
+
+
 def quantize_gptq(
     model_folder: Path,
     out: Path,
@@ -48,7 +68,7 @@ def quantize_gptq(
     work: Path,
     reporter: Reporter,
     dtype: str | None = None,
-) -> int:
+) -> CalibrationUse:
     """Quantize the linear layers of the blocks; everything else stays as it is.
 
     Nothing in it is random: the same model and texts give the same bytes on one kind of machine.
@@ -70,7 +90,7 @@ def quantize_gptq(
             keeps each tensor's own.
 
     Returns:
-        The number of calibration tokens used.
+        What of the calibration texts was used; it is said, too.
 
     Raises:
         ConfigError: If `group_size` does not divide the in_features of a layer.
@@ -78,7 +98,8 @@ def quantize_gptq(
         ParityError: If a scale comes out as NaN or infinity.
     """
     check_quantizable(model_folder, group_size)
-    calibration = _encode(model_folder, texts, max_length)
+    calibration, used = encode_calibration(load_tokenizer(model_folder), texts, max_length)
+    reporter.message(str(used))
     network = empty_model(read_causal_config(model_folder))
     draft = work / "gptq"
     shutil.rmtree(draft, ignore_errors=True)
@@ -102,21 +123,31 @@ def quantize_gptq(
         reporter=reporter,
     )
     assemble(model_folder, draft, out, network.base_model_prefix, dtype)
-    return sum(len(sequence) for sequence in calibration)
+    return used
 
 
-def _encode(model_folder: Path, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    tokenizer = load_tokenizer(model_folder)
-    encoded = [
-        tokenizer(text, add_special_tokens=False)["input_ids"][:max_length] for text in texts
-    ]
-    usable = [sequence for sequence in encoded if len(sequence) > MIN_CALIBRATION_TOKENS]
+def encode_calibration(
+    tokenizer: Any, texts: Sequence[str], max_length: int
+) -> tuple[list[list[int]], CalibrationUse]:
+    """Encode calibration texts, cut them, leave out what GPTQModel would, and count both.
+
+    Raises:
+        ContractError: If no text is long enough.
+    """
+    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    usable = [ids[:max_length] for ids in encoded if len(ids) > MIN_CALIBRATION_TOKENS]
     if not usable:
         raise ContractError(
             f"calibration: none of {len(texts)} texts has more than {MIN_CALIBRATION_TOKENS} "
             "tokens; give longer conversations"
         )
-    return usable
+    over = [len(ids) - max_length for ids in encoded if len(ids) > max_length]
+    return usable, CalibrationUse(
+        tokens=sum(map(len, usable)),
+        cut=len(over),
+        lost_tokens=sum(over),
+        too_short=len(encoded) - len(usable),
+    )
 
 
 def _run_gptqmodel(

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from requant.conversation import IGNORED, placed, read_rows
+from requant.conversation import placed, read_rows
 from requant.evaluation_tasks import OLD_PERPLEXITY
 from requant.fidelity import (
     Batch,
@@ -26,6 +26,7 @@ from requant.models import (
 from requant.progress import told
 from requant.rendering import read_rules
 from requant.stage import Reporter
+from requant.turns import IGNORED
 
 if TYPE_CHECKING:
     import torch

@@ -1,8 +1,7 @@
 """Conversations through a chat template: by one set of rules, checked, with a frozen clock."""
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,13 +10,13 @@ from typing import Any, Literal
 from requant.canonical import canonical_json
 from requant.errors import ContractError
 from requant.json_file import read_object
-from requant.row_formats import Message, Row, strings
+from requant.messages import Message
+from requant.row_formats import Row
 
 RULES_NAME = "template.json"
 """File of a dataset artifact that holds the rules."""
 DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
 """Of strftime; `%-d` and its like besides."""
-THOUGHT_ENDS = "</think>"
 
 
 @dataclass(frozen=True)
@@ -92,27 +91,30 @@ def render(words: Dialect, messages: Sequence[Message], row: Row, *, prompt: boo
     return str(_apply(words, messages, row, tokenize=False, add_generation_prompt=prompt))
 
 
-def token_ids(
-    words: Dialect,
-    messages: Sequence[Message],
-    row: Row,
-    *,
-    prompt: bool = False,
-    as_text: bool = False,
+def rendered_ids(words: Dialect, texts: Sequence[str]) -> list[list[int]]:
+    """Encode rendered conversations: the ids that `apply_chat_template(..., tokenize=True)` gives.
+
+    That function renders and then does this; rendering is half of its time, and the texts are
+    there already.
+    """
+    encoded = words.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return [list(map(int, ids)) for ids in encoded]
+
+
+def text_ids(
+    words: Dialect, messages: Sequence[Message], row: Row, *, prompt: bool = False
 ) -> list[int]:
-    """Encode a conversation: the ids that `apply_chat_template(..., tokenize=True)` gives.
+    """Encode a conversation with the control tokens that its messages spell as ordinary text.
 
     Args:
         words: Tokenizer and rules.
         messages: What is rendered of the row.
         row: Its `tools` are rendered too.
         prompt: As `render`.
-        as_text: Encode control tokens that messages spell as ordinary text.
 
     Raises:
         RowError: As `render`, or if a control token cannot be written as text.
     """
-    options = {"sanitize_control_tokens": True} if as_text else {}
     ids = _apply(
         words,
         messages,
@@ -120,60 +122,9 @@ def token_ids(
         tokenize=True,
         return_dict=False,
         add_generation_prompt=prompt,
-        **options,
+        sanitize_control_tokens=True,
     )
     return [int(token) for token in ids]
-
-
-def check_control(words: Dialect, row: Row) -> bool:
-    """Tell whether a row spells control tokens that are to be encoded as text.
-
-    A special token counts anywhere; another added token that the template writes, such as
-    <tool_call>, only where it is not the assistant who says it.
-
-    Raises:
-        RowError: Naming the field and the token, if the rules refuse them.
-    """
-    found = next(_control(words, row), None)
-    if found is None:
-        return False
-    path, token = found
-    if words.rules.control_tokens == "refuse":
-        raise RowError(
-            "control token in a text",
-            f"{path}: spells the control token {token!r}, which the model would read as control; "
-            "remove it, or set prepare_data.control_tokens=text",
-        )
-    for index, message in enumerate(row.get("messages", ())):
-        if message["role"] == "assistant" and (own := words.marks.search(message["content"])):
-            raise RowError(
-                "control token in a text",
-                f"messages[{index}].content: says {own[0]!r} as control, while {path} spells "
-                f"{token!r} as text; one row cannot have both: remove one of them",
-            )
-    return True
-
-
-def check_rendered(words: Dialect, row: Row) -> None:
-    """Refuse a row of which the template leaves something out.
-
-    Each text must occur in the rendered conversation. As a short one may stand there by chance,
-    the conversation's shape is rendered with texts of which each occurs once, too. The reasoning of
-    earlier turns is exempt: templates drop it on purpose.
-
-    Raises:
-        RowError: Naming the message.
-    """
-    messages = row["messages"]
-    whole = render(words, messages, row)
-    lost = [name for name, text in _parts(row) if not _occurs(text, whole)]
-    lost = lost or _dropped_by_shape(words, row)
-    if lost:
-        raise RowError(
-            "text the template leaves out",
-            f"{', '.join(lost)}: does not occur in what the chat template renders, so the model "
-            "would never see it; remove it, or give the model a template with a branch for it",
-        )
 
 
 def ends_turn(words: Dialect, ids: Sequence[int]) -> bool:
@@ -231,88 +182,6 @@ def _frozen_clock(clock: str) -> str:
     )
     # The newline is eaten by trim_blocks, so that the template's own first one stays.
     return f"{{% macro strftime_now(format) %}}{{{{ format{chain} }}}}{{% endmacro %}}\n"
-
-
-def _control(words: Dialect, row: Row) -> Iterator[tuple[str, str]]:
-    if "text" in row:
-        yield from ((("text", found[0])) for found in words.special.finditer(row["text"]))
-    for index, message in enumerate(row.get("messages", ())):
-        own = message["role"] == "assistant"
-        for path, text in strings(message, f"messages[{index}]"):
-            found = words.special.search(text) or (None if own else words.marks.search(text))
-            if found:
-                yield path, found[0]
-    for path, text in strings(row.get("tools", []), "tools"):
-        if found := words.special.search(text) or words.marks.search(text):
-            yield path, found[0]
-
-
-def _parts(row: Row) -> Iterator[tuple[str, str]]:
-    """Yield the name and the text of everything that must occur in the rendered conversation."""
-    last = len(row["messages"]) - 1
-    for index, message in enumerate(row["messages"]):
-        name, content = f"messages[{index}]", message["content"]
-        if message["role"] == "assistant" and index < last:
-            content = content.rpartition(THOUGHT_ENDS)[2]
-        pieces = content.split(THOUGHT_ENDS) if message["role"] == "assistant" else [content]
-        yield from ((f"{name} ({message['role']})", piece) for piece in pieces)
-        if index == last:
-            yield f"{name}.reasoning_content", message.get("reasoning_content", "")
-        for call in message.get("tool_calls", ()):
-            yield f"{name}.tool_calls ({call['function']['name']})", call["function"]["name"]
-            for _, text in strings(call["function"]["arguments"]):
-                yield f"{name}.tool_calls ({call['function']['name']})", text
-    for index, tool in enumerate(row.get("tools", ())):
-        yield f"tools[{index}]", str(tool.get("function", tool).get("name", ""))
-
-
-def _occurs(text: str, rendered: str) -> bool:
-    wanted = text.strip()
-    # A template may put a result of a tool, or the arguments of a call, into JSON.
-    return (
-        wanted in rendered
-        or json.dumps(wanted, ensure_ascii=False)[1:-1] in rendered
-        or json.dumps(wanted)[1:-1] in rendered
-        or " ".join(wanted.split()) in " ".join(rendered.split())
-    )
-
-
-def _dropped_by_shape(words: Dialect, row: Row) -> list[str]:
-    messages = row["messages"]
-    filled = [
-        {
-            name: f"part-{index}-{name}-end" if name in _TEXTS and value else value
-            for name, value in message.items()
-        }
-        for index, message in enumerate(messages)
-    ]
-    key = json.dumps(
-        [
-            [(name, bool(message[name])) for name in message] + [message["role"]]
-            for message in filled
-        ]
-        + [bool(row.get("tools"))]
-    )
-    if key not in words.dropped:
-        try:
-            whole = render(words, filled, row)
-        except RowError:
-            # A template that reads its messages' text may refuse this one; the row itself it took.
-            whole = None
-        last = len(filled) - 1
-        words.dropped[key] = [
-            f"messages[{index}].{name} ({message['role']})"
-            for index, message in enumerate(filled)
-            for name in _TEXTS
-            if whole is not None
-            and message.get(name)
-            and (name == "content" or index == last)
-            and message[name] not in whole
-        ]
-    return words.dropped[key]
-
-
-_TEXTS = ("content", "reasoning_content")
 
 
 def _any_of(tokens: set[str]) -> re.Pattern[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from requant.errors import ConfigError, ContractError
-from requant.row_formats import MESSAGE_FIELDS, Parsed, parse_row
+from requant.messages import MESSAGE_FIELDS
+from requant.row_formats import Parsed, parse_row
 from requant.wording import shown
 
 if TYPE_CHECKING:

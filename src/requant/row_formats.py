@@ -9,12 +9,12 @@
 | text                                | plain text: every token carries loss, no chat template    |
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from requant.errors import ContractError
+from requant.messages import EXPECTED, is_text, parse_json, parse_message, parse_tools
 from requant.wording import shown
 
 if TYPE_CHECKING:
@@ -22,22 +22,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 """`{"messages": [...]}`, with `tools` where the row names some, or `{"text": "..."}`."""
-Message = dict[str, Any]
 
-ROLES = ("system", "user", "assistant", "tool")
-MESSAGE_FIELDS = (
-    "role",
-    "content",
-    "name",
-    "reasoning_content",
-    "tool_calls",
-    "tool_call_id",
-    "weight",
-)
-EXPECTED = (
-    'expected [{"role": "system" | "user" | "assistant" | "tool", "content": "text"}, ...] '
-    "ending with the assistant"
-)
 SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -80,15 +65,15 @@ def parse_row(row: Any, columns: "Columns", place: str) -> Parsed:
     messages, name, used = _conversation(present, columns, place)
     if messages is None:
         text = present["text"]
-        if not _is_text(text):
+        if not is_text(text):
             raise ContractError(f"{place}: text is {shown(text)}; expected non-empty text")
         return Parsed(place, {"text": text}, name, _left(present, used))
     where = used[0] if len(used) == 1 else ""
-    checked: list[Message] = []
+    checked: list[dict[str, Any]] = []
     ignored: dict[str, None] = {}
     for index, message in enumerate(messages):
         at = f"{place}: {where or 'messages'}[{index}]"
-        clean, unread = _message(message, at)
+        clean, unread = parse_message(message, at)
         checked.append(clean)
         ignored |= dict.fromkeys(f"{where or 'messages'}[].{field}" for field in unread)
     if checked[-1]["role"] != "assistant":
@@ -101,7 +86,7 @@ def parse_row(row: Any, columns: "Columns", place: str) -> Parsed:
             checked.insert(0, {"role": "system", "content": system})
         used = (*used, "system")
     parsed: dict[str, Any] = {"messages": checked}
-    if tools := _tools(present.get("tools"), place):
+    if tools := parse_tools(present.get("tools"), place):
         parsed["tools"] = tools
     return Parsed(place, parsed, name, (*_left(present, (*used, "tools")), *ignored))
 
@@ -168,7 +153,7 @@ def _from_sharegpt(item: Any, at: str) -> Any:
     rest = {name: value for name, value in item.items() if name not in {"from", "value"}}
     message = {"role": SHAREGPT_ROLES[speaker], "content": item["value"], **rest}
     if speaker == "function_call":
-        call = _json(item["value"], f"{at}.value")
+        call = parse_json(item["value"], f"{at}.value")
         calls = call if isinstance(call, list) else [call]
         message |= {
             "content": "",
@@ -179,7 +164,7 @@ def _from_sharegpt(item: Any, at: str) -> Any:
 
 def _alpaca(row: Mapping[str, Any], place: str) -> tuple[list[Any], str, tuple[str, ...]]:
     for name in ("instruction", "output"):
-        if not _is_text(row[name]):
+        if not is_text(row[name]):
             raise ContractError(f"{place}: {name} is {shown(row[name])}; expected non-empty text")
     given = row.get("input", "")
     if not isinstance(given, str):
@@ -196,7 +181,7 @@ def _pair(
     if isinstance(row[prompt], list) and isinstance(row[answer], list):
         return [*row[prompt], *row[answer]], name, (prompt, answer)
     for column in (prompt, answer):
-        if not _is_text(row[column]):
+        if not is_text(row[column]):
             raise ContractError(
                 f"{place}: {column} is {shown(row[column])}; expected non-empty text"
             )
@@ -205,82 +190,6 @@ def _pair(
 
 def _turns(prompt: str, answer: str) -> list[Any]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-
-
-def _message(message: Any, at: str) -> tuple[Message, list[str]]:
-    """Check a message; return the fields that mean something, and the names of the others."""
-    if not isinstance(message, dict) or "role" not in message:
-        raise ContractError(f"{at} is {shown(message)}; {EXPECTED}")
-    role = message["role"]
-    if role not in ROLES:
-        raise ContractError(f"{at}.role is {shown(role)}; {EXPECTED}")
-    given = {name: value for name, value in message.items() if value is not None}
-    clean: Message = {"role": role, "content": given.get("content", "")}
-    calls = given.get("tool_calls") or []
-    spoken = isinstance(clean["content"], str) and (
-        bool(clean["content"].strip()) or role == "tool" or bool(calls)
-    )
-    if not spoken or (calls and role != "assistant"):
-        found = message.get("content") if not calls else message
-        raise ContractError(
-            f"{at}.content is {shown(found)}, expected non-empty text (empty only beside the "
-            f"tool_calls of an assistant); {EXPECTED}"
-        )
-    for name in ("name", "reasoning_content", "tool_call_id"):
-        if name in given and not isinstance(given[name], str):
-            raise ContractError(f"{at}.{name} is {shown(given[name])}; expected text")
-        if given.get(name):
-            clean[name] = given[name]
-    if "reasoning_content" in clean and role != "assistant":
-        raise ContractError(f"{at}.reasoning_content: is by {role!r}; only the assistant reasons")
-    if calls:
-        clean["tool_calls"] = _tool_calls(calls, f"{at}.tool_calls")
-    weight = given.get("weight", 1)
-    if isinstance(weight, bool) or weight not in (0, 1):
-        raise ContractError(
-            f"{at}.weight is {shown(weight)}; expected 0 (context without loss) or 1"
-        )
-    if weight == 0 and role == "assistant":
-        clean["weight"] = 0
-    return clean, [name for name in given if name not in MESSAGE_FIELDS]
-
-
-def _tool_calls(calls: Any, at: str) -> list[Any]:
-    """Check tool calls; arguments become an object, which is what chat templates are given."""
-    if not isinstance(calls, list):
-        raise ContractError(f"{at} is {shown(calls)}; expected a list")
-    checked = []
-    for index, call in enumerate(calls):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not _is_text(function.get("name")):
-            raise ContractError(
-                f"{at}[{index}] is {shown(call)}; expected "
-                '{"function": {"name": "text", "arguments": {...}}}'
-            )
-        arguments = function.get("arguments")
-        if isinstance(arguments, str):
-            arguments = _json(arguments or "{}", f"{at}[{index}].function.arguments")
-        called = {"name": function["name"], "arguments": {} if arguments is None else arguments}
-        identity = {"id": call["id"]} if _is_text(call.get("id")) else {}
-        checked.append({"type": "function", **identity, "function": called})
-    return checked
-
-
-def _tools(tools: Any, place: str) -> list[Any]:
-    if isinstance(tools, str):
-        tools = _json(tools, f"{place}: tools") if tools.strip() else []
-    if tools is None:
-        return []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise ContractError(f"{place}: tools is {shown(tools)}; expected a list of JSON schemas")
-    return tools
-
-
-def _json(text: str, at: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ContractError(f"{at}: is not JSON ({error}): {shown(text)}") from error
 
 
 def _left(row: Mapping[str, Any], used: tuple[str, ...]) -> tuple[str, ...]:
@@ -311,7 +220,3 @@ def _refuse_surrogates(row: Any, place: str) -> None:
                 f"{error.start}, half of a surrogate pair, which is no text; write the whole "
                 "character, or remove it"
             ) from error
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())

@@ -9,7 +9,8 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.errors import ContractError
-from requant.row_formats import Message, Row
+from requant.messages import Message
+from requant.row_formats import Row
 from requant.wording import shown
 
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from requant.conversation import IGNORED, Encoded, check_rows, encode_rows
+from requant.conversation import Encoded, check_rows, encode_rows
 from requant.models import load_tokenizer
 from requant.rendering import Rules
+from requant.turns import IGNORED
 
 TALK: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},
@@ -341,3 +342,28 @@ def test_a_clock_in_a_template_stands_still() -> None:
     rules = Rules(clock="2024-02-03T04:05:06")
     (sample,) = encode(tokenizer, TALK[1:3], rules=rules).samples
     assert tokenizer.decode(sample["input_ids"]).startswith("\n03 Feb 2024, 4:05\n<|im_start|>user")
+
+
+def test_generation_marks_and_prompts_find_the_same_answers(tokenizer: Any) -> None:
+    """transformers' way, by marks in the template, where a template has them."""
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Un, é 🙂."},
+        {"role": "user", "content": "Two?"},
+        {"role": "assistant", "content": "  Deux.\n"},
+    ]
+    for sample, count in zip(encode(tokenizer, messages).samples, (3, 5), strict=True):
+        marked = tokenizer.apply_chat_template(
+            messages[:count], return_dict=True, return_assistant_tokens_mask=True
+        )
+        assert sample["input_ids"] == marked["input_ids"]
+        mask = marked["assistant_masks"]
+        start = sample["labels"].count(IGNORED)
+        # Of earlier answers, marked too, each is another sample's.
+        assert mask[start] == 1 and mask[start - 1] == 0
+        assert sample["labels"][start:] == sample["input_ids"][start:]
+        # After the answer's end token the template writes a line's end, which serving never sees.
+        tail = zip(sample["input_ids"][start:], mask[start:], strict=True)
+        after = [token for token, one in tail if not one]
+        assert tokenizer.decode(after) == "\n"

@@ -139,3 +139,20 @@ def test_an_untied_output_layer_stays_as_it_is(
     out, metrics = requantize(tmp_path / "stage", model, tiny_data)
     assert load_file(out / "model.safetensors")["lm_head.weight"].equal(head)
     assert metrics["kl"] < 0.2
+
+
+def test_cuts_of_calibration_text_are_counted(tiny_base: Path) -> None:
+    from requant.gptq import MIN_CALIBRATION_TOKENS, encode_calibration
+
+    tokenizer = load_tokenizer(tiny_base)
+    texts = ["short", "a longer text of several words that is cut, and cut again " * 4]
+    whole = tokenizer(texts[1], add_special_tokens=False)["input_ids"]
+    taken, used = encode_calibration(tokenizer, texts, 20)
+    assert taken == [whole[:20]]
+    assert (used.tokens, used.cut, used.lost_tokens, used.too_short) == (20, 1, len(whole) - 20, 1)
+    assert str(used) == (
+        f"calibration: 20 tokens; 1 texts cut, {len(whole) - 20} tokens lost, 1 texts of at most "
+        f"{MIN_CALIBRATION_TOKENS} tokens left out"
+    )
+    with pytest.raises(ContractError, match="none of 1 texts has more than 10 tokens"):
+        encode_calibration(tokenizer, texts[:1], 20)

@@ -21,7 +21,8 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         kl (nats per token, 16 bit against 4 bit), agreement (share of tokens with the same most
         likely token), loss_16bit, loss_4bit, size_ratio, unquantized_share (of the
         blocks' parameters, such as routed experts, that stay in 16 bit), calibration_rows,
-        calibration_tokens and calibration_dropped (rows that were also measured on).
+        calibration_tokens, calibration_cut (texts longer than calibration_length),
+        calibration_lost_tokens and calibration_dropped (rows that were also measured on).
 
     Raises:
         ConfigError: If group_size does not divide the in_features of a layer.
@@ -43,7 +44,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     context.reporter.message(
         f"quantizing to {section.bits} bit on {len(calibration.texts)} conversations"
     )
-    tokens = quantize_gptq(
+    used = quantize_gptq(
         model,
         context.out,
         calibration.texts,
@@ -80,7 +81,9 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         "size_ratio": size_ratio(context.out, model),
         "unquantized_share": left.share,
         "calibration_rows": float(len(calibration.rows)),
-        "calibration_tokens": float(tokens),
+        "calibration_tokens": float(used.tokens),
+        "calibration_cut": float(used.cut),
+        "calibration_lost_tokens": float(used.lost_tokens),
         "calibration_dropped": float(calibration.dropped),
     }
     check_fidelity(metrics, section)
