@@ -88,6 +88,18 @@ def test_what_does_not_fit_gpt2_is_known_before_the_night(bases: Any, tmp_path: 
     assert night(base, tmp_path, **advised) == []
 
 
+def test_a_base_without_a_template_is_known_although_its_rows_are_plain_text(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(f'{{"text": "number {number}"}}\n' for number in range(30)))
+    data = {"source": {"kind": "files", "train": [str(texts)]}}
+    (found,) = night(base, tmp_path / "state", prepare_data=data)
+    assert "has no chat template, which quantize_base and requantize_gptq need" in found
+
+
 def test_rotary_positions_have_no_end(bases: Any, tmp_path: Path) -> None:
     found = night(
         bases("neox"),

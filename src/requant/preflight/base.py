@@ -9,6 +9,7 @@ from typing import Any
 from requant.base_folder import MODEL_FILES, check_base
 from requant.config import Config
 from requant.config.sections import UNMERGEABLE_METHODS, FolderBase, HubBase, StdlibBase
+from requant.contract import chat_template
 from requant.models import read_model_config
 from requant.preflight.memory import stamps, unless_known
 from requant.preflight.problem import Problem
@@ -81,7 +82,20 @@ def base_problems(config: Config) -> Iterator[Problem]:
     )
     yield from found
     if not found:
+        yield from _template_problems(config, folder)
         yield from fit_problems(config, folder_facts(folder))
+
+
+def _template_problems(config: Config, folder: Path) -> Iterator[Problem]:
+    """Say who needs the chat template that a base lacks, also where its rows are plain text."""
+    needing = [name for name in ("quantize_base", "requantize_gptq") if config.runs(name)]
+    off = " and ".join(f"{name}.enabled=false" for name in needing)
+    if needing and chat_template(folder) is None:
+        yield Problem(
+            f"{FIELD}.path",
+            f"{folder} has no chat template, which {' and '.join(needing)} need; add "
+            f"chat_template.jinja, or set {off}",
+        )
 
 
 def stdlib_facts(source: StdlibBase) -> BaseFacts:
