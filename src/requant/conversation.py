@@ -80,8 +80,7 @@ def encode_data(
     Raises:
         ContractError: Naming every kind of problem and its first rows, or if nothing is left.
     """
-    rows = placed(path)
-    heard = rows if reporter is None else told(rows, reporter, "rows encoded")
+    heard = told(placed(path), reporter, "rows encoded")
     encoded = encode_rows(tokenizer, heard, read_rules(path.parent), max_length, too_long)
     if problems := encoded.report.problems:
         raise ContractError("\n".join([f"{path.name}: cannot be trained on", *problems]))

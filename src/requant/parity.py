@@ -145,10 +145,13 @@ def on_disk(tensors: "Iterable[torch.Tensor]") -> "Iterator[Iterator[torch.Tenso
         yield (load_file(path)["tensor"] for path in paths)
 
 
-def folder_loss(folder: Path, batches: list[Batch], device: str) -> float:
+def folder_loss(
+    folder: Path, batches: list[Batch], device: str, reporter: Reporter | None = None
+) -> float:
     """Return a model's cross entropy of the batches, nats per token."""
     total = tokens = 0.0
-    log_probs = folder_log_probs(folder, batches, device, exact=True)
+    heard = told(batches, reporter, f"texts of {folder.name}")
+    log_probs = folder_log_probs(folder, heard, device, exact=True)
     for found, (_, labels) in zip(log_probs, batches, strict=True):
         targets = labels[0, 1:][labels[0, 1:] != IGNORED].unsqueeze(-1)
         total -= float(found.gather(-1, targets).sum())

@@ -10,11 +10,12 @@ from requant.stage import Reporter
 Item = TypeVar("Item")
 
 
-def told(items: Sequence[Item], reporter: Reporter, unit: str) -> Iterator[Item]:
-    """Yield the items, and tell the reporter of each once it is worked off."""
+def told(items: Sequence[Item], reporter: Reporter | None, unit: str) -> Iterator[Item]:
+    """Yield the items, and tell the reporter, if there is one, of each once it is worked off."""
     for done, item in enumerate(items, 1):
         yield item
-        reporter.progress(done, len(items), unit)
+        if reporter:
+            reporter.progress(done, len(items), unit)
 
 
 @dataclass

@@ -15,7 +15,8 @@ from requant.merging.outputs import PROBES, ModuleChange, watch_modules
 from requant.merging.rounding import Rounding, check_rounding, rounding_of
 from requant.merging.stream import Change
 from requant.parity import folder_log_probs
-from requant.stage import Metrics
+from requant.progress import told
+from requant.stage import Metrics, Reporter
 from requant.weights import TORCH_NAMES, read_headers
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def measure_parity(
     batches: list[Batch],
     device: str,
     vocabulary: int | None = None,
+    reporter: Reporter | None = None,
 ) -> Parity:
     """Measure a merged model on held-out text, in float32.
 
@@ -74,6 +76,7 @@ def measure_parity(
         batches: What the models read.
         device: cpu or cuda.
         vocabulary: Rows of the embedding, where the adapter brings another number.
+        reporter: Hears how far it is.
 
     Returns:
         parity_*: merged against original+adapter, unmerged, and parity_module_error, the worst
@@ -83,13 +86,14 @@ def measure_parity(
     """
 
     def run(
+        what: str,
         folder: Path,
         adapters: Sequence[tuple[Path, float]] = (),
         watch: Callable[[Any], None] = lambda model: None,
     ) -> "Iterator[torch.Tensor]":
         return folder_log_probs(
             folder,
-            batches,
+            told(batches, reporter, f"texts of {what}"),
             device,
             adapters=adapters,
             exact=True,
@@ -98,15 +102,19 @@ def measure_parity(
         )
 
     found: list[ModuleChange] = []
-    reference = list(run(original, adapters, watch_modules(merged, found)))
-    parity = compare_log_probs(reference, run(merged), batches)
-    rounding = rounding_of(parity, compare_log_probs(reference, run(original), batches))
+    reference = list(
+        run("the original with adapter", original, adapters, watch_modules(merged, found))
+    )
+    parity = compare_log_probs(reference, run("the merged model", merged), batches)
+    rounding = rounding_of(
+        parity, compare_log_probs(reference, run("the original", original), batches)
+    )
     trained = parity
     if trained_on != original:
         # Two such lists at once are what fills the memory.
         del reference
-        reference = list(run(trained_on, adapters))
-        trained = compare_log_probs(reference, run(merged), batches)
+        reference = list(run("what was trained", trained_on, adapters))
+        trained = compare_log_probs(reference, run("the merged model", merged), batches)
     modules = {tensor: _off(module, changes) for module in found for tensor in module.tensors}
     metrics = {
         **parity.as_metrics("parity_"),

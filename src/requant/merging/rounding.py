@@ -12,7 +12,8 @@ from requant.config.sections import ContinueTrain, MergeFp16
 from requant.errors import ParityError
 from requant.fidelity import Batch, Estimate, Fidelity, compare_log_probs, exceeds
 from requant.parity import folder_log_probs
-from requant.stage import Metrics
+from requant.progress import told
+from requant.stage import Metrics, Reporter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,20 +65,37 @@ def rounding_of(rounded: Fidelity, before: Fidelity) -> Rounding:
 
 
 def measure_rounding(
-    unrounded: Path, rounded: Path, before: Path, batches: list[Batch], device: str
+    unrounded: Path,
+    rounded: Path,
+    before: Path,
+    batches: list[Batch],
+    device: str,
+    reporter: Reporter | None = None,
+    vocabulary: int | None = None,
 ) -> tuple[Rounding, Fidelity]:
     """Measure what storing `unrounded` as `rounded` did, in float32, one model in memory at a time.
+
+    Args:
+        unrounded: Model folder in float32.
+        rounded: The same, as it was stored.
+        before: The model that the update was added to.
+        batches: What they read.
+        device: cpu or cuda.
+        reporter: Hears how far it is.
+        vocabulary: Rows `before` is brought to, where the update needs another number.
 
     Returns:
         What rounding did, and `rounded` against `unrounded`.
     """
 
-    def run(folder: Path) -> "Iterable[torch.Tensor]":
-        return folder_log_probs(folder, batches, device, exact=True)
+    def run(folder: Path, what: str) -> "Iterable[torch.Tensor]":
+        heard = told(batches, reporter, f"texts of {what}")
+        return folder_log_probs(folder, heard, device, exact=True, vocabulary=vocabulary)
 
-    reference = list(run(unrounded))
-    stored = compare_log_probs(reference, run(rounded), batches)
-    return rounding_of(stored, compare_log_probs(reference, run(before), batches)), stored
+    reference = list(run(unrounded, "the model in float32"))
+    stored = compare_log_probs(reference, run(rounded, "what was saved"), batches)
+    found = compare_log_probs(reference, run(before, "the model before"), batches)
+    return rounding_of(stored, found), stored
 
 
 def limits_missed(rounding: Rounding, section: MergeFp16 | ContinueTrain) -> list[str]:

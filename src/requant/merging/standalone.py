@@ -191,7 +191,12 @@ def _prove(
     with tempfile.TemporaryDirectory(dir=merged.parent) as name:
         write_plan(plan, Path(name), dtype="float32")
         rounding, result = measure_rounding(
-            Path(name), merged, request.base, batches(merged), device
+            Path(name),
+            merged,
+            request.base,
+            batches(merged),
+            device,
+            vocabulary=plan.vocabulary.config.get("vocab_size"),
         )
     check_rounding(rounding, stored_in(merged, changes), request.limits)
     change = result.loss_candidate - max(metrics["trained_loss_reference"] for metrics in proofs)

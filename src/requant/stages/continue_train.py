@@ -83,7 +83,9 @@ def _save(
     def save(dtype: str | None) -> tuple[Mapping[str, Change], Rounding, Fidelity]:
         changes = write_trained(model, trained, context.out, tied=tied, dtype=dtype)
         context.reporter.message("measuring what was saved")
-        return changes, *measure_rounding(trained, context.out, model, batches, context.device)
+        return changes, *measure_rounding(
+            trained, context.out, model, batches, context.device, context.reporter
+        )
 
     own = section.dtype in {"auto", "original"}
     changes, rounding, saved = save(None if own else section.dtype)

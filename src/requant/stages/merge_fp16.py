@@ -122,6 +122,7 @@ def execute(
         proved, proof = Variant(chosen.base, 1.0, "tonight"), _empty(context.work / "proof")
         changes = build(proved, proof)
     context.reporter.message("measuring parity")
+    rows = plans["tonight"].vocabulary.config.get("vocab_size")
     parity = measure_parity(
         merged=proof,
         changes=changes,
@@ -130,7 +131,8 @@ def execute(
         adapters=plan_of(proved).beside or [],
         batches=batches_of(proof),
         device=context.device,
-        vocabulary=plans["tonight"].vocabulary.config.get("vocab_size"),
+        vocabulary=rows,
+        reporter=context.reporter,
     )
     check_parity(parity, section)
     metrics |= parity.metrics | {"parity_of_result": float(proved == chosen)}
@@ -143,6 +145,8 @@ def execute(
             _reference(chosen.base, plans["tonight"], trained_on, context.work),
             batches_of(context.out),
             context.device,
+            context.reporter,
+            vocabulary=rows,
         )
         loss_change = result.loss_candidate - parity.metrics["trained_loss_reference"]
         metrics |= rounding.as_metrics() | {"result_loss_change": loss_change}
@@ -211,11 +215,13 @@ def _choose(
     for variant in variants:
         folder = _empty(context.work / str(variant))
         build(variant, folder)
-        new = folder_loss(
-            folder, batches_for(folder, data / "heldout.jsonl", section.parity_rows), context.device
+        new, old = (
+            folder_loss(folder, batches, context.device, context.reporter)
+            for batches in (
+                batches_for(folder, data / "heldout.jsonl", section.parity_rows),
+                old_batches(folder, data, section.parity_rows),
+            )
         )
-        batches = old_batches(folder, data, section.parity_rows)
-        old = folder_loss(folder, batches, context.device)
         losses |= {f"loss_new/{variant}": new, f"loss_old/{variant}": old}
         scores[variant] = new + section.old_weight * old
         shutil.rmtree(folder)
