@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.errors import ContractError
+from requant.json_file import read_object
 from requant.store.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ MERGE_NAME = "merge.json"
 """What merging did to each tensor."""
 PROVENANCE_NAME = "provenance.json"
 CALIBRATION_NAME = "calibration.json"
-NOTES = frozenset({MANIFEST_NAME, MERGE_NAME, PROVENANCE_NAME, CALIBRATION_NAME})
+MASTER_NAME = "master.json"
+"""In which dtype a model is served that is kept in float32 to be trained on."""
+NOTES = frozenset({MANIFEST_NAME, MERGE_NAME, PROVENANCE_NAME, CALIBRATION_NAME, MASTER_NAME})
 """What is true of one artifact and not of what is made from it."""
 
 WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx"})
@@ -75,6 +78,15 @@ def stored_dtype(folder: Path) -> "torch.dtype":
             f"{', '.join(TORCH_NAMES)}"
         )
     return getattr(torch, TORCH_NAMES[floating[0]])
+
+
+def served_dtype(folder: Path) -> str:
+    """Return the torch name of the dtype a model is served in: float32 is for training alone."""
+    note = folder / MASTER_NAME
+    if note.exists():
+        return str(read_object(note)["dtype"])
+    stored = str(stored_dtype(folder)).removeprefix("torch.")
+    return "bfloat16" if stored in {"float32", "float64"} else stored
 
 
 def set_dtype(folder: Path, dtype: str) -> None:

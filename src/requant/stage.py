@@ -88,6 +88,13 @@ class StageKey:
         return digest_of(dict(self.fields))
 
 
+def empty_folder(folder: Path) -> Path:
+    """Make a folder anew: a killed attempt may have left half a model in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
 def stage_key(
     stage: Stage, section: Section, inputs: Mapping[str, ArtifactRef], seed: int
 ) -> StageKey:

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = requant("run", folder / "micro.yaml")
     assert states(output) == dict.fromkeys(STAGE_NAMES, "done")
     assert "report.html" in output
-    assert "prefect server start" in output or "PREFECT_API_URL" in output
+    assert re.search(r"Prefect: +http://127.0.0.1:[0-9]+/", output)
     assert "mlflow server --backend-store-uri sqlite:///" in output
     return folder
 

@@ -1,5 +1,7 @@
 """Tiny real artifacts, made once a session by the real stages."""
 
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +57,14 @@ class SilentReporter:
 
     def message(self, text: str) -> None:
         self.messages.append(text)
+
+
+class KillAtStep5(SilentReporter):
+    """Ends its process in the middle of a training."""
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        if (done, unit) == (5, "steps"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def make_context(folder: Path, seed: int = 0, device: str = "cpu") -> StageContext:

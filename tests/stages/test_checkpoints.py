@@ -9,19 +9,13 @@ from typing import Any
 
 import pytest
 from chain import child_process
-from conftest import STEPS, SilentReporter, make_context
+from conftest import STEPS, KillAtStep5, make_context
 
 from requant.config.sections import TrainAdapter
 from requant.stages import train_adapter
 from requant.store import describe
 
 SECTION = TrainAdapter(rank=4, alpha=8, optimisation=STEPS)
-
-
-class KillAtStep5(SilentReporter):
-    def progress(self, done: int, total: int, unit: str) -> None:
-        if done == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_until_step_5(context: Any, base: Path, data: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from requant.config.sections import ContinueTrain, RequantizeGptq
 from requant.errors import ContractError, ParityError
 from requant.merging.trained import tied_names, write_trained
-from requant.model_folder import INDEX_NAME
+from requant.model_folder import INDEX_NAME, MASTER_NAME, served_dtype
 from requant.models import load_model
 from requant.parity import batches_for, folder_loss
 from requant.stages import continue_train, requantize_gptq
@@ -99,6 +99,10 @@ def test_what_was_saved_is_measured_not_what_was_trained(
     shipped = read_headers(context.out)
     assert shipped["model.embed_tokens.weight"].dtype == "BF16"
     assert json.loads((context.out / "config.json").read_text())["dtype"] == "bfloat16"
+    assert not (context.out / MASTER_NAME).exists()
+    # In what its original is stored in.
+    (master / MASTER_NAME).write_text('{"dtype": "float16"}')
+    assert served_dtype(master) == "float16"
 
 
 def test_a_training_that_rounding_takes_back_is_refused(

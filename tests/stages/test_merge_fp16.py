@@ -230,6 +230,11 @@ def test_over_a_limit_both_figures_are_named(inputs: Inputs, tmp_path: Path) -> 
     harmless = Rounding(0.0, 1.0, Estimate(0.0, 0.0), Estimate(1.0, 0.1))
     parity = Parity(good, {"a.weight": 0.05}, harmless, 0.02, "bfloat16")
     check_parity(parity, SECTION)
+    # What nobody publishes may be as coarse as it will.
+    robbed = dataclasses.replace(parity, rounding=dataclasses.replace(harmless, kl=1.0))
+    check_parity(robbed, SECTION, published=False)
+    with pytest.raises(ParityError, match="is too coarse for the update"):
+        check_parity(robbed, SECTION)
     for name in good:
         with pytest.raises(ParityError):
             check_parity(dataclasses.replace(parity, metrics={**good, name: float("nan")}), SECTION)
@@ -261,6 +266,9 @@ def test_rounding_is_judged_by_harm_and_says_what_helps(dtype: str, helps: str) 
     ]:
         with pytest.raises(ParityError, match=f"{dtype} is too coarse .*{limit}.*{helps}"):
             check_rounding(dataclasses.replace(right, **harm), dtype, SECTION)
+    # A KL of what float32 sums differ by is none.
+    still = dataclasses.replace(right, kl=1e-9, update_kl=-1e-9)
+    assert still.kl_share == 0
     # Of so few tokens the loss tells nothing, nor does it of one sequence.
     for error in (0.03, nan):
         check_rounding(dataclasses.replace(right, loss=Estimate(0.15, error)), dtype, SECTION)

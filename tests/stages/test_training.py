@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from chain import child_process
-from conftest import STEPS, SilentReporter, make_context
+from conftest import STEPS, KillAtStep5, SilentReporter, make_context
 from safetensors.torch import load_file
 
 from requant.config.sections import (
@@ -131,12 +131,6 @@ def test_more_layers_than_there_are_is_refused(
     section = ContinueTrain(scope="top_layers", layers=5, optimisation=STEPS)
     with pytest.raises(ContractError, match="layers: got 5, the model has 2 blocks"):
         continue_train.execute(section, make_context(tmp_path), model=tiny_base, data=tiny_data)
-
-
-class KillAtStep5(SilentReporter):
-    def progress(self, done: int, total: int, unit: str) -> None:
-        if done == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "neox", "opt", "bloom"])

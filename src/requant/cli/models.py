@@ -166,6 +166,8 @@ def _print_merge(metrics: "Mapping[str, float]") -> None:
         f"{metrics['kept_share']:.2%} of the update (rounding error "
         f"{metrics['rounding_ratio']:.2%} of its norm)"
     ]
+    if "parity_kl" not in metrics:
+        lines.append("what rounding does to the model was not measured (--no-parity)")
     if "parity_kl" in metrics:
         if not metrics["parity_of_result"]:
             lines.append("nothing unmerged computes this; of the adapters merged whole, the worst:")

@@ -446,8 +446,8 @@ class RequantizeGptq(Section):
     calibration_length: int = Field(512, ge=16, le=32768, description="tokens; longer rows are cut")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
-        description="of what is not quantized; auto keeps each tensor's own, and takes bfloat16 "
-        "where the model is stored in float32",
+        description="of what is not quantized; auto keeps each tensor's own, and of a float32 "
+        "master takes the original's (bfloat16 where that is float32 too)",
     )
     fidelity_rows: Positive = Field(
         16, description="held-out conversations the loss is measured on"

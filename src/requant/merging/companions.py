@@ -8,7 +8,14 @@ from typing import Any
 
 from requant.contract import chat_template
 from requant.json_file import read_object
-from requant.model_folder import INDEX_NAME, copy_companions, copy_tokenizer, set_fields
+from requant.model_folder import (
+    INDEX_NAME,
+    MASTER_NAME,
+    copy_companions,
+    copy_tokenizer,
+    served_dtype,
+    set_fields,
+)
 from requant.weights import headers_of, weight_files
 
 
@@ -34,6 +41,8 @@ def write_companions(
         if fields:
             _mend_index(ready, original, out)
         set_fields(ready, fields)
+        if fields.get("dtype") == "float32" or (original / MASTER_NAME).exists():
+            (ready / MASTER_NAME).write_text(json.dumps({"dtype": served_dtype(original)}) + "\n")
         last = ready / "config.json"
         for path in [*(path for path in sorted(ready.iterdir()) if path != last), last]:
             path.rename(out / path.name)

@@ -152,12 +152,13 @@ def stored_in(folder: Path, names: Iterable[str]) -> str:
     return TORCH_NAMES[counted.most_common(1)[0][0]] if counted else "nothing"
 
 
-def check_parity(parity: Parity, section: MergeFp16) -> None:
+def check_parity(parity: Parity, section: MergeFp16, *, published: bool = True) -> None:
     """Refuse a merge that does not reproduce what was trained.
 
     Args:
         parity: From `measure_parity`.
         section: Limits.
+        published: Whether it is of what is published; rounding of anything else harms nobody.
 
     Raises:
         ParityError: With both distances, the limit, the likely cause and the way out.
@@ -201,7 +202,8 @@ def check_parity(parity: Parity, section: MergeFp16) -> None:
             "scale: check that adapter and original belong together. Where the model routes tokens "
             "(experts) rounding alone may do it: compare with dtype float32"
         )
-    check_rounding(parity.rounding, parity.dtype, section)
+    if published:
+        check_rounding(parity.rounding, parity.dtype, section)
     kept = {
         "trained_max_kl": metrics["trained_kl"] <= section.trained_max_kl,
         "trained_min_agreement": metrics["trained_agreement"] >= section.trained_min_agreement,

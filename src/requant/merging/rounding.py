@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 STANDARD_ERRORS = 2.0
 """How many of them a loss must lie over its limit: of few tokens it is known badly."""
 
+NOTHING = 1e-7
+"""Nats per token: a KL of sums in float32 is not known better."""
+
 
 @dataclass(frozen=True)
 class Rounding:
@@ -40,8 +43,8 @@ class Rounding:
     @property
     def kl_share(self) -> float:
         """KL of rounding over that of the update; 0 where neither moves the model."""
-        if not self.update_kl:
-            return float("inf") if self.kl else 0.0
+        if self.update_kl <= NOTHING:
+            return float("inf") if exceeds(self.kl, NOTHING) else 0.0
         # Summed in float32 a KL of nothing may come out just below zero.
         return max(self.kl, 0.0) / self.update_kl if self.kl == self.kl else self.kl
 
@@ -151,4 +154,5 @@ def _way_out(stage: str, dtype: str) -> str:
         else []
     )
     larger = "a larger update: train longer or with a higher learning_rate"
-    return f"Use {', '.join([*finer, *more])}, or {larger}"
+    again = " (the training is repeated then)" if stage == "continue_train" else ""
+    return f"Use {', '.join([*finer, *more])}, or {larger}{again}"

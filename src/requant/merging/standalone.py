@@ -176,7 +176,7 @@ def _prove(
             device=device,
             vocabulary=plan.vocabulary.config.get("vocab_size"),
         )
-        check_parity(parity, request.limits)
+        check_parity(parity, request.limits, published=folder == merged)
         return parity.metrics
 
     if plan.beside is not None:

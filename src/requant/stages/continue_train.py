@@ -1,8 +1,8 @@
 """continue_train: further training of the merged 16-bit model, and what was saved of it."""
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.config.sections import ContinueTrain
@@ -16,7 +16,7 @@ from requant.merging.rounding import (
     measure_rounding,
 )
 from requant.merging.stream import Change
-from requant.stage import Metrics, Stage, StageContext
+from requant.stage import Metrics, Stage, StageContext, empty_folder
 
 
 def execute(section: ContinueTrain, context: StageContext, *, model: Path, data: Path) -> Metrics:
@@ -56,13 +56,15 @@ def execute(section: ContinueTrain, context: StageContext, *, model: Path, data:
     metrics = fine_tune(network, tokenizer, data, section.optimisation, context)
     if not PartialState().is_main_process:
         return metrics
-    with TemporaryDirectory(dir=context.work) as name:
-        trained, tied = Path(name), tied_names(network)
-        network.float().save_pretrained(trained)
-        # Three models are measured next, one at a time.
-        del network
-        clear_memory()
-        return metrics | _save(section, context, trained, tied, model, data)
+    trained, tied = empty_folder(context.work / "trained"), tied_names(network)
+    # What was trained is in float32; the rest has its own dtype on a GPU, where there is no room.
+    network.to("cpu").save_pretrained(trained)
+    # Three models are measured next, one at a time.
+    del network
+    clear_memory()
+    found = _save(section, context, trained, tied, model, data)
+    shutil.rmtree(trained)
+    return metrics | found
 
 
 def _save(
@@ -96,6 +98,7 @@ def _save(
         for path in context.out.iterdir():
             path.unlink()
         changes, rounding, saved = save("float32")
+        stored = "float32"
     check_rounding(rounding, stored, section)
     whole = sum(changes.values(), start=Change())
     return {

@@ -29,7 +29,7 @@ from requant.merging.stream import Change
 from requant.model_folder import MERGE_NAME
 from requant.parity import batches_for, folder_loss, old_batches
 from requant.provenance import check_provenance, read_provenance, weights_digest
-from requant.stage import Metrics, Stage, StageContext
+from requant.stage import Metrics, Stage, StageContext, empty_folder
 
 Base = Literal["original", "dequantized"]
 
@@ -119,7 +119,7 @@ def execute(
     proved, proof = chosen, context.out
     if plan_of(chosen).beside is None:
         # Nothing unmerged computes the same; the same code on tonight's adapter, whole, has a twin.
-        proved, proof = Variant(chosen.base, 1.0, "tonight"), _empty(context.work / "proof")
+        proved, proof = Variant(chosen.base, 1.0, "tonight"), empty_folder(context.work / "proof")
         changes = build(proved, proof)
     context.reporter.message("measuring parity")
     rows = plans["tonight"].vocabulary.config.get("vocab_size")
@@ -134,10 +134,10 @@ def execute(
         vocabulary=rows,
         reporter=context.reporter,
     )
-    check_parity(parity, section)
+    check_parity(parity, section, published=proved == chosen)
     metrics |= parity.metrics | {"parity_of_result": float(proved == chosen)}
     if proved != chosen:
-        unrounded = _empty(context.work / "unrounded")
+        unrounded = empty_folder(context.work / "unrounded")
         write_plan(plan_of(chosen), unrounded, dtype="float32")
         rounding, result = measure_rounding(
             unrounded,
@@ -194,7 +194,7 @@ def _reference(base: Base, plan: MergePlan, trained_on: Path, work: Path) -> Pat
     """The model without the adapter that the merge started from, as a folder that loads."""
     if base == "original":
         return plan.original
-    out = _empty(work / "reference")
+    out = empty_folder(work / "reference")
     write_dequantized(plan, trained_on, out)
     return out
 
@@ -213,7 +213,7 @@ def _choose(
     losses: Metrics = {}
     scores = {}
     for variant in variants:
-        folder = _empty(context.work / str(variant))
+        folder = empty_folder(context.work / str(variant))
         build(variant, folder)
         new, old = (
             folder_loss(folder, batches, context.device, context.reporter)
@@ -235,13 +235,6 @@ def _choose(
         "chosen_scale": chosen.scale,
         "chosen_dequantized": float(chosen.base == "dequantized"),
     }
-
-
-def _empty(folder: Path) -> Path:
-    """Make a folder anew: a killed attempt may have left half a model in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 STAGE = Stage(

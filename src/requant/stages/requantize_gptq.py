@@ -4,7 +4,7 @@ from pathlib import Path
 
 from requant.config.sections import RequantizeGptq
 from requant.errors import ParityError
-from requant.model_folder import CALIBRATION_NAME, stored_dtype
+from requant.model_folder import CALIBRATION_NAME, served_dtype, stored_dtype
 from requant.stage import Metrics, Stage, StageContext
 
 
@@ -92,11 +92,10 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
 
 def _dtype(chosen: str, model: Path) -> str | None:
     """Resolve `auto`: a float32 master is for training on, nobody serves it."""
-    import torch
-
     if chosen != "auto":
         return chosen
-    return "bfloat16" if stored_dtype(model) == torch.float32 else None
+    served = served_dtype(model)
+    return None if str(stored_dtype(model)) == f"torch.{served}" else served
 
 
 def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
