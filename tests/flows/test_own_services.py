@@ -13,7 +13,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 
 from requant.config import Config
-from requant.errors import TransientError
+from requant.errors import ConfigError, TransientError
 from requant.services import Service, running, start, stop
 from requant.store import Store
 from requant.store.locks import locked
@@ -70,12 +70,13 @@ def test_a_server_of_up_that_hangs_is_named_with_its_log(
     (tmp_path / "web/api/health").unlink()
     monkeypatch.setattr(prefect_server, "START_SECONDS", 0.2)
     with (
-        temporary_settings(restore_defaults={PREFECT_API_URL}),
-        prefect_server.prefect_server(config) as server,
         pytest.raises(
             TransientError, match=rf"did not answer at {address}/api .*prefect-server.log"
         ),
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config) as server,
     ):
+        stop(Store(config.state.resolve()), PREFECT)
         server.ready()
 
 
@@ -119,10 +120,33 @@ def test_a_server_that_goes_away_is_said_to_be_gone(config: Config, address: str
     with (
         pytest.raises(TransientError, match=r"server at http.* is gone.*same command again"),
         temporary_settings(restore_defaults={PREFECT_API_URL}),
-        prefect_server.prefect_server(config),
+        prefect_server.prefect_server(config) as server,
     ):
+        server.ready()
         stop(Store(config.state.resolve()), PREFECT)
         raise ConnectionError("as Prefect's client says it")
+
+
+@pytest.mark.parametrize("error", [ConfigError("no version 99"), ValueError("a fault of ours")])
+def test_an_error_before_the_server_answers_is_not_blamed_on_it(
+    config: Config, error: Exception
+) -> None:
+    with (
+        pytest.raises(type(error), match=str(error)),
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config) as server,
+    ):
+        assert server.ours
+        raise error
+
+
+def test_a_mistyped_address_is_said_to_be_one(config: Config) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"PREFECT_API_URL: no .* at http://127.0.0.1:9/api \("),
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        prefect_server.prefect_server(config) as server,
+    ):
+        server.ready()
 
 
 def test_down_stops_a_server_that_hangs(config: Config, address: str, tmp_path: Path) -> None:
