@@ -1,23 +1,30 @@
 """Where `requant up` runs for a state folder, its commands find its servers by themselves."""
 
+import os
+import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from chain import micro_config
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 
+from requant import services
 from requant.config import Config
 from requant.errors import ConfigError, TransientError
 from requant.services import Service, running, start, stop
 from requant.store import Store
 from requant.store.locks import locked
-from tasks import prefect_server
+from tasks import machine, prefect_server
 from tasks.machine import stop_machine
 from tasks.own_services import MLFLOW, PREFECT, with_pages
 
@@ -149,9 +156,56 @@ def test_a_mistyped_address_is_said_to_be_one(config: Config) -> None:
         server.ready()
 
 
-def test_down_stops_a_server_that_hangs(config: Config, address: str, tmp_path: Path) -> None:
-    (tmp_path / "web/api/health").unlink()
+@pytest.fixture
+def hanging(config: Config, address: str) -> Iterator[Store]:
+    """The store of a server that listens and says nothing."""
     store = Store(config.state.resolve())
-    said = list(stop_machine(store.root))
+    process = running(store, PREFECT)
+    assert process is not None
+    os.kill(process, signal.SIGSTOP)
+    yield store
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+
+
+def test_down_waits_for_a_server_that_is_slow(hanging: Store) -> None:
+    process = running(hanging, PREFECT)
+    assert process is not None
+    threading.Timer(2.5, os.kill, (process, signal.SIGCONT)).start()
+    # This one knows no flow runs: it is asked for them, where it was taken to hang before.
+    with pytest.raises(PrefectHTTPStatusError, match="501"):
+        list(stop_machine(hanging.root))
+    assert running(hanging, PREFECT)
+
+
+def test_down_stops_a_server_that_hangs_unless_a_night_may_need_it(
+    hanging: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(services, "STOP_SECONDS", 0.5)
+    with locked(hanging.night_lock("small"), what="the night 'small of tonight'"):
+        with pytest.raises(TransientError, match=r"of tonight' .* it may need .*kill -INT"):
+            list(stop_machine(hanging.root))
+        assert running(hanging, PREFECT)
+    said = list(stop_machine(hanging.root))
     assert said[0].startswith("prefect-server: does not answer; runs in progress are marked at")
     assert said[1] == "stopped: prefect-server"
+
+
+def test_down_stops_a_night_of_its_worker_with_a_server_that_hangs(
+    hanging: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(services, "STOP_SECONDS", 0.5)
+    code = "import sys, time; from pathlib import Path; from requant.store import locked\n"
+    code += "with locked(Path(sys.argv[1]), what='the night of a worker'):\n"
+    code += "    print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(hanging.night_lock("small"))]
+    environment = {**os.environ, "PREFECT__FLOW_RUN_ID": "of-a-worker"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as night:
+        try:
+            assert night.stdout is not None
+            assert night.stdout.readline() == "held\n"
+            assert list(stop_machine(hanging.root))[1] == "stopped: prefect-server"
+        finally:
+            night.kill()
