@@ -27,6 +27,7 @@ from requant.store.locks import locked
 from tasks import machine, prefect_server
 from tasks.machine import stop_machine
 from tasks.own_services import MLFLOW, PREFECT, with_pages
+from tasks.server_setup import all_pages, runs_without_deployment
 
 
 @pytest.fixture
@@ -102,8 +103,36 @@ def test_links_lead_to_the_pages_that_show_the_database(config: Config, address:
         stop(store, MLFLOW)
 
 
-@flow
+@flow(name="incremental-training")
 def a_night() -> None: ...
+
+
+@flow
+def of_another_team() -> None: ...
+
+
+def test_all_pages_are_read_and_no_more() -> None:
+    asked = []
+
+    def read(offset: int, of: range) -> list[int]:
+        asked.append(offset)
+        return list(of[offset : offset + 200])
+
+    assert all_pages(read, of=range(450)) == list(range(450))
+    assert asked == [0, 200, 400, 450]
+
+
+def test_the_runs_of_other_teams_are_theirs() -> None:
+    with get_client(sync_client=True) as client:
+        runs = [
+            client.create_flow_run(made, name=made.name, state=Running())
+            for made in (a_night, of_another_team)
+        ]
+        try:
+            assert [run.name for run in runs_without_deployment()] == ["incremental-training"]
+        finally:
+            for run in runs:
+                client.set_flow_run_state(run.id, Completed(), force=True)
 
 
 def test_down_leaves_the_server_to_a_night_that_needs_it(config: Config) -> None:
