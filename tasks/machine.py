@@ -137,15 +137,15 @@ def stop_machine(state: Path) -> Iterator[str]:
             need it and the server does not say.
     """
     store = Store(state)
-    there = running(store, PREFECT) is not None
+    api = prefect_api(store)
     # One that hangs must not keep the machine from being stopped.
-    speaks = there and answers(f"{prefect_api(store)}{HEALTH}", PATIENCE_SECONDS)
-    if there:
+    speaks = api is not None and answers(f"{api}{HEALTH}", PATIENCE_SECONDS)
+    if api is not None:
         _refuse_in_use(store, speaks=speaks)
     stopped = [WORKER] if stop(store, WORKER) else []
     if speaks:
         yield from _crashed(store, "stopped with the machine by `requant down`")
-    elif there:
+    elif api is not None:
         yield f"{PREFECT}: does not answer; runs in progress are marked at the next `requant up`"
     stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
     yield f"stopped: {', '.join(stopped) or 'nothing was running'}"
