@@ -468,6 +468,20 @@ def test_what_is_no_database_is_left_alone(tmp_path: Path) -> None:
     path.mkdir()
     with pytest.raises(ConfigError, match=r"mlflow.db cannot be opened for writing .*; give a"):
         tracking.prepare_database(None, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"the folder of .*/file/mlflow.db cannot be made .*; gi"):
+        tracking.prepare_database(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path)
+
+
+def test_a_database_that_is_held_is_worth_a_retry(
+    uri: str, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0.2)
+    with closing(sqlite3.connect(state / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TransientError, match=r"mlflow.db is in use by another process"):
+            tracking.prepare_database(None, state)
+    assert tracking.prepare_database(None, state) == uri
 
 
 def test_a_database_of_a_newer_mlflow_is_left_alone(state: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Commands of a night: run it, say what it would do, and why."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -58,7 +59,9 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
             from tasks import tracking
             from tasks.pages import read_summary
 
-            tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
+            # Somebody holds it: the night itself tries as often as runtime.retries says.
+            with suppress(TransientError):
+                tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
             server.ready()
             state = incremental_training(loaded, force or [], return_state=True)
             if not state.is_final():
