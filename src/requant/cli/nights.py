@@ -65,7 +65,11 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
             server.ready()
             state = incremental_training(loaded, force or [], return_state=True)
             if not state.is_final():
-                raise TransientError("Prefect's server did not take the end of the night")
+                raise TransientError(
+                    "Prefect's server did not take the end of the night: it is gone, or ill. What "
+                    "the stages have finished is kept: start the server again where it does not "
+                    f"run (`requant up`); `{again('run', config, overrides)}` goes on from there"
+                )
             summary = read_summary(loaded, state.state_details.flow_run_id)
             if summary is not None and summary.to_deploy is not None:
                 by_hand = again("deploy", config, overrides)
