@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from httpx import HTTPError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import DeploymentStatus
 from prefect.client.schemas.responses import DeploymentResponse
@@ -13,6 +12,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from tasks.promote import PROMOTED, resource_of
+from tasks.server_setup import all_pages
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def listeners_of(line: str) -> list[Listener]:
     with get_client(sync_client=True) as client:
         started = {
             action.deployment_id: automation.enabled
-            for automation in _automations(client)
+            for automation in all_pages(client.read_automations)
             if _hears(automation, line)
             for action in automation.actions
             if isinstance(action, RunDeployment) and action.deployment_id
@@ -60,11 +60,12 @@ def outlook(line: str, command: str = "requant deploy CONFIG") -> str:
     by_hand = f"`{command}` deploys it here and now"
     try:
         found = listeners_of(line)
-    except HTTPError as error:
-        # The model serves by right already; words about it must not make a failure of that.
+    except Exception as error:
+        # The model serves by right already; words about it must not make a failure of that, not
+        # even a server of another version, whose answers this client does not understand.
         return (
-            f"model.promoted is sent, but {server} does not say who listens ({error}); where "
-            f"nothing does, {by_hand}"
+            f"model.promoted is sent, but {server} does not say who listens "
+            f"({type(error).__name__}: {error}); where nothing does, {by_hand}"
         )
     if not found:
         return (
@@ -78,14 +79,6 @@ def outlook(line: str, command: str = "requant deploy CONFIG") -> str:
         else f"model.promoted is sent: {item.name} on {server} deploys it"
         for item in found
     )
-
-
-def _automations(client: SyncPrefectClient) -> list[Automation]:
-    """Read all of them; a server gives at most 200 at once."""
-    found: list[Automation] = []
-    while page := client.read_automations(offset=len(found)):
-        found += page
-    return found
 
 
 def _hears(automation: Automation, line: str) -> bool:

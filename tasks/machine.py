@@ -26,6 +26,11 @@ from tasks.server_setup import (
     runs_without_deployment,
 )
 
+PATIENCE_SECONDS = 20.0
+"""On a machine whose cores are taken a healthy server takes seconds to answer."""
+FLOW_RUN_MARK = "PREFECT__FLOW_RUN_ID="
+"""In the environment of each process that a worker starts."""
+
 
 def start_machine(
     root: Path, state: Path, prefect_port: int, mlflow_port: int, accelerators: int, processors: int
@@ -128,32 +133,46 @@ def stop_machine(state: Path) -> Iterator[str]:
     """Stop what `start_machine` started, the worker first; yields what a person should know.
 
     Raises:
-        TransientError: If a night that the worker did not start needs the Prefect server.
+        TransientError: If a night that the worker did not start needs the Prefect server, or may
+            need it and the server does not say.
     """
     store = Store(state)
-    there = running(store, PREFECT) is not None
+    api = prefect_api(store)
     # One that hangs must not keep the machine from being stopped.
-    speaks = there and answers(f"{prefect_api(store)}{HEALTH}")
-    if speaks:
-        _refuse_in_use(store)
+    speaks = api is not None and answers(f"{api}{HEALTH}", PATIENCE_SECONDS)
+    if api is not None:
+        _refuse_in_use(store, speaks=speaks)
     stopped = [WORKER] if stop(store, WORKER) else []
     if speaks:
         yield from _crashed(store, "stopped with the machine by `requant down`")
-    elif there:
+    elif api is not None:
         yield f"{PREFECT}: does not answer; runs in progress are marked at the next `requant up`"
     stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
     yield f"stopped: {', '.join(stopped) or 'nothing was running'}"
 
 
-def _refuse_in_use(store: Store) -> None:
-    """Refuse to take the server from a night of `requant run`: it would fail after its stage."""
-    with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
-        names = [repr(run.name) for run in runs_without_deployment()]
+def _refuse_in_use(store: Store, *, speaks: bool) -> None:
+    """Refuse to take the server from a night of `requant run`: it would fail after its stage.
+
+    A server that does not speak knows of no night. Then one that no worker of this machine started
+    may be of it.
+    """
+    names: list[str] = []
+    if speaks:
+        with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
+            names = [repr(run.name) for run in runs_without_deployment()]
     for path in held_nights(store):
         holder = holder_of(path)
-        if holder and any(name in holder.what for name in names):
+        if holder is None:
+            continue
+        if speaks:
+            needs, why = any(name in holder.what for name in names), "it needs"
+        else:
+            needs = not _environment_holds(holder.pid, FLOW_RUN_MARK)
+            why = f"it may need (in {PATIENCE_SECONDS:.0f} s the server did not say)"
+        if needs:
             raise TransientError(
-                f"{holder} is in progress: `requant run` started it and it needs this Prefect "
+                f"{holder} is in progress: `requant run` started it and {why} this Prefect "
                 f"server. Nothing was stopped; let it end, or end it (`kill -INT {holder.pid}`; "
                 "the next run goes on from what is valid), then give `requant down` again"
             )
@@ -172,11 +191,13 @@ def _crashed(store: Store, reason: str) -> Iterator[str]:
 
 def _has_process(flow_run: str) -> bool:
     """Look for the process a worker gave a flow run: a killed worker may have left it working."""
-    mark = f"PREFECT__FLOW_RUN_ID={flow_run}".encode()
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if mark in path.read_bytes():
-                return True
+    numbers = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return any(_environment_holds(pid, FLOW_RUN_MARK + flow_run) for pid in numbers)
+
+
+def _environment_holds(pid: int, mark: str) -> bool:
+    with suppress(OSError):
+        return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
     return False
 
 

@@ -177,9 +177,10 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     with _alone(config, store):
         quiet_libraries()
         retrying(config)(refuse_problems, config)
+        uri = retrying(config)(tracking.prepare_database, config.tracking.uri, store.root)
         parent = retrying(config)(
             tracking.open_parent,
-            tracking.prepare_database(config.tracking.uri, store.root),
+            uri,
             config.tracking.experiment,
             flow_run_id=str(flow_run.id),
             name=str(flow_run.name),

@@ -34,4 +34,6 @@ def with_pages(config: Config) -> Config:
 def _address(store: Store, name: str) -> str | None:
     if running(store, name) is None:
         return None
-    return (address(store, name) or "").removesuffix(HEALTH)
+    # `requant down` may take its mark away between the two looks.
+    found = address(store, name)
+    return found and found.removesuffix(HEALTH)

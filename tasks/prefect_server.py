@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
@@ -21,7 +22,7 @@ from prefect.settings import PREFECT_API_URL, Settings, get_current_settings, te
 from prefect.utilities.urls import url_for
 
 from requant.config import Config
-from requant.errors import ConfigError, TerminalError, TransientError
+from requant.errors import ConfigError, RequantError, TerminalError, TransientError
 from requant.processes import end, spawn
 from requant.services import answers, running, unreachable
 from requant.store import Store, locked
@@ -57,19 +58,22 @@ def prefect_server(config: Config) -> Iterator[Server]:
 
     Raises:
         TransientError: From `ready`, if the server does not answer in time; in place of an error
-            of the block, if the server is gone.
+            of the block that is none of requant's, if the server has been there and is gone.
     """
     settings = get_current_settings()
+    there = Event()
     if settings.api.url is not None:
-        with talking_to(settings.api.url):
-            yield Server(lambda: None, ours=False)
+        url = settings.api.url
+        with talking_to(url, there.is_set):
+            yield Server(_then(partial(_expect, url), there), ours=False)
         return
     store = Store(config.state.resolve())
     started = prefect_api(store)
     if started is not None:
-        with talking_to(started):
+        wait = partial(_wait, lambda: running(store, PREFECT), started, store.log_path(LOG))
+        with talking_to(started, there.is_set):
             yield Server(
-                partial(_wait, lambda: running(store, PREFECT), started, store.log_path(LOG)),
+                _then(wait, there),
                 ours=False,
                 notice=f"PREFECT_API_URL is not set: the Prefect server that `requant up` started "
                 f"for {store.root} is used, {started.removesuffix('/api')}",
@@ -93,30 +97,59 @@ def prefect_server(config: Config) -> Iterator[Server]:
             starting.close()
 
         try:
-            with talking_to(url):
-                yield Server(ready, ours=True)
+            with talking_to(url, there.is_set):
+                yield Server(_then(ready, there), ours=True)
         finally:
             end(process)
 
 
 @contextmanager
-def talking_to(url: str) -> Iterator[None]:
+def talking_to(url: str, there: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Name a server for the length of a block, and send what is still to be said at its end.
 
+    Args:
+        url: Of its API.
+        there: Tells whether it has answered before; one that never did is not gone.
+
     Raises:
-        TransientError: In place of the block's error, if the server is gone.
+        TransientError: In place of an error of the block that is none of requant's, if the server
+            is gone.
     """
     try:
         with temporary_settings({PREFECT_API_URL: url}):
             yield
+    except RequantError:
+        # It names its own cause and way out.
+        raise
     except Exception as error:
-        if not answers(f"{url}/health") and unreachable(url):
+        if there() and not answers(f"{url}/health") and unreachable(url):
             raise _gone(url) from error
         raise
     finally:
         # It would wait a minute for a server that is gone.
         APILogWorker.drain_all(timeout=DRAIN_SECONDS)
         EventsWorker.drain_all(timeout=DRAIN_SECONDS)
+
+
+def _then(wait: Callable[[], None], there: Event) -> Callable[[], None]:
+    def ready() -> None:
+        wait()
+        there.set()
+
+    return ready
+
+
+def _expect(url: str) -> None:
+    """Refuse the address of a server that does not listen; one that is slow to answer may be."""
+    if reason := unreachable(url):
+        raise _nobody(f"{url} ({reason})")
+
+
+def _nobody(where: str) -> ConfigError:
+    return ConfigError(
+        f"PREFECT_API_URL: no Prefect server answers at {where}; start it (`requant up`), or give "
+        "another address"
+    )
 
 
 def _gone(url: str) -> TransientError:
@@ -166,10 +199,7 @@ def named_server() -> str:
             "http://127.0.0.1:4200/api (`requant up` starts one)"
         )
     if not answers(f"{url}/health"):
-        raise ConfigError(
-            f"PREFECT_API_URL: no Prefect server answers at {url}; start it (`requant up`), or "
-            "give another address"
-        )
+        raise _nobody(str(url))
     return str(url)
 
 

@@ -10,7 +10,7 @@ from prefect.events import emit_event
 
 from requant.config import Config
 from requant.errors import ConfigError, GateError
-from requant.promotion import check_gate, guarding
+from requant.promotion import check_gate, guarding, idle_guards
 from requant.store import StageRecord, Store, verify
 from requant.store.gc import pin
 from tasks import tracking
@@ -85,14 +85,15 @@ def promote(
     # An attempt before this one may have marked it.
     version = versions.version_of(registry, version.version)
     serving = versions.champion(registry)
-    notes: list[str] = []
+    notes: tuple[str, ...] = ()
     if paired is not None:
+        notes = tuple(idle_guards(config.promote, paired))
         try:
-            notes = check_gate(config.promote, paired, version.marks.get("rolled_back"))
+            check_gate(config.promote, paired, version.marks.get("rolled_back"))
             _refuse_older(version, serving)
         except GateError as error:
             _emit(REFUSED, config, version, reason=str(error))
-            return Promotion(version, "refused", str(error), to_deploy=False)
+            return Promotion(version, "refused", str(error), to_deploy=False, notes=notes)
     store = Store(config.state.resolve())
     verify(store, store.ref("model", version.digest))
     moves = serving is None or serving.version != version.version
@@ -109,7 +110,7 @@ def promote(
     to_deploy = moves or "deployed" not in version.marks
     if to_deploy:
         announce(config, version)
-    return Promotion(version, "champion", "", to_deploy, tuple(notes))
+    return Promotion(version, "champion", "", to_deploy, notes)
 
 
 def roll_back(config: Config) -> ModelVersion:

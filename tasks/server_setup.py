@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
+    FlowFilter,
+    FlowFilterName,
     FlowRunFilter,
     FlowRunFilterState,
     FlowRunFilterStateType,
@@ -28,14 +31,14 @@ POOL = "requant"
 HEARTBEAT = "prefect.flow-run.heartbeat"
 HEARTBEAT_SECONDS = 30
 """The shortest Prefect allows."""
+T = TypeVar("T")
+
 SILENT_HEARTBEATS = 3
 """After so many without a sign the process is gone, not busy."""
 
+FLOWS = ["incremental-training", "deploy-model", "maintenance"]
 OF_REQUANT = ResourceSpecification(
-    {
-        "prefect.resource.role": "flow",
-        "prefect.resource.name": ["incremental-training", "deploy-model", "maintenance"],
-    }
+    {"prefect.resource.role": "flow", "prefect.resource.name": FLOWS}
 )
 """Other teams may use the server too."""
 
@@ -120,12 +123,32 @@ def _contains(found: object, wanted: object) -> bool:
     return found == wanted
 
 
+def all_pages(read: Callable[..., list[T]], **filters: Any) -> list[T]:
+    """Read all a server has of a kind; it gives 200 at once.
+
+    Args:
+        read: Method of Prefect's client that takes an offset.
+        filters: Its other arguments.
+    """
+    found: list[T] = []
+    while page := read(offset=len(found), **filters):
+        found += page
+    return found
+
+
 def runs_without_deployment() -> list[FlowRun]:
-    """List the flow runs in progress that no worker started: those of `requant run`."""
-    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    """List requant's flow runs in progress that no worker started: those of `requant run`."""
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running))
+        runs = all_pages(
+            client.read_flow_runs,
+            flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
+            flow_run_filter=_in_state(StateType.RUNNING),
+        )
     return [run for run in runs if run.deployment_id is None]
+
+
+def _in_state(*types: StateType) -> FlowRunFilter:
+    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))))
 
 
 def expect_signs_of_life() -> None:
@@ -164,19 +187,14 @@ def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[tuple[str, str
         Their names and ids.
     """
     with get_client(sync_client=True) as client:
-        deployments = client.read_deployments()
+        deployments = all_pages(client.read_deployments)
         ours = [item.id for item in deployments if item.work_pool_name == POOL]
         if not ours:
             return []
-        runs = client.read_flow_runs(
+        runs = all_pages(
+            client.read_flow_runs,
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=ours)),
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(
-                    type=FlowRunFilterStateType(
-                        any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
-                    )
-                )
-            ),
+            flow_run_filter=_in_state(StateType.RUNNING, StateType.PENDING, StateType.CANCELLING),
         )
         dead = [run for run in runs if not alive(str(run.id))]
         for run in dead:

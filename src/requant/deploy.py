@@ -10,10 +10,12 @@ from pathlib import Path
 
 from requant.config.operations import CommandAction, CopyAction, PostAction
 from requant.errors import ContractError, TransientError
-from requant.store import ArtifactRef, Store, describe, verify
+from requant.store import ArtifactRef, Store, describe, locked, verify
 
 TAIL_CHARACTERS = 2000
 CURRENT = "current"
+LOCK = ".deploy.lock"
+"""In the folder that models are copied to."""
 
 Secret = Callable[[str], str]
 """Reference (`env:NAME`, `block:NAME`) to its value."""
@@ -103,22 +105,28 @@ def copy_release(action: CopyAction, release: Release, folder: Path) -> str:
         TransientError: If the bytes that arrived are not those that were sent.
     """
     target = action.folder.resolve() / release.digest
-    if not (target.is_dir() and describe(target).digest == release.digest):
-        # Of one name, so that what a kill left is the next one's to take away.
-        draft = target.with_name(f".{release.digest}.draft")
-        shutil.rmtree(draft, ignore_errors=True)
-        try:
-            shutil.copytree(folder, draft)
-            if describe(draft).digest != release.digest:
-                raise TransientError(f"deploy: the copy in {target.parent} differs from {folder}")
-            shutil.rmtree(target, ignore_errors=True)
-            draft.rename(target)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    link = target.with_name(f".{CURRENT}.{uuid.uuid4().hex}")
-    link.symlink_to(release.digest)
-    link.replace(target.with_name(CURRENT))
+    # Several model lines and state folders may deploy to one folder.
+    with locked(target.with_name(LOCK), what=f"deploying {release.model}"):
+        if not (target.is_dir() and describe(target).digest == release.digest):
+            _copy_whole(folder, target, release.digest)
+        link = target.with_name(f".{CURRENT}.{uuid.uuid4().hex}")
+        link.symlink_to(release.digest)
+        link.replace(target.with_name(CURRENT))
     return f"copied to {target}, {target.with_name(CURRENT)} points at it"
+
+
+def _copy_whole(folder: Path, target: Path, digest: str) -> None:
+    # Of one name, so that what a kill left is the next one's to take away.
+    draft = target.with_name(f".{digest}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        shutil.copytree(folder, draft)
+        if describe(draft).digest != digest:
+            raise TransientError(f"deploy: the copy in {target.parent} differs from {folder}")
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def command_release(action: CommandAction, release: Release, folder: Path, secret: Secret) -> str:

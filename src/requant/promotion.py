@@ -10,7 +10,7 @@ from requant.evaluation_tasks import PAST_PERPLEXITY
 
 def check_gate(
     section: Promote, paired: Sequence[Mapping[str, Any]], rolled_back: str | None
-) -> list[str]:
+) -> None:
     """Refuse a model that a person has rolled back, or that is worse where it must not be.
 
     Worse means that the 95% interval of the paired difference (Student's t over the documents)
@@ -21,9 +21,6 @@ def check_gate(
         paired: As `requant.stages.evaluate.compare` returns them.
         rolled_back: ISO time at which the version was rolled back.
 
-    Returns:
-        Guards that guarded nothing, and why, one line each.
-
     Raises:
         GateError: With the figures and the way out.
         ConfigError: If a guarded task was not evaluated on both models.
@@ -33,8 +30,7 @@ def check_gate(
             f"promote: this model was rolled back at {rolled_back}; it serves again only when a "
             "person says so: requant promote CONFIG --version N"
         )
-    guards = guarding(section, paired)
-    for task, row in guards.items():
+    for task, row in guarding(section, paired).items():
         low, high = row["low"], row["high"]
         if low is None:
             raise GateError(
@@ -47,6 +43,15 @@ def check_gate(
                 f"{row['mean']:.4g}, 95% interval {low:.4g} to {high:.4g} over {row['n']} "
                 f"documents; train less, mix in old text, or take {task} out of promote.guard"
             )
+
+
+def idle_guards(section: Promote, paired: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the guards that guarded nothing, and why, one line each.
+
+    Raises:
+        ConfigError: If a guarded task was not evaluated on both models.
+    """
+    guards = guarding(section, paired)
     return [
         f"promote.guard: {task} guarded nothing: no earlier night left held-out rows that tonight "
         "does not train on"

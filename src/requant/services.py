@@ -149,10 +149,10 @@ def unreachable(url: str) -> OSError | None:
     return None
 
 
-def answers(url: str) -> bool:
-    """Tell whether a server answers well at an address now."""
+def answers(url: str, seconds: float = 1.0) -> bool:
+    """Tell whether a server answers well at an address within some seconds."""
     try:
-        urllib.request.urlopen(url, timeout=1.0).close()
+        urllib.request.urlopen(url, timeout=seconds).close()
     except OSError:
         return False
     return True

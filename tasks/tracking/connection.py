@@ -139,7 +139,9 @@ def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> st
         say: Is told who makes or upgrades the database while this waits.
 
     Raises:
-        ConfigError: On another kind of address, and on a file that is no database of this MLflow.
+        ConfigError: On another kind of address, and on a file that is no database of this MLflow
+            or cannot be opened.
+        TransientError: If another process holds the database.
     """
     address = uri or default_uri(state)
     if address.startswith(("http://", "https://")):
@@ -155,7 +157,13 @@ def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> st
     preload()
     from mlflow import MlflowClient
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(
+            f"tracking.uri: the folder of {path} cannot be made ({error.strerror}); give a file "
+            "in a folder that this user may write to, or null for one in the state folder"
+        ) from error
     lock = path.with_name(f"{path.name}.lock")
     with locked(lock, what="making or upgrading the database", say=say), transient(address):
         if not is_current(path):

@@ -12,22 +12,25 @@ from pathlib import Path
 
 from requant.errors import ConfigError, TransientError
 
-SEEDED = frozenset({"alembic_version", "workspaces"})
+VERSION = "alembic_version"
+SEEDED = frozenset({VERSION, "workspaces"})
 """Tables that the migrations themselves fill."""
+OLDEST = frozenset({"experiments", "runs"})
+"""Tables that every version of MLflow has."""
+WAIT_SECONDS = 30.0
+"""A reader or writer that takes longer than this holds the database."""
 
 
 def holds_nothing(path: Path) -> bool:
     """Tell whether a database is missing, or is what a kill among the first migrations left.
 
-    Of every other one some table has a row: opening it the first time makes an experiment.
+    Of every other one of MLflow's some table has a row: opening it the first time makes an
+    experiment. Empty tables of another program are that program's.
     """
     if not path.exists():
         return True
     with _opened(path) as database:
-        return not any(
-            database.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone()
-            for name in _tables(database) - SEEDED
-        )
+        return _holds_nothing(database)
 
 
 def is_current(path: Path) -> bool:
@@ -36,30 +39,26 @@ def is_current(path: Path) -> bool:
     MLflow itself must not be asked: it migrates in place as soon as a table is missing.
 
     Raises:
-        ConfigError: If it belongs to a newer MLflow, or to something else.
+        ConfigError: If it belongs to a newer MLflow, or to something else, or cannot be opened.
+        TransientError: If somebody else holds it.
     """
-    if holds_nothing(path):
+    if not path.exists():
         return False
-    import mlflow
-    from alembic.script import ScriptDirectory
-    from alembic.util import CommandError
-
-    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store/db_migrations"))
     with _opened(path) as database:
-        found = None
-        if "alembic_version" in _tables(database):
-            found = database.execute("SELECT version_num FROM alembic_version").fetchone()
-    if found is None:
-        raise _foreign(path)
-    (revision,) = found
-    try:
-        scripts.get_revision(revision)
-    except CommandError:
+        if _holds_nothing(database):
+            return False
+        revision = _revision(database)
+        if revision is None or not _tables(database) >= OLDEST:
+            raise _foreign(path)
+    import mlflow
+
+    known = _known_revisions()
+    if revision not in known:
         raise ConfigError(
             f"tracking.uri: {path} has schema {revision}, which MLflow {mlflow.__version__} does "
             "not know: a newer MLflow made it; install that one, or give another file"
-        ) from None
-    return bool(revision == scripts.get_current_head())
+        )
+    return revision == known[0]
 
 
 def migrate(path: Path) -> None:
@@ -68,44 +67,108 @@ def migrate(path: Path) -> None:
     The caller holds the lock under which databases are made.
 
     Raises:
-        TransientError: If somebody wrote to the database meanwhile; it is left as it was then.
+        TransientError: If somebody else reads or writes it all the time; nothing was changed.
     """
     from mlflow.db import upgrade
 
     draft = path.with_name(f".{path.name}.migrating")
     _remove(draft)
     try:
-        with closing(sqlite3.connect(path)) as database:
-            before = _changes(database)
-            if not holds_nothing(path):
+        with _opened(path) as database:
+            _hold(database)
+            if not _holds_nothing(database):
                 with closing(sqlite3.connect(draft)) as copy:
                     database.backup(copy)
             upgrade.callback(f"sqlite:///{draft}")
-            if _changes(database) != before:
-                raise TransientError(
-                    f"{path}: was written to while its schema was upgraded; stop what uses it "
-                    "(`requant down`, other nights) and try again"
-                )
             with closing(sqlite3.connect(draft)) as copy:
                 copy.backup(database)
     finally:
         _remove(draft)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path)) as database:
-        try:
-            yield database
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError as error:
-            raise _foreign(path) from error
+def _hold(database: sqlite3.Connection) -> None:
+    """Keep everybody else from a database until its connection is closed.
+
+    What was written to it after it was copied would be lost with the copy's return. SQLite puts a
+    backup into no connection with an open transaction, so the lock must outlive one:
+    https://www.sqlite.org/pragma.html#pragma_locking_mode.
+    """
+    # While it waits in this order it keeps no lock that the writer it waits for must have.
+    database.execute("BEGIN EXCLUSIVE")
+    database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    database.execute("COMMIT")
+
+
+def _holds_nothing(database: sqlite3.Connection) -> bool:
+    tables = _tables(database)
+    if not tables:
+        return True
+    revision = _revision(database)
+    if tables - _mlflows_tables() or (revision and revision not in _known_revisions()):
+        return False
+    return not any(
+        database.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name in tables - SEEDED
+    )
 
 
 def _tables(database: sqlite3.Connection) -> set[str]:
-    found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+    # A migration that was killed leaves a table half copied.
+    found = database.execute(
+        "SELECT name FROM sqlite_master WHERE type = 'table'"
+        " AND name NOT GLOB 'sqlite_*' AND name NOT GLOB '_alembic_tmp_*'"
+    )
     return {name for (name,) in found}
+
+
+def _revision(database: sqlite3.Connection) -> str | None:
+    if VERSION not in _tables(database):
+        return None
+    found = database.execute(f"SELECT version_num FROM {VERSION}").fetchone()
+    return None if found is None else str(found[0])
+
+
+def _mlflows_tables() -> set[str]:
+    # Importing it declares the tables of all of MLflow's parts.
+    import mlflow.store.db.utils  # noqa: F401
+    from mlflow.store.db.base_sql_model import Base
+
+    return {VERSION, *OLDEST, *Base.metadata.tables}
+
+
+def _known_revisions() -> list[str]:
+    """List the schemas the installed MLflow knows, its own first."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory(str(Path(mlflow.__file__).parent / "store/db_migrations"))
+    return [script.revision for script in scripts.walk_revisions()]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    try:
+        # Without transactions of Python's own beside those that are spelled out here.
+        with closing(sqlite3.connect(path, WAIT_SECONDS, isolation_level=None)) as database:
+            yield database
+    except sqlite3.OperationalError as error:
+        # The first byte is the kind, the rest its details.
+        match error.sqlite_errorcode & 0xFF:
+            case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+                raise TransientError(
+                    f"tracking.uri: {path} is in use by another process for more than "
+                    f"{WAIT_SECONDS:.0f} s ({error}); stop what uses it (`requant down`, other "
+                    "nights) and try again"
+                ) from error
+            case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY:
+                raise ConfigError(
+                    f"tracking.uri: {path} cannot be opened for writing ({error}); give a file "
+                    "in a folder that this user may write to, or null for one in the state folder"
+                ) from error
+            case sqlite3.SQLITE_ERROR:
+                raise _foreign(path) from error
+        raise
+    except sqlite3.DatabaseError as error:
+        raise _foreign(path) from error
 
 
 def _foreign(path: Path) -> ConfigError:
@@ -113,11 +176,6 @@ def _foreign(path: Path) -> ConfigError:
         f"tracking.uri: {path} is no database of MLflow; give another file, or null for one in "
         "the state folder"
     )
-
-
-def _changes(database: sqlite3.Connection) -> int:
-    """Return a number that changes when another connection writes."""
-    return int(database.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _remove(database: Path) -> None:

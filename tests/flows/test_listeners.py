@@ -1,5 +1,7 @@
 """Whether a promotion deploys anything, and what to do where it does not."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,29 @@ def test_a_server_that_does_not_say_who_listens_fails_nothing() -> None:
     assert said.startswith(
         "model.promoted is sent, but http://127.0.0.1:9 does not say who listens ("
     )
+    assert said.endswith("where nothing does, `requant deploy mine.yaml` deploys it here and now")
+
+
+class NewerServer(BaseHTTPRequestHandler):
+    """Answers in a form that this client's models refuse."""
+
+    def do_GET(self) -> None:
+        # So says a server that wants no token with what it is sent.
+        self.send_error(404)
+
+    def do_POST(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'[{"name": "of next year", "trigger": {"type": "dream"}}]')
+
+
+def test_a_server_that_answers_in_another_form_fails_nothing() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), NewerServer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}):
+            said = outlook("small", "requant deploy mine.yaml")
+        server.shutdown()
+    assert "does not say who listens (ValidationError: " in said
     assert said.endswith("where nothing does, `requant deploy mine.yaml` deploys it here and now")
 
 

@@ -1,25 +1,33 @@
 """Where `requant up` runs for a state folder, its commands find its servers by themselves."""
 
+import os
+import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from chain import micro_config
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 
+from requant import services
 from requant.config import Config
-from requant.errors import TransientError
+from requant.errors import ConfigError, TransientError
 from requant.services import Service, running, start, stop
 from requant.store import Store
 from requant.store.locks import locked
-from tasks import prefect_server
+from tasks import machine, prefect_server
 from tasks.machine import stop_machine
 from tasks.own_services import MLFLOW, PREFECT, with_pages
+from tasks.server_setup import all_pages, runs_without_deployment
 
 
 @pytest.fixture
@@ -70,12 +78,13 @@ def test_a_server_of_up_that_hangs_is_named_with_its_log(
     (tmp_path / "web/api/health").unlink()
     monkeypatch.setattr(prefect_server, "START_SECONDS", 0.2)
     with (
-        temporary_settings(restore_defaults={PREFECT_API_URL}),
-        prefect_server.prefect_server(config) as server,
         pytest.raises(
             TransientError, match=rf"did not answer at {address}/api .*prefect-server.log"
         ),
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config) as server,
     ):
+        stop(Store(config.state.resolve()), PREFECT)
         server.ready()
 
 
@@ -94,8 +103,36 @@ def test_links_lead_to_the_pages_that_show_the_database(config: Config, address:
         stop(store, MLFLOW)
 
 
-@flow
+@flow(name="incremental-training")
 def a_night() -> None: ...
+
+
+@flow
+def of_another_team() -> None: ...
+
+
+def test_all_pages_are_read_and_no_more() -> None:
+    asked = []
+
+    def read(offset: int, of: range) -> list[int]:
+        asked.append(offset)
+        return list(of[offset : offset + 200])
+
+    assert all_pages(read, of=range(450)) == list(range(450))
+    assert asked == [0, 200, 400, 450]
+
+
+def test_the_runs_of_other_teams_are_theirs() -> None:
+    with get_client(sync_client=True) as client:
+        runs = [
+            client.create_flow_run(made, name=made.name, state=Running())
+            for made in (a_night, of_another_team)
+        ]
+        try:
+            assert [run.name for run in runs_without_deployment()] == ["incremental-training"]
+        finally:
+            for run in runs:
+                client.set_flow_run_state(run.id, Completed(), force=True)
 
 
 def test_down_leaves_the_server_to_a_night_that_needs_it(config: Config) -> None:
@@ -119,15 +156,85 @@ def test_a_server_that_goes_away_is_said_to_be_gone(config: Config, address: str
     with (
         pytest.raises(TransientError, match=r"server at http.* is gone.*same command again"),
         temporary_settings(restore_defaults={PREFECT_API_URL}),
-        prefect_server.prefect_server(config),
+        prefect_server.prefect_server(config) as server,
     ):
+        server.ready()
         stop(Store(config.state.resolve()), PREFECT)
         raise ConnectionError("as Prefect's client says it")
 
 
-def test_down_stops_a_server_that_hangs(config: Config, address: str, tmp_path: Path) -> None:
-    (tmp_path / "web/api/health").unlink()
+@pytest.mark.parametrize("error", [ConfigError("no version 99"), ValueError("a fault of ours")])
+def test_an_error_before_the_server_answers_is_not_blamed_on_it(
+    config: Config, error: Exception
+) -> None:
+    with (
+        pytest.raises(type(error), match=str(error)),
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config) as server,
+    ):
+        assert server.ours
+        raise error
+
+
+def test_a_mistyped_address_is_said_to_be_one(config: Config) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"PREFECT_API_URL: no .* at http://127.0.0.1:9/api \("),
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+        prefect_server.prefect_server(config) as server,
+    ):
+        server.ready()
+
+
+@pytest.fixture
+def hanging(config: Config, address: str) -> Iterator[Store]:
+    """The store of a server that listens and says nothing."""
     store = Store(config.state.resolve())
-    said = list(stop_machine(store.root))
+    process = running(store, PREFECT)
+    assert process is not None
+    os.kill(process, signal.SIGSTOP)
+    yield store
+    with suppress(ProcessLookupError):
+        os.kill(process, signal.SIGCONT)
+
+
+def test_down_waits_for_a_server_that_is_slow(hanging: Store) -> None:
+    process = running(hanging, PREFECT)
+    assert process is not None
+    threading.Timer(2.5, os.kill, (process, signal.SIGCONT)).start()
+    # This one knows no flow runs: it is asked for them, where it was taken to hang before.
+    with pytest.raises(PrefectHTTPStatusError, match="501"):
+        list(stop_machine(hanging.root))
+    assert running(hanging, PREFECT)
+
+
+def test_down_stops_a_server_that_hangs_unless_a_night_may_need_it(
+    hanging: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(services, "STOP_SECONDS", 0.5)
+    with locked(hanging.night_lock("small"), what="the night 'small of tonight'"):
+        with pytest.raises(TransientError, match=r"of tonight' .* it may need .*kill -INT"):
+            list(stop_machine(hanging.root))
+        assert running(hanging, PREFECT)
+    said = list(stop_machine(hanging.root))
     assert said[0].startswith("prefect-server: does not answer; runs in progress are marked at")
     assert said[1] == "stopped: prefect-server"
+
+
+def test_down_stops_a_night_of_its_worker_with_a_server_that_hangs(
+    hanging: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(services, "STOP_SECONDS", 0.5)
+    code = "import sys, time; from pathlib import Path; from requant.store import locked\n"
+    code += "with locked(Path(sys.argv[1]), what='the night of a worker'):\n"
+    code += "    print('held', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(hanging.night_lock("small"))]
+    environment = {**os.environ, "PREFECT__FLOW_RUN_ID": "of-a-worker"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as night:
+        try:
+            assert night.stdout is not None
+            assert night.stdout.readline() == "held\n"
+            assert list(stop_machine(hanging.root))[1] == "stopped: prefect-server"
+        finally:
+            night.kill()

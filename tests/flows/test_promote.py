@@ -113,6 +113,11 @@ def test_the_retry_of_an_old_night_does_not_undo_a_newer_one(
     late = promote(config, first, paired=[])
     assert late.outcome == "refused"
     assert "version 1 is older than the champion, version 2" in late.reason
+    # What guarded nothing is said of a refusal too.
+    section = config.promote.model_copy(update={"guard": ("past_heldout_perplexity",)})
+    guarded = config.model_copy(update={"promote": section})
+    (note,) = promote(guarded, first, paired=[]).notes
+    assert note.startswith("promote.guard: past_heldout_perplexity guarded nothing")
     assert promote(config, first).outcome == "champion"
 
 

@@ -7,6 +7,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -22,6 +23,7 @@ from sqlalchemy import create_engine
 from requant.errors import ConfigError, TransientError
 from requant.store import StageRecord, Store
 from tasks import tracking
+from tasks.tracking import database
 from tasks.tracking.connection import public, transient
 from tasks.tracking.database import holds_nothing
 from tests.nights import CHAIN, make_night
@@ -363,9 +365,9 @@ def test_a_kill_while_the_database_is_made_harms_nothing(tmp_path: Path) -> None
     assert parent.client.get_run(parent.run_id).info.status == "RUNNING"
 
 
-def test_an_old_database_is_upgraded_on_a_copy_and_keeps_what_it_holds(
-    night: tracking.TrackingRun, state: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def old_database(night: tracking.TrackingRun, state: Path, tmp_path: Path) -> Path:
+    """A database with a night in it, made by the MLflow before."""
     path = tmp_path / "mlflow.db"
     shutil.copy(state / "mlflow.db", path)
     config = _get_alembic_config(f"sqlite:///{path}")
@@ -373,28 +375,113 @@ def test_an_old_database_is_upgraded_on_a_copy_and_keeps_what_it_holds(
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "-1")
-    old = tables(path)
+    engine.dispose()
+    return path
+
+
+def test_an_old_database_is_upgraded_on_a_copy_and_keeps_what_it_holds(
+    night: tracking.TrackingRun, state: Path, old_database: Path, tmp_path: Path
+) -> None:
+    old = tables(old_database)
     draft = tmp_path / ".mlflow.db.migrating"
     prepared_until(tmp_path, draft.exists)
-    assert tables(path) == old
+    assert tables(old_database) == old
     uri = tracking.prepare_database(None, tmp_path)
-    assert tables(path) == tables(state / "mlflow.db")
+    assert tables(old_database) == tables(state / "mlflow.db")
     assert MlflowClient(uri).get_run(night.run_id).info.status == "FINISHED"
     assert not draft.exists()
 
 
-def test_a_database_of_somebody_else_is_not_taken_for_a_half_made_one(tmp_path: Path) -> None:
+def test_an_upgrade_loses_nothing_that_was_written_meanwhile(
+    old_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = "SELECT value FROM experiment_tags WHERE key LIKE 'note%'"
+    write = "INSERT INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, 0)"
+    refused = threading.Event()
+
+    def write_during_the_upgrade() -> None:
+        draft = old_database.with_name(f".{old_database.name}.migrating")
+        while not draft.exists():
+            time.sleep(0.005)
+        with closing(sqlite3.connect(old_database, 0.0)) as other:
+            try:
+                other.execute(write, ("note2", "late"))
+                other.commit()
+            except sqlite3.OperationalError:
+                refused.set()
+
+    with closing(sqlite3.connect(old_database)) as writer:
+        writer.execute(write, ("note1", "early"))
+        monkeypatch.setattr(database, "WAIT_SECONDS", 0.2)
+        with pytest.raises(TransientError, match=r"mlflow.db is in use by .*; stop what uses it"):
+            database.migrate(old_database)
+        assert not database.is_current(old_database)
+        monkeypatch.setattr(database, "WAIT_SECONDS", 30.0)
+        upgrade = threading.Thread(target=database.migrate, args=(old_database,))
+        late = threading.Thread(target=write_during_the_upgrade)
+        late.start()
+        upgrade.start()
+        time.sleep(0.5)
+        # The upgrade waits for it.
+        assert upgrade.is_alive()
+        writer.commit()
+    upgrade.join()
+    late.join()
+    assert database.is_current(old_database)
+    with closing(sqlite3.connect(old_database)) as reader:
+        found = {value for (value,) in reader.execute(kept)}
+    # Whoever came during the upgrade was told that nothing was written.
+    assert refused.is_set()
+    assert found == {"early"}
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "CREATE TABLE recipes (name TEXT); INSERT INTO recipes VALUES ('bread')",
+        "CREATE TABLE recipes (name TEXT)",
+        "CREATE TABLE alembic_version (version_num TEXT);"
+        "INSERT INTO alembic_version VALUES ('feedc0ffee00')",
+        "CREATE TABLE alembic_version (number INTEGER)",
+    ],
+    ids=["filled", "empty", "another_alembic", "another_column"],
+)
+def test_a_database_of_somebody_else_is_not_taken_for_a_half_made_one(
+    tmp_path: Path, script: str
+) -> None:
     path = tmp_path / "mlflow.db"
     assert holds_nothing(path)
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute("CREATE TABLE recipes (name TEXT)")
-        database.execute("INSERT INTO recipes VALUES ('bread')")
+    with closing(sqlite3.connect(path)) as other:
+        other.executescript(script)
+    before = path.read_bytes()
     with pytest.raises(ConfigError, match=r"mlflow.db is no database of MLflow; give another file"):
         tracking.prepare_database(None, tmp_path)
-    assert tables(path) == {"recipes"}
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
     path.write_text("bread, butter\n" * 100)
     with pytest.raises(ConfigError, match=r"mlflow.db is no database of MLflow"):
         tracking.prepare_database(None, tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigError, match=r"mlflow.db cannot be opened for writing .*; give a"):
+        tracking.prepare_database(None, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"the folder of .*/file/mlflow.db cannot be made .*; gi"):
+        tracking.prepare_database(f"sqlite:///{tmp_path}/file/mlflow.db", tmp_path)
+
+
+def test_a_database_that_is_held_is_worth_a_retry(
+    uri: str, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0.2)
+    with closing(sqlite3.connect(state / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(TransientError, match=r"mlflow.db is in use by another process"):
+            tracking.prepare_database(None, state)
+    assert tracking.prepare_database(None, state) == uri
 
 
 def test_a_database_of_a_newer_mlflow_is_left_alone(state: Path, tmp_path: Path) -> None:

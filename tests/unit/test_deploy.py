@@ -1,14 +1,15 @@
 """A release reaches its place whole, or the old one goes on serving."""
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from requant.config.operations import CommandAction, CopyAction, PostAction
-from requant.deploy import Release, act
+from requant.deploy import LOCK, Release, act
 from requant.errors import ContractError, TransientError
-from requant.store import Store, publish
+from requant.store import Store, locked, publish
 
 HOSTILE = "tiny; touch $(hacked) `hacked` && hacked"
 
@@ -38,7 +39,7 @@ def test_current_moves_in_one_step_and_back(store: Store, tmp_path: Path) -> Non
         assert "current points at it" in act(action, item, folder, no_secret)
         assert current.read_text() == (folder / "model.safetensors").read_text()
     names = {path.name for path in (tmp_path / "served").iterdir()}
-    assert names == {"current", *(item.digest for item, _ in releases)}
+    assert names == {"current", LOCK, *(item.digest for item, _ in releases)}
 
 
 def test_a_harmed_copy_is_made_again(store: Store, tmp_path: Path) -> None:
@@ -51,7 +52,26 @@ def test_a_harmed_copy_is_made_again(store: Store, tmp_path: Path) -> None:
     (tmp_path / "served" / f".{item.digest}.draft").mkdir()
     act(action, item, folder, no_secret)
     assert copy.read_text() == "first"
-    assert {path.name for path in (tmp_path / "served").iterdir()} == {"current", item.digest}
+    names = {path.name for path in (tmp_path / "served").iterdir()}
+    assert names == {"current", LOCK, item.digest}
+
+
+def test_two_lines_that_deploy_to_one_folder_take_turns(store: Store, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    action = CopyAction(kind="copy", folder=served)
+    item, folder = release(store, "first")
+    # As the copy of another line looks half way.
+    draft = served / f".{item.digest}.draft"
+    draft.mkdir(parents=True)
+    second = threading.Thread(target=act, args=(action, item, folder, no_secret))
+    with locked(served / LOCK):
+        second.start()
+        second.join(0.3)
+        assert second.is_alive()
+        assert draft.is_dir()
+        assert not (served / "current").exists()
+    second.join()
+    assert (served / "current" / "model.safetensors").read_text() == "first"
 
 
 def test_no_shell_reads_a_name(store: Store, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from requant.config.operations import Promote
 from requant.errors import ConfigError, GateError
-from requant.promotion import check_gate
+from requant.promotion import check_gate, idle_guards
 
 
 def row(task: str, low: float | None, high: float | None, *, higher: bool = True) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_too_few_documents_do_not_open_the_gate() -> None:
 
 def test_a_guard_that_had_nothing_to_judge_by_is_said() -> None:
     guard = Promote(guard=("old", "past_heldout_perplexity"))
-    (note,) = check_gate(guard, [row("old", -0.1, 0.1)], None)
+    (note,) = idle_guards(guard, [row("old", -0.1, 0.1)])
     assert note.startswith("promote.guard: past_heldout_perplexity guarded nothing: no earlier")
     both = [row("old", -0.1, 0.1), row("past_heldout_perplexity", -0.1, 0.1)]
-    assert check_gate(guard, both, None) == []
+    assert idle_guards(guard, both) == []

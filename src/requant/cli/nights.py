@@ -1,5 +1,6 @@
 """Commands of a night: run it, say what it would do, and why."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -58,11 +59,17 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
             from tasks import tracking
             from tasks.pages import read_summary
 
-            tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
+            # Somebody holds it: the night itself tries as often as runtime.retries says.
+            with suppress(TransientError):
+                tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
             server.ready()
             state = incremental_training(loaded, force or [], return_state=True)
             if not state.is_final():
-                raise TransientError("Prefect's server did not take the end of the night")
+                raise TransientError(
+                    "Prefect's server did not take the end of the night: it is gone, or ill. What "
+                    "the stages have finished is kept: start the server again where it does not "
+                    f"run (`requant up`); `{again('run', config, overrides)}` goes on from there"
+                )
             summary = read_summary(loaded, state.state_details.flow_run_id)
             if summary is not None and summary.to_deploy is not None:
                 by_hand = again("deploy", config, overrides)
