@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 
 from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
-from requant.history import lost_datasets, past_of
+from requant.history import TAKES_PAST, lost_datasets, past_of
 from requant.models import resolve_device
 from requant.progress import done_line
 from requant.report import StageRow, StageState, headline
@@ -54,7 +54,7 @@ class OpenNight:
             return None
         given = {role: result for role, result in inputs.items() if result is not None}
         refs = {role: result.artifact for role, result in given.items()}
-        try:
+        with self._blaming(stage.name):
             section = getattr(config, stage.name)
             key = retrying(config)(stage_key, stage, section, refs, config.seed)
             result, state = run_stage_task(task, self._night, key, given)
@@ -63,10 +63,6 @@ class OpenNight:
             touch_record(self._night.store, record)
             if cached:
                 retrying(config)(self._track_cached, record, given)
-        except BaseException as error:
-            said = str(error) or type(error).__name__
-            self._rows.append(StageRow(stage.name, "failed", error=said))
-            raise
         came: StageState = "cached" if cached else "done"
         self._rows.append(StageRow(stage.name, came, record))
         seconds = None if cached else record.seconds
@@ -75,13 +71,14 @@ class OpenNight:
 
     def past(self, tonight: StageResult | None) -> dict[str, StageResult]:
         """Find what past nights left that the configuration uses with tonight's."""
-        if tonight is None:
+        if tonight is None or tonight.stage not in TAKES_PAST:
             return {}
         store, config = self._night.store, self._night.config
-        record = record_of(store, tonight)
-        found = past_of(store, record, config)
-        if record.stage == "prepare_data" and config.evaluate.enabled:
-            self._note(*_lost_nights(store, record, config.evaluate.past_nights))
+        with self._blaming(TAKES_PAST[tonight.stage]):
+            record = record_of(store, tonight)
+            found = past_of(store, record, config)
+            if record.stage == "prepare_data" and config.evaluate.enabled:
+                self._note(*_lost_nights(store, record, config.evaluate.past_nights))
         return {
             role: StageResult(
                 stage=record.stage, key=record.key, artifact=artifact_of(store, record)
@@ -96,7 +93,8 @@ class OpenNight:
         model, evaluation = records.get("requantize_gptq"), records.get("evaluate")
         if config.promote.enabled and model and evaluation:
             run = Task(_promote, name="promote", cache_policy=NO_CACHE, persist_result=False)
-            self._promotion = run(self._night, model, evaluation)
+            with self._blaming("promote"):
+                self._promotion = run(self._night, model, evaluation)
             self._note(*self._promotion.notes)
 
     def close(self, status: tracking.Status) -> None:
@@ -135,6 +133,16 @@ class OpenNight:
                 failure,
                 verdict(self._rows, self._promotion),
             )
+
+    @contextmanager
+    def _blaming(self, stage: str) -> Iterator[None]:
+        """Keep for the pages which part of the night failed, and of what."""
+        try:
+            yield
+        except BaseException as error:
+            said = str(error) or type(error).__name__
+            self._rows.append(StageRow(stage, "failed", error=said))
+            raise
 
     def _note(self, *texts: str) -> None:
         """Say what a person should know although nothing failed, in the log and in the report."""

@@ -73,6 +73,8 @@ def write_pages(
     """
     records = [row.record for row in reached if row.record]
     names = {row.stage for row in reached}
+    # Of a promotion that failed by an error there is a row like a stage's.
+    promoted = () if "promote" in names else (_promotion_row(promotion, promotes(night.config)),)
     missing = [StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in names]
     rows = [*reached, *missing]
 
@@ -94,10 +96,7 @@ def write_pages(
     report = _drawn("report", draw_report, failure)
     path = night.store.report_path(night.parent.flow_run_id)
     summary = NightSummary(
-        rows=(
-            *(_summary_row(row) for row in rows),
-            _promotion_row(promotion, promotes(night.config)),
-        ),
+        rows=(*(_summary_row(row) for row in rows), *promoted),
         report=path,
         mlflow_uri=night.parent.uri,
         mlflow_page=tracking.run_page(night.parent),
@@ -231,8 +230,9 @@ def _with_error(estimate: dict[str, float | None]) -> str:
 def _links(night: Night, records: list[StageRecord]) -> dict[str, str]:
     try:
         return tracking.model_links(night.parent, [item.digest for item in records])
-    except TransientError:
+    except TransientError as error:
         # The pages must be written, with links or without.
+        get_run_logger().warning("the lineage page has no links to MLflow's models: %s", error)
         return {}
 
 

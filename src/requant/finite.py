@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from requant.quantizable import FLOATING
-from requant.weights import read_shard_header
+from requant.weights import TORCH_NAMES, read_shard_header
 
 
 def broken_tensors(files: Iterable[Path]) -> list[str]:
@@ -22,7 +21,7 @@ def broken_tensors(files: Iterable[Path]) -> list[str]:
         floating = [
             name
             for name, header in read_shard_header(path).tensors.items()
-            if header.dtype in FLOATING
+            if header.dtype in TORCH_NAMES
         ]
         with safe_open(path, framework="pt") as file:
             for name in floating:

@@ -7,6 +7,9 @@ from requant.store import StageRecord, Store, all_records
 if TYPE_CHECKING:
     from requant.config import Config
 
+TAKES_PAST = {"train_adapter": "merge_fp16", "prepare_data": "evaluate"}
+"""A stage whose earlier results tonight can use, and the stage that takes them."""
+
 
 def past_of(store: Store, tonight: StageRecord, config: "Config") -> dict[str, StageRecord]:
     """Return what earlier nights left of the kind tonight's record is, by the role it takes.
@@ -63,29 +66,31 @@ def past_datasets(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
             night that is repeated later takes the same ones.
         nights: At most as many; what was deleted is left out: `lost_datasets` names it.
     """
-    there, _ = _datasets(store, tonight, nights)
-    return {f"past_data_{age}": record for age, record in enumerate(there, 1)}
+    there = [item for item in _earlier(store, tonight) if _is_there(store, item)]
+    return {f"past_data_{age}": record for age, record in enumerate(there[:nights], 1)}
 
 
 def lost_datasets(store: Store, tonight: StageRecord, nights: int) -> list[StageRecord]:
-    """Return the datasets that `past_datasets` would have taken if they had not been deleted."""
-    return _datasets(store, tonight, nights)[1]
+    """Return which of the last so many datasets before tonight's were deleted.
+
+    `past_datasets` takes older ones in their place. Collecting garbage makes no such gap: it keeps
+    what the evaluations it keeps were made from, and deletes the record with the artifact.
+    """
+    return [item for item in _earlier(store, tonight)[:nights] if not _is_there(store, item)]
 
 
-def _datasets(
-    store: Store, tonight: StageRecord, nights: int
-) -> tuple[list[StageRecord], list[StageRecord]]:
-    """Sort earlier nights' datasets, last night's first, into those that are there and not."""
-    there: list[StageRecord] = []
-    lost: list[StageRecord] = []
-    seen = {tonight.digest}
-    for record in sorted(all_records(store), key=lambda item: item.started, reverse=True):
-        alike = (
-            record.stage == tonight.stage
-            and record.labels.get("pipeline") == tonight.labels.get("pipeline")
-            and record.started < tonight.started
-        )
-        if alike and record.digest not in seen and len(there) < nights:
-            seen.add(record.digest)
-            (there if store.object_path(record.digest).is_dir() else lost).append(record)
-    return there, lost
+def _earlier(store: Store, tonight: StageRecord) -> list[StageRecord]:
+    """List the different datasets of the nights before, last night's first."""
+    found = {
+        record.digest: record
+        for record in all_records(store)
+        if record.stage == tonight.stage
+        and record.labels.get("pipeline") == tonight.labels.get("pipeline")
+        and record.started < tonight.started
+        and record.digest != tonight.digest
+    }
+    return sorted(found.values(), key=lambda item: item.started, reverse=True)
+
+
+def _is_there(store: Store, record: StageRecord) -> bool:
+    return store.object_path(record.digest).is_dir()

@@ -17,11 +17,10 @@ from requant.contract import check_model_folder, some
 from requant.errors import ConfigError, ContractError
 from requant.models import quantization_of, read_model_config
 from requant.skeleton import empty_model, read_causal_config
-from requant.weights import logical_shapes, read_headers
+from requant.weights import TORCH_NAMES, logical_shapes, read_headers
 from requant.wording import short_count
 
 GROUP_SIZES = (32, 64, 128)
-FLOATING = frozenset({"F16", "BF16", "F32", "F64"})
 NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -185,7 +184,7 @@ def unquantized(folder: Path) -> Unquantized:
         if block is None:
             continue
         whole += math.prod(shape)
-        if len(shape) > 1 and name in headers and headers[name].dtype in FLOATING:
+        if len(shape) > 1 and name in headers and headers[name].dtype in TORCH_NAMES:
             kind = NUMBER.sub(".*.", name[block.end() :]).removesuffix(".weight")
             sizes[kind] += math.prod(shape)
     return Unquantized(dict(sizes.most_common()), whole)

@@ -10,11 +10,15 @@ import pytest
 import yaml
 from chain import MICRO
 from mlflow import MlflowClient
+from prefect.artifacts import Artifact
 from typer.testing import CliRunner
 
 from requant.cli import app
-from requant.config import STAGE_NAMES
-from requant.store import Store, all_records, locked
+from requant.config import STAGE_NAMES, Config
+from requant.errors import TransientError
+from requant.store import StageRecord, Store, all_records, locked
+from tasks.promote import register
+from tasks.tracking import TrackingRun
 
 
 def requant(*words: object, fails: int = 0) -> str:
@@ -43,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = requant("run", folder / "micro.yaml")
     assert states(output) == dict.fromkeys(STAGE_NAMES, "done")
     assert "report.html" in output
-    assert re.search(r"Prefect: +http://127.0.0.1:[0-9]+/", output)
+    assert re.search(r"Prefect:  http://\S+/flow-run/", output)
     assert "mlflow server --backend-store-uri sqlite:///" in output
     return folder
 
@@ -155,14 +159,19 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     assert "past_heldout_perplexity" in noise.tags["scores"]
 
 
-def test_a_page_that_cannot_be_drawn_fails_no_night(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_page_that_cannot_be_drawn_or_linked_fails_no_night(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*words: object) -> str:
         raise ZeroDivisionError("<nothing to draw>")
 
+    def away(*words: object) -> dict[str, str]:
+        raise TransientError("the server is away")
+
     monkeypatch.setattr("tasks.pages.night_report", broken)
+    monkeypatch.setattr("tasks.tracking.model_links", away)
     assert states(requant("run", folder / "micro.yaml"))["evaluate"] == "cached"
+    assert "page has no links to MLflow's models: the server is away" in caplog.text
     assert "could not be drawn: ZeroDivisionError: &lt;nothing to draw&gt;" in newest_report(folder)
 
 
@@ -182,6 +191,35 @@ def test_a_page_that_cannot_be_written_fails_no_night(
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
     assert client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'") == []
+
+
+def test_a_night_that_fails_in_promote_says_so_on_every_page(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(
+        config: Config, run: TrackingRun, model: StageRecord, scores: StageRecord
+    ) -> object:
+        path = Store(config.state).object_path(model.digest) / "config.json"
+        content = path.read_bytes()
+        path.write_bytes(b"{}")
+        try:
+            return register(config, run, model, scores)
+        finally:
+            path.write_bytes(content)
+
+    monkeypatch.setattr("tasks.night.register", damaged)
+    output = requant("run", folder / "micro.yaml", fails=1)
+    assert re.search(r"^\s*promote\s+failed\b", output, re.M)
+    assert len(re.findall(r"^\s*promote\s", output, re.M)) == 1
+    page = newest_report(folder)
+    assert page.index("promote failed") < page.index("config.json: was altered")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
+    (failed,) = client.search_runs([experiment.experiment_id], "tags.verdict = 'failed: promote'")
+    assert failed.info.status == "FAILED"
+    assert "config.json: was altered" in failed.data.tags["mlflow.note.content"][:1000]
+    newest = Artifact.get("night-micro")
+    assert "**promote failed**" in newest.data
 
 
 def newest_report(folder: Path) -> str:

@@ -98,6 +98,16 @@ def test_a_base_without_a_template_is_known_although_its_rows_are_plain_text(
     data = {"source": {"kind": "files", "train": [str(texts)]}}
     (found,) = night(base, tmp_path / "state", prepare_data=data)
     assert "has no chat template, which quantize_base and requantize_gptq need" in found
+    # Rows of messages need it too: that is not said a second time.
+    rows = texts.with_name("rows.jsonl")
+    rows.write_text(
+        "".join(f'{{"prompt": "What?", "response": "answer {number}"}}\n' for number in range(30))
+    )
+    data = {"source": {"kind": "files", "train": [str(rows)]}}
+    assert night(base, tmp_path / "state", prepare_data=data) == [found]
+    off = {"quantize_base": {"enabled": False}, "requantize_gptq": {"enabled": False}}
+    (found,) = night(base, tmp_path / "state", prepare_data=data, **off)
+    assert found.startswith("prepare_data.source: the base has no chat template")
 
 
 def test_rotary_positions_have_no_end(bases: Any, tmp_path: Path) -> None:

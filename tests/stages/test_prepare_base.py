@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from chain import micro_config
 
 from requant.config.sections import PrepareBase
 from requant.errors import ConfigError
+from requant.preflight.base import base_problems
 from requant.stages import prepare_base
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_BASE, make_context
@@ -208,6 +210,20 @@ def test_a_hub_model_that_is_not_cached_is_refused_offline(offline_cache: Path) 
         ConfigError, match=r"owner/absent@main is not in the local .*HF_HUB_OFFLINE"
     ):
         prepare_base.content_digests(from_hub(repo="owner/absent"))
+
+
+def test_a_hub_model_without_a_template_is_known_before_the_night(
+    tiny_base: Path, tmp_path: Path, offline_cache: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    hub_cache(offline_cache, base, "b" * 40)
+    source = {"kind": "hub", "repo": "owner/tiny"}
+    night = micro_config(tmp_path / "state", prepare_base={"source": source})
+    (problem,) = base_problems(night)
+    assert str(problem).startswith(
+        "prepare_base.source.repo: owner/tiny has no chat template, which quantize_base and"
+    )
 
 
 def test_weights_that_are_no_numbers_are_refused_by_tensor_and_file(

@@ -5,19 +5,25 @@ from pathlib import Path
 
 from requant.history import lost_datasets, past_datasets
 from requant.store import StageRecord, Store
+from requant.store.gc import collect
 from requant.store.records import write_record
 from tests.nights import make_night
 
 
-def test_a_deleted_dataset_is_named_and_an_older_one_takes_its_place(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+def datasets_of_nights(store: Store, count: int) -> list[StageRecord]:
+    """Datasets of so many nights, the oldest first, each with a record of its own."""
     nights: list[StageRecord] = []
-    for number in range(4):
+    for number in range(count):
         made = make_night(store, str(number))["prepare_data"]
         nights.append(made.model_copy(update={"key": f"{number:064}", "started": float(number)}))
     for record in nights:
         write_record(store, record)
-    *earlier, tonight = nights
+    return nights
+
+
+def test_a_deleted_dataset_is_named_and_an_older_one_takes_its_place(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    *earlier, tonight = datasets_of_nights(store, 4)
     before = [record.digest for record in reversed(earlier)]
     assert [record.digest for record in past_datasets(store, tonight, 2).values()] == before[:2]
     assert lost_datasets(store, tonight, 2) == []
@@ -30,3 +36,41 @@ def test_a_deleted_dataset_is_named_and_an_older_one_takes_its_place(tmp_path: P
     assert [record.digest for record in lost_datasets(store, tonight, 2)] == [before[1]]
     # One night is asked for, and it is there.
     assert lost_datasets(store, tonight, 1) == []
+
+
+def test_what_is_older_than_the_nights_asked_for_is_not_missed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    *earlier, tonight = datasets_of_nights(store, 6)
+    for record in earlier:
+        shutil.rmtree(store.object_path(record.digest))
+    assert past_datasets(store, tonight, 1) == {}
+    assert lost_datasets(store, tonight, 1) == [earlier[-1]]
+    assert len(lost_datasets(store, tonight, 9)) == 5
+
+
+def test_collecting_garbage_keeps_what_the_next_night_evaluates(tmp_path: Path) -> None:
+    """As nights run: each one's evaluation was made from the two datasets before its own too."""
+    store = Store(tmp_path)
+    nights = []
+    for number in range(5):
+        night = make_night(store, str(number))
+        data, evaluation = night["prepare_data"], night["evaluate"]
+        data = data.model_copy(update={"key": f"{number:064}", "started": float(number)})
+        past = {role: old.digest for role, old in past_datasets(store, data, 2).items()}
+        fields = evaluation.key_fields
+        fields = {**fields, "inputs": {**fields["inputs"], **past}}
+        changes = {"key": f"e{number:063}", "key_fields": fields, "started": number + 0.5}
+        write_record(store, data)
+        write_record(store, evaluation.model_copy(update=changes))
+        store.record_path(night["prepare_data"].key).unlink()
+        store.record_path(night["evaluate"].key).unlink()
+        nights.append(data)
+    tomorrow = nights[-1].model_copy(update={"digest": "f" * 64, "started": 9.0})
+    needed = past_datasets(store, tomorrow, 3)
+    assert [item.digest for item in needed.values()] == [item.digest for item in nights[:1:-1]]
+
+    assert collect(store, keep=1).records
+
+    assert past_datasets(store, tomorrow, 3) == needed
+    assert lost_datasets(store, tomorrow, 3) == []
+    assert not store.object_path(nights[0].digest).exists()

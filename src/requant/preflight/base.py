@@ -21,6 +21,10 @@ FIELD = "prepare_base.source"
 
 LEARNED_POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)$")
 """Names of the modules that look positions up: GPT-2's wpe, OPT's embed_positions."""
+WITH_TEMPLATE = {
+    "path": "add chat_template.jinja",
+    "repo": "take its instruct variant, or a local copy with a chat_template.jinja",
+}
 QWEN3_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """Of the base that is trained from the standard library."""
 
@@ -68,6 +72,7 @@ def base_problems(config: Config) -> Iterator[Problem]:
         yield from fit_problems(config, stdlib_facts(source))
         return
     if isinstance(source, HubBase):
+        yield from _template_problems(config, folder)
         yield from fit_problems(config, hub_facts(source, folder))
         return
     origin = f"{FIELD}.path: {source.path}"
@@ -81,21 +86,29 @@ def base_problems(config: Config) -> Iterator[Problem]:
         else [Problem("", line) for line in check_base(folder, origin)]
     )
     yield from found
-    if not found:
+    if (folder / "config.json").exists():
         yield from _template_problems(config, folder)
+    if not found:
         yield from fit_problems(config, folder_facts(folder))
 
 
+def needing_template(config: Config) -> list[str]:
+    """Name the stages that need the base's chat template, also where its rows are plain text."""
+    return [name for name in ("quantize_base", "requantize_gptq") if config.runs(name)]
+
+
 def _template_problems(config: Config, folder: Path) -> Iterator[Problem]:
-    """Say who needs the chat template that a base lacks, also where its rows are plain text."""
-    needing = [name for name in ("quantize_base", "requantize_gptq") if config.runs(name)]
+    needing = needing_template(config)
+    if not needing or chat_template(folder) is not None:
+        return
     off = " and ".join(f"{name}.enabled=false" for name in needing)
-    if needing and chat_template(folder) is None:
-        yield Problem(
-            f"{FIELD}.path",
-            f"{folder} has no chat template, which {' and '.join(needing)} need; add "
-            f"chat_template.jinja, or set {off}",
-        )
+    source = config.prepare_base.source
+    field, name = ("repo", source.repo) if isinstance(source, HubBase) else ("path", str(folder))
+    yield Problem(
+        f"{FIELD}.{field}",
+        f"{name} has no chat template, which {' and '.join(needing)} need; {WITH_TEMPLATE[field]}, "
+        f"or set {off}",
+    )
 
 
 def stdlib_facts(source: StdlibBase) -> BaseFacts:

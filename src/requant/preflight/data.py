@@ -18,7 +18,8 @@ from requant.evaluation_tasks import (
     night_documents,
 )
 from requant.models import load_tokenizer
-from requant.preflight.base import base_folder
+from requant.preflight.base import base_folder, needing_template
+from requant.preflight.evaluation import guards
 from requant.preflight.memory import unless_known
 from requant.preflight.problem import Problem
 from requant.row_formats import Row
@@ -54,8 +55,9 @@ def data_problems(config: Config) -> Iterator[Problem]:
             name: limits.model_dump(include={"max_length", "too_long"})
             for name, limits in _trainings(config).items()
         },
-        "guard": [*_guard(config), config.evaluate.limit],
+        "guard": guards(config),
         "tokenizer": tokenizer_digest(folder) if folder else None,
+        "template": needing_template(config),
     }
     yield from unless_known(config.state, what, lambda: list(_problems(config, folder)))
 
@@ -68,10 +70,6 @@ def _trainings(config: Config) -> dict[str, Optimisation]:
         if config.runs(name):
             found.setdefault((limits.max_length, limits.too_long), name)
     return {name: getattr(config, name).optimisation for name in found.values()}
-
-
-def _guard(config: Config) -> tuple[str, ...]:
-    return config.promote.guard if config.promote.auto else ()
 
 
 def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
@@ -90,7 +88,9 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
         return
     tokenizer = load_tokenizer(folder)
     if not tokenizer.chat_template and any("messages" in row.row for row in sources.everything):
-        yield Problem(FIELD, "the base has no chat template; add chat_template.jinja to it")
+        # Where a stage needs it too, it is listed with the base.
+        if not needing_template(config):
+            yield Problem(FIELD, "the base has no chat template; add chat_template.jinja to it")
         return
     places = {id(row.row): row.place for row in sources.everything}
     parts = [rows.train, rows.heldout]
@@ -145,7 +145,7 @@ def _guard_problems(config: Config, rows: Split) -> Iterator[Problem]:
         DESCRIBE_CHOICE: len(made.choices),
         RESPONSE_CHOICE: len(made.choices),
     }
-    for task in _guard(config):
+    for task in guards(config):
         if counts.get(task, MIN_DOCUMENTS) < MIN_DOCUMENTS:
             yield Problem(
                 "promote.guard",

@@ -23,7 +23,7 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
     if not section.enabled or not section.tasks:
         return
     made = generated_tasks(config)
-    guard = [task for task in config.promote.guard if task not in made]
+    guard = [task for task in guards(config) if task not in made]
     what = {
         "look": "tasks",
         "version": VERSION,
@@ -36,6 +36,11 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
     )
 
 
+def guards(config: Config) -> tuple[str, ...]:
+    """Return the tasks that will guard; where a person promotes, none do."""
+    return config.promote.guard if config.promote.auto else ()
+
+
 def task_problems(
     index: Mapping[str, Any], tasks: Sequence[str], guard: Sequence[str], made: Sequence[str]
 ) -> list[Problem]:
@@ -44,7 +49,7 @@ def task_problems(
     Args:
         index: `lm_eval.tasks.TaskManager.task_index`.
         tasks: `evaluate.tasks`.
-        guard: What of `promote.guard` is not among `made`.
+        guard: What of `guards` is not among `made`.
         made: Tasks that are generated.
     """
     known = [task for task in tasks if task in index]
