@@ -19,7 +19,7 @@ LONG = {
     "continue_train": {"enabled": False},
     "requantize_gptq": {"enabled": False},
     "evaluate": {"enabled": False},
-    "promote": {"enabled": False},
+    "promote": {"enabled": False, "auto": False},
 }
 """A night whose training takes long enough to be killed in, and that ends soon after."""
 
