@@ -37,7 +37,7 @@ class TaskScores:
 
     metrics: Mapping[str, Estimate]
     documents: tuple[DocumentScore, ...]
-    """Of `main`; empty where it is None."""
+    """Scores in `main`, one a document; empty where it is None."""
     main: str | None
     """The metric the documents are scored in; None for a group of tasks, and where every metric is
     of all documents at once, such as BLEU."""

@@ -42,7 +42,7 @@ class CalibrationUse:
     cut: int
     """Texts longer than the limit."""
     lost_tokens: int
-    """Of them, beyond the limit."""
+    """Tokens of the cut texts beyond the limit."""
     too_short: int
     """Texts that GPTQModel does not take."""
 

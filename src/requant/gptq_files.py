@@ -28,8 +28,8 @@ MACHINE_FIELDS = frozenset(
         "wait_for_submodule_finalizers",
     }
 )
-"""Of GPTQModel's meta: how the machine went about it. They hold a random temporary folder, and
-the weights do not depend on them."""
+"""Fields of GPTQModel's meta that say how the machine went about it. They hold a random temporary
+folder, and the weights do not depend on them."""
 
 
 def assemble(model_folder: Path, draft: Path, out: Path, prefix: str, dtype: str | None) -> None:

@@ -25,7 +25,7 @@ PROBES = 1024
 """Random inputs a module is tried on: the outputs of white noise measure the weights themselves,
 where real inputs weigh a few channels a hundred times the others."""
 PROBED_ROWS = 2048
-"""Of an embedding, besides those of the text."""
+"""Rows of an embedding that are tried, besides those of the text."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ModuleChange:
     noise: float
     """||m - slope d|| / ||d||: what goes another way than the update."""
     tensors: Sequence[str]
-    """Of the module, as the merged folder calls them."""
+    """Names of the module's tensors, as the merged folder calls them."""
 
 
 def watch_modules(merged: Path, found: list[ModuleChange]) -> Callable[[Any], None]:
