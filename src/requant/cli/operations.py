@@ -1,5 +1,6 @@
 """Commands of a model that serves, and of the servers that run the nights."""
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +17,8 @@ from requant.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from requant.config import Config
     from tasks.prefect_server import Server
 
@@ -26,60 +29,57 @@ VersionOption = Annotated[
 ]
 
 
-def promote(config: ConfigFile, version: VersionOption = None, overrides: Overrides = None) -> None:
-    """Let an evaluated model serve, and deploy it."""
+@contextmanager
+def _served(config: ConfigFile, overrides: Overrides) -> "Iterator[tuple[Config, Server]]":
+    """Load a configuration and find the Prefect server its commands talk to."""
     with errors():
         loaded = load(config, overrides)
         prepare_environment()
         from tasks.prefect_server import prefect_server
 
         with prefect_server(loaded) as server:
-            from tasks.promote import promote as promote_version
-            from tasks.promote import registry_of
-            from tasks.tracking.registry import version_of
+            yield loaded, server
 
-            found = version_of(registry_of(loaded), version)
-            say_which(server)
-            server.ready()
-            promotion = promote_version(loaded, found)
-            typer.echo(f"{found.model}: version {found.version} ({found.digest[:12]}) is champion")
-            if promotion.to_deploy:
-                deploy_promoted(loaded, found.version, server, again("deploy", config, overrides))
-            else:
-                typer.echo("it is deployed already")
+
+def promote(config: ConfigFile, version: VersionOption = None, overrides: Overrides = None) -> None:
+    """Let an evaluated model serve, and deploy it."""
+    with _served(config, overrides) as (loaded, server):
+        from tasks.promote import promote as promote_version
+        from tasks.promote import registry_of
+        from tasks.tracking.registry import version_of
+
+        found = version_of(registry_of(loaded), version)
+        say_which(server)
+        server.ready()
+        promotion = promote_version(loaded, found)
+        typer.echo(f"{found.model}: version {found.version} ({found.digest[:12]}) is champion")
+        if promotion.to_deploy:
+            deploy_promoted(loaded, found.version, server, again("deploy", config, overrides))
+        else:
+            typer.echo("it is deployed already")
 
 
 def rollback(config: ConfigFile, overrides: Overrides = None) -> None:
     """Let the model serve again that did before the champion, and deploy it."""
-    with errors():
-        loaded = load(config, overrides)
-        prepare_environment()
-        from tasks.prefect_server import prefect_server
+    with _served(config, overrides) as (loaded, server):
+        from tasks.promote import roll_back
 
-        with prefect_server(loaded) as server:
-            from tasks.promote import roll_back
-
-            say_which(server)
-            server.ready()
-            earlier = roll_back(loaded)
-            said = f"version {earlier.version} ({earlier.digest[:12]}) is champion again"
-            typer.echo(f"{earlier.model}: {said}")
-            deploy_promoted(loaded, earlier.version, server, again("deploy", config, overrides))
+        say_which(server)
+        server.ready()
+        earlier = roll_back(loaded)
+        said = f"version {earlier.version} ({earlier.digest[:12]}) is champion again"
+        typer.echo(f"{earlier.model}: {said}")
+        deploy_promoted(loaded, earlier.version, server, again("deploy", config, overrides))
 
 
 def deploy(config: ConfigFile, overrides: Overrides = None) -> None:
     """Deploy the champion here and now, unless it is deployed already."""
-    with errors():
-        loaded = load(config, overrides)
-        prepare_environment()
-        from tasks.prefect_server import prefect_server
+    with _served(config, overrides) as (loaded, server):
+        from flows.deploy_model import deploy_model
 
-        with prefect_server(loaded) as server:
-            from flows.deploy_model import deploy_model
-
-            say_which(server)
-            server.ready()
-            deploy_model(loaded)
+        say_which(server)
+        server.ready()
+        deploy_model(loaded)
 
 
 def up(
