@@ -3,7 +3,26 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from requant.contract import some
+from requant.errors import ConfigError
 from requant.weights import TORCH_NAMES, read_shard_header
+
+
+def check_finite(origin: str, files: Iterable[Path]) -> None:
+    """Refuse weights of a user's that hold NaN or infinity.
+
+    Args:
+        origin: The field or option that names them, and its value.
+        files: *.safetensors.
+
+    Raises:
+        ConfigError: With the first of the tensors, their files and how much of each is broken.
+    """
+    if broken := broken_tensors(files):
+        raise ConfigError(
+            f"{origin}: {len(broken)} tensors hold NaN or infinity: {some(broken)}; copy the "
+            "weights anew, or give a model whose weights are whole"
+        )
 
 
 def broken_tensors(files: Iterable[Path]) -> list[str]:

@@ -1,5 +1,6 @@
 """A model folder measured against another one."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from requant.fidelity import (
     text_batches,
     token_log_probs,
 )
+from requant.model_folder import served_dtype
 from requant.models import (
     clear_memory,
     compute_dtype,
@@ -27,6 +29,7 @@ from requant.progress import told
 from requant.rendering import read_rules
 from requant.stage import Reporter
 from requant.turns import IGNORED
+from requant.weights import TORCH_NAMES, read_headers, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -160,9 +163,14 @@ def folder_loss(
 
 
 def size_ratio(folder: Path, original: Path) -> float:
-    """Bytes of the weights of `folder` over those of `original`."""
-    return _weight_bytes(folder) / _weight_bytes(original)
+    """Return bytes of the weights of `folder` over those of `original` as it would be served."""
+    import torch
 
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    served = getattr(torch, served_dtype(original)).itemsize
+    size = sum(
+        math.prod(header.shape) * min(served, getattr(torch, TORCH_NAMES[header.dtype]).itemsize)
+        if header.dtype in TORCH_NAMES
+        else header.end - header.start
+        for header in read_headers(original).values()
+    )
+    return sum(path.stat().st_size for path in weight_files(folder)) / size

@@ -165,7 +165,7 @@ class Machine:
         records = self.post("logs/filter", {**query, "sort": "TIMESTAMP_ASC"})
         return "\n".join(record["message"] for record in records)
 
-    def wait_for_log(self, run_id: str, text: str, seconds: float = 120.0) -> None:
+    def wait_for_log(self, run_id: str, text: str, seconds: float = 300.0) -> None:
         def said() -> bool:
             run = self.run(run_id)
             assert run["state_type"] not in FINAL, (run["state"], self.log(run_id))

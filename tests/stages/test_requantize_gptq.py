@@ -13,6 +13,7 @@ from requant.config.sections import RequantizeGptq
 from requant.conversation import read_rows
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.models import load_tokenizer
+from requant.parity import size_ratio
 from requant.stages import requantize_gptq
 from requant.store.manifest import describe
 from tests.stages.conftest import make_context
@@ -51,6 +52,15 @@ def test_the_same_bytes_twice_and_its_figures(
     assert metrics["calibration_rows"] == ROWS
     assert metrics["calibration_tokens"] > ROWS
     assert len(json.loads((out / "calibration.json").read_text())["rows"]) == ROWS
+
+
+def test_a_master_is_as_large_as_what_is_served(tmp_path: Path, tiny_base: Path) -> None:
+    master = tmp_path / "master"
+    shutil.copytree(tiny_base, master)
+    tensors = load_file(master / "model.safetensors")
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    save_file(tensors, master / "model.safetensors", metadata={"format": "pt"})
+    assert size_ratio(tiny_base, master) == pytest.approx(size_ratio(tiny_base, tiny_base), 0.01)
 
 
 def test_the_seed_picks_the_calibration_rows(tiny_base: Path, tiny_data: Path) -> None:

@@ -209,6 +209,24 @@ def test_a_broken_file_is_named_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "file"),
+    [("base", "model.safetensors"), ("adapter", "adapter_model.safetensors")],
+)
+def test_weights_that_are_no_numbers_are_named_before_the_work(
+    option: str, file: str, words: list[object], tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "base")
+    words[words.index("--base") + 1] = tmp_path / "base"
+    tensors = load_file(tmp_path / option / file)
+    name = min(tensors)
+    tensors[name].view(-1)[3] = math.nan
+    save_file(tensors, tmp_path / option / file, metadata={"format": "pt"})
+    told = f"--{option} {tmp_path / option}: 1 tensors hold NaN or infinity: {name} of {file} (1 of"
+    assert told in requant(*words, fails=2)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_place_that_cannot_hold_it_is_named(words: list[object], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     words[words.index("--out") + 1] = tmp_path / "file" / "out"

@@ -13,8 +13,9 @@ from requant.config.sections import MergeFp16
 from requant.contract import check_pairing, check_weights
 from requant.errors import ConfigError
 from requant.fidelity import Batch
+from requant.finite import check_finite
 from requant.json_file import read_object
-from requant.merging.adapter import CONFIG_NAME
+from requant.merging.adapter import CONFIG_NAME, WEIGHTS_NAME
 from requant.merging.fold import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
 from requant.merging.parity import check_parity, check_result, measure_parity, stored_in
 from requant.merging.rounding import check_rounding, measure_rounding
@@ -23,6 +24,7 @@ from requant.model_folder import MERGE_NAME
 from requant.models import quantization_of, read_model_config
 from requant.provenance import check_provenance, read_provenance, weights_digest
 from requant.stage import Metrics
+from requant.weights import weight_files
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def plan_request(request: Request) -> MergePlan:
     """Check all that can be checked before the work.
 
     Raises:
-        ConfigError: If a folder is missing, quantized, or `out` holds something.
+        ConfigError: If a folder is missing, quantized or holds NaN, or `out` holds something.
         ContractError: If the folders do not belong together.
     """
     given = [request.base, *request.adapters]
@@ -66,6 +68,9 @@ def plan_request(request: Request) -> MergePlan:
         )
     check_weights(request.base)
     plan = plan_merge(request.base, list(request.adapters), untie=request.untie, mix=request.mix)
+    check_finite(f"--base {request.base}", weight_files(request.base))
+    for folder in request.adapters:
+        check_finite(f"--adapter {folder}", [folder / WEIGHTS_NAME])
     digests = {"original": request.base}
     if request.trained_on is not None:
         check_pairing(request.base, request.trained_on)

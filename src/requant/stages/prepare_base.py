@@ -13,10 +13,9 @@ from requant.base_folder import (
 )
 from requant.canonical import digest_of
 from requant.config.sections import FolderBase, HubBase, PrepareBase, StdlibBase
-from requant.contract import some
 from requant.corpus import base_conversations, base_documents, corpus_digest
 from requant.errors import ConfigError
-from requant.finite import broken_tensors
+from requant.finite import check_finite
 from requant.model_folder import INDEX_NAME
 from requant.models import load_tokenizer
 from requant.stage import Metrics, Stage, StageContext
@@ -131,11 +130,7 @@ def copy_model(folder: Path, context: StageContext, origin: str) -> int:
         raise ConfigError("\n".join(found.problems))
     for note in found.notes:
         context.reporter.message(note)
-    if broken := broken_tensors(found.files.weights):
-        raise ConfigError(
-            f"{origin}: {len(broken)} tensors hold NaN or infinity: {some(broken)}; copy the "
-            "weights anew, or give a model whose weights are whole"
-        )
+    check_finite(origin, found.files.weights)
     files = found.files.taken
     whole = sum(path.stat().st_size for path in files)
     done = 0
