@@ -29,7 +29,7 @@ from requant.progress import told
 from requant.rendering import read_rules
 from requant.stage import Reporter
 from requant.turns import IGNORED
-from requant.weights import TORCH_NAMES, read_headers, weight_files
+from requant.weights import TORCH_NAMES, read_headers
 
 if TYPE_CHECKING:
     import torch
@@ -166,11 +166,10 @@ def size_ratio(folder: Path, original: Path) -> float:
     """Return bytes of the weights of `folder` over those of `original` as it would be served."""
     import torch
 
-    served = getattr(torch, served_dtype(original)).itemsize
-    size = sum(
-        math.prod(header.shape) * min(served, getattr(torch, TORCH_NAMES[header.dtype]).itemsize)
-        if header.dtype in TORCH_NAMES
-        else header.end - header.start
+    widest = getattr(torch, served_dtype(original)).itemsize
+    served = sum(
+        math.prod(header.shape) * min(widest, getattr(torch, TORCH_NAMES[header.dtype]).itemsize)
         for header in read_headers(original).values()
+        if header.dtype in TORCH_NAMES
     )
-    return sum(path.stat().st_size for path in weight_files(folder)) / size
+    return sum(header.end - header.start for header in read_headers(folder).values()) / served

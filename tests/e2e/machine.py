@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ class Machine:
     folder: Path
     prefect_port: int
     mlflow_port: int
+    # One for all: making a client reads the certificates of the whole system each time.
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=30), repr=False)
 
     @property
     def state(self) -> Path:
@@ -120,8 +122,8 @@ class Machine:
         def answer() -> httpx.Response | None:
             # SQLite behind the server may be busy; Prefect's own client asks again too.
             try:
-                found = httpx.request(method, f"{self.api}/{path}", json=body, timeout=30)
-            except httpx.ReadTimeout:
+                found = self.client.request(method, f"{self.api}/{path}", json=body)
+            except (httpx.ReadTimeout, httpx.RemoteProtocolError):
                 return None
             return None if found.status_code == 503 else found
 
