@@ -10,7 +10,15 @@ from pathlib import Path
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from requant.errors import TerminalError, TransientError
-from requant.services import Service, answers, running, start, stop
+from requant.services import (
+    Service,
+    answers,
+    launch,
+    running,
+    start,
+    stop,
+    wait_until_ready,
+)
 from requant.store import Store
 from requant.store.gc import held_nights
 from requant.store.locks import holder_of
@@ -56,26 +64,28 @@ def start_machine(
     settings = prefect_environment(state, api)
     database = tracking.prepare_database(None, state)
     here = ("--host", "127.0.0.1", "--port")
-    services = [
-        Service(
-            PREFECT,
-            (command_path("prefect"), "server", "start", *here, str(prefect_port)),
-            settings,
-            f"{api}{HEALTH}",
+    prefect = Service(
+        PREFECT,
+        (command_path("prefect"), "server", "start", *here, str(prefect_port)),
+        settings,
+        f"{api}{HEALTH}",
+    )
+    mlflow = Service(
+        MLFLOW,
+        (
+            *(command_path("mlflow"), "server", *here, str(mlflow_port)),
+            *("--workers", "1", "--backend-store-uri", database),
         ),
-        Service(
-            MLFLOW,
-            (
-                *(command_path("mlflow"), "server", *here, str(mlflow_port)),
-                *("--workers", "1", "--backend-store-uri", database),
-            ),
-            # Six processes that wait for jobs nobody here starts.
-            {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            f"http://127.0.0.1:{mlflow_port}{HEALTH}",
-        ),
-    ]
-    for service in services:
-        yield _said(service, start(store, service))
+        # Six processes that wait for jobs nobody here starts.
+        {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        f"http://127.0.0.1:{mlflow_port}{HEALTH}",
+    )
+    # Each imports for a quarter of a minute, and needs the other for nothing yet.
+    launched = [(service, launch(store, service)) for service in (prefect, mlflow)]
+    for service, process in launched:
+        if process is not None:
+            wait_until_ready(store, service, process)
+        yield _said(service, process is not None)
     settings["REQUANT_TRACKING_PAGES"] = f"http://127.0.0.1:{mlflow_port}"
     with talking_to(api):
         set_up_server(root, accelerators, processors, settings)

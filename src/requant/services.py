@@ -44,6 +44,21 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
         ConfigError: If something else answers at its address, or it runs at another one.
         TransientError: If it ends or does not answer in time, with its log.
     """
+    process = launch(store, service)
+    if process is not None:
+        wait_until_ready(store, service, process, seconds)
+    return process is not None
+
+
+def launch(store: Store, service: Service) -> "subprocess.Popen[bytes] | None":
+    """Start the process of a service unless it runs, and do not wait for it.
+
+    Returns:
+        The process, or None where the service runs already.
+
+    Raises:
+        ConfigError: If something else answers at its address, or it runs at another one.
+    """
     if running(store, service.name) is not None:
         there = address(store, service.name)
         if there != service.health:
@@ -51,7 +66,7 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
                 f"{service.name}: runs already, at {there}, not at {service.health}; use that "
                 "port, or stop it first with `requant down`"
             )
-        return False
+        return None
     if service.health is not None and answers(service.health):
         raise ConfigError(
             f"{service.name}: something else answers at {service.health}; stop it, or give another "
@@ -70,12 +85,24 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
         )
     mark = f"{process.pid} {_born(process.pid)}\n{service.health or ''}"
     write_durably(store.service_path(service.name), mark.encode())
+    return process
+
+
+def wait_until_ready(
+    store: Store, service: Service, process: "subprocess.Popen[bytes]", seconds: float = 120.0
+) -> None:
+    """Wait until a launched service answers, or has run for a while where it serves no page.
+
+    Raises:
+        TransientError: If it ends or does not answer in time, with its log.
+    """
     deadline = time.monotonic() + (seconds if service.health else SETTLE_SECONDS)
     while not (service.health and answers(service.health)):
         late = time.monotonic() > deadline
         if process.poll() is not None or (late and service.health):
             stop(store, service.name)
             what = f"does not answer at {service.health}" if service.health else "ended at once"
+            log = store.log_path(f"{service.name}.log")
             last = (log.read_text().strip().splitlines() or [""])[-1]
             raise TransientError(
                 f"{service.name}: {what}; see {log}, which ends: {last!r}. If its port is taken, "
@@ -84,7 +111,6 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
         if late:
             break
         time.sleep(POLL_SECONDS)
-    return True
 
 
 def running(store: Store, name: str) -> int | None:
