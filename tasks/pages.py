@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict
 
 from requant.config import STAGE_NAMES, Config
 from requant.errors import TransientError
-from requant.evaluation_tasks import HELDOUT_PERPLEXITY
-from requant.lineage import lineage_html
-from requant.model_folder import MERGE_NAME
+from requant.evaluation.tasks import HELDOUT_PERPLEXITY
+from requant.models.folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
-from requant.report import StageRow, StageState, headline, night_report
+from requant.report.lineage import lineage_html
+from requant.report.night import StageRow, StageState, headline, night_report
 from requant.stages.evaluate import CHAIN
 from requant.store import StageRecord, Store
 from requant.store.objects import write_durably

@@ -20,8 +20,8 @@ from tenacity import (
 
 from requant.config import Config, Section
 from requant.errors import ArtifactError, is_transient
-from requant.launcher import Launch, in_own_process
-from requant.stage import Metrics, Stage, StageKey, perform
+from requant.execution.launcher import Launch, in_own_process
+from requant.execution.stage import Metrics, Stage, StageKey, perform
 from requant.store import StageRecord, Store, artifact_of, read_record
 from tasks import tracking
 from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
@@ -163,7 +163,7 @@ def _execute(
     key: StageKey,
     inputs: Mapping[str, StageResult],
 ) -> StageResult:
-    from requant.models import resolve_device
+    from requant.models.load import resolve_device
 
     run = tracking.open_stage(night.parent, stage.name)
     try:

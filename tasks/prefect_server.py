@@ -23,8 +23,8 @@ from prefect.utilities.urls import url_for
 
 from requant.config import Config
 from requant.errors import ConfigError, RequantError, TerminalError, TransientError
-from requant.processes import end, spawn
-from requant.services import answers, running, unreachable
+from requant.machine.processes import end, spawn
+from requant.machine.services import answers, running, unreachable
 from requant.store import Store, locked
 from tasks.own_services import PREFECT, prefect_api
 

@@ -10,7 +10,7 @@ from prefect.events import emit_event
 
 from requant.config import Config
 from requant.errors import ConfigError, GateError
-from requant.promotion import check_gate, guarding, idle_guards
+from requant.evaluation.gate import check_gate, guarding, idle_guards
 from requant.store import StageRecord, Store, verify
 from requant.store.gc import pin
 from tasks import tracking

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from requant.errors import RequantError
-from requant.progress import Pace, progress_line
-from requant.quiet import quiet_logs
+from requant.execution.progress import Pace, progress_line
+from requant.machine.quiet import quiet_logs
 from tasks import tracking
 
 LOGGED_SECONDS = 20
@@ -20,7 +20,7 @@ LOGGED_SECONDS = 20
 
 
 class TaskReporter:
-    """A `requant.stage.Reporter`, open for the length of one attempt."""
+    """A `requant.execution.stage.Reporter`, open for the length of one attempt."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 from requant.errors import ConfigError, TransientError
-from requant.services import unreachable
+from requant.machine.services import unreachable
 from requant.store import locked
 from requant.store.locks import Say
 from tasks.tracking.database import is_current, migrate

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.lineage import causes_first, parents
-from requant.model_folder import MERGE_NAME
+from requant.models.folder import MERGE_NAME
 from requant.names import tracking_key
-from requant.notes import Crumb, model_note, with_led_to
+from requant.report.lineage import causes_first, parents
+from requant.report.notes import Crumb, model_note, with_led_to
 from requant.store import StageRecord, Store, locked
 from tasks.tracking.connection import TrackingRun, page, reaching
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from requant.errors import ConfigError
 from requant.names import TAG_CHARACTERS, tracking_key, tracking_value
-from requant.notes import Crumb, NightLine, flat, night_note
+from requant.report.notes import Crumb, NightLine, flat, night_note
 from tasks.tracking.connection import (
     SQLITE,
     TrackingRun,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from requant.errors import TransientError
 from requant.names import TAG_CHARACTERS, markdown_block, tracking_key, tracking_value
-from requant.notes import flat, stage_note
-from requant.report import headline
+from requant.report.night import headline
+from requant.report.notes import flat, stage_note
 from requant.store import StageRecord, Store
 from tasks.tracking.connection import TrackingRun, page, probe, public, reaching, transient
 from tasks.tracking.models import (
@@ -33,7 +33,7 @@ FLUSH_POINTS = 50
 FLUSH_SECONDS = 1.0
 
 FLOW_RUN = "requant.flow_run_id"
-STAGE = "requant.stage"
+STAGE = "requant.execution.stage"
 CACHE = "cache"
 DIGEST = "requant.digest"
 HEADLINE = "requant.headline"

@@ -189,7 +189,7 @@ class Machine:
         return found
 
     def stage_processes(self) -> list[int]:
-        return processes(self.folder, "requant.stage_process")
+        return processes(self.folder, "requant.execution.child")
 
     def checkpoints(self, run_id: str) -> list[int]:
         """List the steps of the whole checkpoints of a flow run's training."""

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from requant.errors import TransientError
-from requant.lineage import lineage_html
-from requant.report import StageRow, night_report
+from requant.report.lineage import lineage_html
+from requant.report.night import StageRow, night_report
 from requant.store import StageRecord, Store
 from tasks import tracking
 from tasks.tracking.nights import BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE

@@ -2,7 +2,7 @@
 
 import time
 
-from requant.services import stop
+from requant.machine.services import stop
 from requant.store import Store
 from tests.e2e.long_night import long_night, resumed_at, wait_for_checkpoint
 from tests.e2e.machine import Machine, kill

@@ -18,10 +18,10 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 
-from requant import services
 from requant.config import Config
 from requant.errors import ConfigError, TransientError
-from requant.services import Service, running, start, stop
+from requant.machine import services
+from requant.machine.services import Service, running, start, stop
 from requant.store import Store
 from requant.store.locks import locked
 from tasks import machine, prefect_server

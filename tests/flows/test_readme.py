@@ -12,7 +12,7 @@ from test_incremental_training import requant, states
 from requant.config import STAGE_NAMES
 from requant.config.sections import PrepareBase
 from requant.corpus import docstrings, instruction
-from requant.stage import StageContext
+from requant.execution.stage import StageContext
 from requant.stages import prepare_base
 
 ROOT = Path(__file__).parents[2]

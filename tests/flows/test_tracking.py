@@ -82,7 +82,7 @@ def children(parent: tracking.TrackingRun) -> dict[str, Any]:
     found = parent.client.search_runs([parent.experiment_id], query)
     # A search leaves model inputs out.
     runs = [parent.client.get_run(run.info.run_id) for run in found]
-    return {run.data.tags["requant.stage"]: run for run in runs}
+    return {run.data.tags["requant.execution.stage"]: run for run in runs}
 
 
 def logged_models(run: tracking.TrackingRun) -> dict[str, Any]:

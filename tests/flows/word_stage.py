@@ -10,7 +10,7 @@ from prefect import flow
 from requant.config import Config
 from requant.config.sections import Section
 from requant.errors import TerminalError, TransientError
-from requant.stage import Metrics, Stage, StageContext, stage_key
+from requant.execution.stage import Metrics, Stage, StageContext, stage_key
 from requant.store import Store
 from tasks import tracking
 from tasks.policy import Night, run_stage_task, stage_task

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig, Qwen3Config
 
-from requant.models import import_gptqmodel
+from requant.models.load import import_gptqmodel
 
 VOCABULARY = 128
 

@@ -15,7 +15,7 @@ from requant.config.sections import (
     QuantizeBase,
     TrainAdapter,
 )
-from requant.stage import StageContext
+from requant.execution.stage import StageContext
 
 MICRO_BASE = {
     "source": {

@@ -11,11 +11,11 @@ import torch
 from conftest import make_context
 from safetensors.torch import load_file, save_file
 
-from requant.base_folder import check_base, inspect_base
 from requant.config.sections import PrepareBase
 from requant.errors import ConfigError
-from requant.model_folder import INDEX_NAME, stored_dtype
-from requant.models import load_model, load_tokenizer
+from requant.models.base_folder import check_base, inspect_base
+from requant.models.folder import INDEX_NAME, stored_dtype
+from requant.models.load import load_model, load_tokenizer
 from requant.stages import prepare_base
 from requant.store import describe
 
@@ -239,7 +239,7 @@ def llama2(folder: Path) -> Path:
 
 def test_a_sentencepiece_file_alone_becomes_a_tokenizer(llama2: Path, tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece")
-    from requant.contract import check_model_folder, token_ids, tokenizer_digest
+    from requant.models.pairing import check_model_folder, token_ids, tokenizer_digest
 
     out, _, said = prepared(llama2, tmp_path / "stage")
     assert said == ["made tokenizer.json from the tokenizer's older files"]
@@ -255,7 +255,7 @@ def test_a_sentencepiece_file_alone_becomes_a_tokenizer(llama2: Path, tmp_path: 
 def test_a_sentencepiece_file_without_its_package_is_refused(
     llama2: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("requant.base_folder._has_sentencepiece", lambda: False)
+    monkeypatch.setattr("requant.models.base_folder._has_sentencepiece", lambda: False)
     assert check_base(llama2, "x") == [
         "x: tokenizer.model is read by the package sentencepiece, which is not installed: "
         "pip install sentencepiece, or save the tokenizer as tokenizer.json"

@@ -11,14 +11,14 @@ import torch
 from conftest import STEPS, make_context
 from safetensors.torch import load_file, save_file
 
+from requant.comparison.folders import batches_for, folder_loss
 from requant.config.sections import ContinueTrain, RequantizeGptq
 from requant.errors import ContractError, ParityError
 from requant.merging.trained import tied_names, write_trained
-from requant.model_folder import INDEX_NAME, MASTER_NAME, served_dtype
-from requant.models import load_model
-from requant.parity import batches_for, folder_loss
+from requant.models.folder import INDEX_NAME, MASTER_NAME, served_dtype
+from requant.models.headers import read_headers, read_shard_header
+from requant.models.load import load_model
 from requant.stages import continue_train, requantize_gptq
-from requant.weights import read_headers, read_shard_header
 
 UNREAD = "model.layers.2.mtp.weight"
 SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]

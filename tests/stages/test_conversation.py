@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from requant.conversation import Encoded, check_rows, encode_rows
-from requant.models import load_tokenizer
-from requant.rendering import Rules
-from requant.turns import IGNORED
+from requant.data.chat_template import Rules
+from requant.data.samples import Encoded, check_rows, encode_rows
+from requant.data.turns import IGNORED
+from requant.models.load import load_tokenizer
 
 TALK: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},

@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 
 from requant.config.sections import Evaluate
 from requant.errors import ConfigError, ContractError, ParityError
-from requant.evaluation import DocumentScore, paired
+from requant.evaluation.lm_eval import DocumentScore, paired
 from requant.stages import evaluate
 from requant.store.manifest import describe
 from tests.stages.conftest import make_context
@@ -86,7 +86,7 @@ def test_the_log_likelihood_is_the_models_own(
 ) -> None:
     import torch
 
-    from requant.models import load_model, load_tokenizer
+    from requant.models.load import load_model, load_tokenizer
 
     line = (tiny_data / "evaluation" / "heldout_perplexity.jsonl").read_text().splitlines()[0]
     tokenizer, model = load_tokenizer(tiny_base), load_model(tiny_base, "cpu")

@@ -8,10 +8,10 @@ import torch
 from conftest import make_context
 
 from requant.config.sections import Optimisation
-from requant.conversation import encode_data
-from requant.models import load_model, load_tokenizer
-from requant.rendering import RULES_NAME
-from requant.training import fine_tune
+from requant.data.chat_template import RULES_NAME
+from requant.data.samples import encode_data
+from requant.models.load import load_model, load_tokenizer
+from requant.training.fine_tune import fine_tune
 
 
 @pytest.mark.parametrize(

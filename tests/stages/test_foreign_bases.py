@@ -9,10 +9,10 @@ from chain import micro_config
 
 from requant.config.sections import QuantizeBase, RequantizeGptq
 from requant.errors import ContractError
-from requant.models import load_model
+from requant.models.headers import logical_shapes, read_headers
+from requant.models.load import load_model
 from requant.preflight import find_problems
 from requant.stages import quantize_base, requantize_gptq
-from requant.weights import logical_shapes, read_headers
 from tests.stages.conftest import make_context
 
 SIZES = {"vocab_size": 1024, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

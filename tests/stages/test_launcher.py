@@ -11,8 +11,8 @@ from conftest import SilentReporter, make_context
 from verb_stage import STAGE, Verb
 
 from requant.errors import ParityError, RequantError, TerminalError, TransientError
-from requant.launcher import Launch, in_own_process
-from requant.stage import StageContext
+from requant.execution.launcher import Launch, in_own_process
+from requant.execution.stage import StageContext
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from conftest import STEPS, Trained, make_context
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from requant.comparison.divergence import Estimate
+from requant.comparison.folders import batches_for
 from requant.config.sections import MergeFp16, QuantizeBase, TrainAdapter
 from requant.errors import ContractError, ParityError
-from requant.fidelity import Estimate
 from requant.merging import (
     MergePlan,
     Mix,
@@ -26,7 +27,7 @@ from requant.merging import (
     write_dequantized,
     write_plan,
 )
-from requant.merging.parity import (
+from requant.merging.proof import (
     Parity,
     check_parity,
     check_result,
@@ -36,9 +37,8 @@ from requant.merging.rounding import Rounding, check_rounding
 from requant.merging.stream import Change
 from requant.merging.updates import interpolated
 from requant.merging.vocabulary import Vocabulary
-from requant.models import load_model
-from requant.parity import batches_for
-from requant.provenance import weights_digest, write_provenance
+from requant.models.load import load_model
+from requant.models.provenance import weights_digest, write_provenance
 from requant.stages import merge_fp16, quantize_base, train_adapter
 
 SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5, trained_max_loss=1.0)

@@ -18,13 +18,13 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from requant.adapters.folder import MERGEABLE, PREFIX
 from requant.errors import ContractError, ParityError
 from requant.merging import Mix, plan_merge, scaled, write_plan
-from requant.merging.adapter import MERGEABLE, PREFIX
 from requant.merging.lora import is_target
 from requant.merging.stream import write_merged
 from requant.merging.updates import LowRank, Update, merge_low_rank
-from requant.weights import read_shard_header
+from requant.models.headers import read_shard_header
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 

@@ -9,10 +9,10 @@ from chain import micro_config
 
 from requant.config.sections import PrepareData
 from requant.corpus import corpus_digest
+from requant.data.chat_template import Rules, read_rules
+from requant.data.sources import night_rows, read_sources, split_rows
 from requant.errors import ConfigError, ContractError, RequantError
 from requant.preflight import find_problems
-from requant.rendering import Rules, read_rules
-from requant.row_sources import night_rows, read_sources, split_rows
 from requant.stages import prepare_data
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_DATA, make_context

@@ -9,12 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from requant.config.sections import MergeFp16, Optimisation, QuantizeBase, TrainAdapter
 from requant.errors import ArtifactError, ConfigError, ContractError, ParityError
-from requant.model_folder import INDEX_NAME
-from requant.models import import_gptqmodel, load_model, load_tokenizer, quantization_of
+from requant.models.folder import INDEX_NAME
+from requant.models.headers import read_headers
+from requant.models.load import import_gptqmodel, load_model, load_tokenizer, quantization_of
 from requant.stages import merge_fp16, quantize_base, train_adapter
 from requant.stages.quantize_base import check_fidelity
 from requant.store.manifest import describe
-from requant.weights import read_headers
 from tests.stages.conftest import make_context
 
 GROUP_SIZE = 64

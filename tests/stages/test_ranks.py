@@ -8,8 +8,8 @@ from conftest import SilentReporter, make_context
 
 from requant.config.sections import Optimisation, QuantizeBase, TrainAdapter
 from requant.errors import TransientError
-from requant.launcher import Launch, in_own_process
-from requant.stage import Stage
+from requant.execution.launcher import Launch, in_own_process
+from requant.execution.stage import Stage
 from requant.stages import quantize_base, train_adapter
 
 STEPS = Optimisation(

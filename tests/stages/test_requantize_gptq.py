@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from requant.calibration import sample_calibration
+from requant.comparison.folders import size_ratio
 from requant.config.sections import RequantizeGptq
-from requant.conversation import read_rows
+from requant.data.samples import read_rows
 from requant.errors import ConfigError, ContractError, ParityError
-from requant.models import load_tokenizer
-from requant.parity import size_ratio
+from requant.models.load import load_tokenizer
+from requant.quantization.calibration import sample_calibration
 from requant.stages import requantize_gptq
 from requant.store.manifest import describe
 from tests.stages.conftest import make_context
@@ -152,7 +152,7 @@ def test_an_untied_output_layer_stays_as_it_is(
 
 
 def test_cuts_of_calibration_text_are_counted(tiny_base: Path) -> None:
-    from requant.gptq import MIN_CALIBRATION_TOKENS, encode_calibration
+    from requant.quantization.gptq import MIN_CALIBRATION_TOKENS, encode_calibration
 
     tokenizer = load_tokenizer(tiny_base)
     texts = ["short", "a longer text of several words that is cut, and cut again " * 4]

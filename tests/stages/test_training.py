@@ -17,11 +17,11 @@ from requant.config.sections import (
     TrainAdapter,
 )
 from requant.errors import ContractError, TerminalError
-from requant.provenance import read_provenance, weights_digest
+from requant.models.provenance import read_provenance, weights_digest
 from requant.stages import continue_train, train_adapter
 from requant.stages.continue_train import find_blocks, select_trainable
 from requant.store import describe
-from requant.training import check_gradients, last_checkpoint, mark_complete
+from requant.training.fine_tune import check_gradients, last_checkpoint, mark_complete
 
 
 def test_the_adapter_learns_and_names_no_path(trained) -> None:

@@ -8,7 +8,7 @@ import time
 
 from requant.config.sections import Section
 from requant.errors import ParityError
-from requant.stage import Metrics, Stage, StageContext
+from requant.execution.stage import Metrics, Stage, StageContext
 
 
 class Verb(Section):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requant.batching import padding_share, samples_to_see, training_order
+from requant.training.batching import padding_share, samples_to_see, training_order
 
 LENGTHS = st.lists(st.integers(1, 200), min_size=1, max_size=60)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from requant.config.operations import CommandAction, CopyAction, PostAction
-from requant.deploy import LOCK, Release, act
 from requant.errors import ContractError, TransientError
+from requant.serving.deploy import LOCK, Release, act
 from requant.store import Store, locked, publish
 
 HOSTILE = "tiny; touch $(hacked) `hacked` && hacked"

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from requant.history import lost_datasets, past_datasets
+from requant.execution.past_nights import lost_datasets, past_datasets
 from requant.store import StageRecord, Store
 from requant.store.gc import collect
 from requant.store.records import write_record

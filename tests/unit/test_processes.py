@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from alive import gone
 
-from requant.processes import die_with, end, spawn
+from requant.machine.processes import die_with, end, spawn
 
 
 def wait_for(path: Path) -> int:
@@ -38,7 +38,7 @@ def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     shell = f"echo $$ > {pid}.new && mv {pid}.new {pid}; exec sleep 60"
     code = (
-        "import subprocess, time; from requant.processes import spawn; "
+        "import subprocess, time; from requant.machine.processes import spawn; "
         f"spawn(['sh', '-c', {shell!r}], output=subprocess.DEVNULL); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from requant.progress import Pace, done_line, progress_line, told
+from requant.execution.progress import Pace, done_line, progress_line, told
 from tasks import tracking
 from tasks.reporting import LOGGED_SECONDS, TaskReporter
 

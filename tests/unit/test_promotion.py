@@ -6,7 +6,7 @@ import pytest
 
 from requant.config.operations import Promote
 from requant.errors import ConfigError, GateError
-from requant.promotion import check_gate, idle_guards
+from requant.evaluation.gate import check_gate, idle_guards
 
 
 def row(task: str, low: float | None, high: float | None, *, higher: bool = True) -> dict[str, Any]:

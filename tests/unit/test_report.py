@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from requant.report import (
+from requant.report.night import (
     CURVE_HEIGHT,
     CURVE_WIDTH,
     ROUNDING,

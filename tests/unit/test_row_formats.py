@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from requant.config.sections import Columns
+from requant.data.files import count_ignored, describe, read_file
+from requant.data.formats import parse_row
+from requant.data.rows import answer, normalised, question
 from requant.errors import ContractError
-from requant.row_files import count_ignored, describe, read_file
-from requant.row_formats import parse_row
-from requant.rows import answer, normalised, question
 
 QUESTION = {"role": "user", "content": "2 + 2?"}
 ANSWER = {"role": "assistant", "content": "4"}

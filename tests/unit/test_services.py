@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from requant.errors import ConfigError, TransientError
-from requant.services import Service, address, running, start, stop
+from requant.machine.services import Service, address, running, start, stop
 from requant.store import Store
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from requant.config.sections import Evaluate, Optimisation, Section
 from requant.errors import ArtifactError, TerminalError, TransientError, is_transient
-from requant.plan import explain_last_run, key_difference, plan_stage
-from requant.stage import Metrics, Stage, StageContext, StageKey, perform, stage_key
+from requant.execution.plan import explain_last_run, key_difference, plan_stage
+from requant.execution.stage import Metrics, Stage, StageContext, StageKey, perform, stage_key
 from requant.store import (
     Store,
     artifact_of,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from requant.evaluation.task_index import corpus_only, leaf_tasks
 from requant.preflight.evaluation import task_problems
-from requant.task_index import corpus_only, leaf_tasks
 
 FILES: dict[str, dict[str, Any]] = {
     "translate": {"task": "translate", "tag": ["words"], "metric_list": [{"metric": "bleu"}]},

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from requant.cli import artifacts, models, nights, operations
-from requant.quiet import quiet_logs
+from requant.machine.quiet import quiet_logs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

@@ -11,7 +11,7 @@ from requant.cli.common import DEFAULT_STATE, StateFolder, errors, open_store
 def lineage(ref: str, state: StateFolder = DEFAULT_STATE) -> None:
     """Show what an artifact was made from. REF is the start of its digest."""
     with errors():
-        from requant.lineage import lineage_tree, tree_lines
+        from requant.report.lineage import lineage_tree, tree_lines
         from requant.store import all_records, find_object
 
         store = open_store(state)

@@ -13,8 +13,8 @@ from requant.combination import Combination
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from requant.comparison.divergence import Fidelity
     from requant.config.sections import MergeFp16
-    from requant.fidelity import Fidelity
 
 Text = Annotated[
     Path | None,
@@ -62,16 +62,16 @@ def merge(
     from rich.progress import Progress
 
     with errors():
+        from requant.comparison.text import file_batches
         from requant.merging import Mix
-        from requant.merging.standalone import (
+        from requant.merging.command import (
             Request,
             merge_request,
             named_base,
             plan_request,
             unproved,
         )
-        from requant.models import resolve_device
-        from requant.text import file_batches
+        from requant.models.load import resolve_device
 
         request = Request(
             base=base,
@@ -116,12 +116,12 @@ def compare(
 ) -> None:
     """Measure how far model B is from model A: KL, agreement, loss, with paired standard errors."""
     with errors():
-        from requant.contract import same_tokens
+        from requant.comparison.divergence import compare_log_probs
+        from requant.comparison.folders import folder_log_probs, on_disk
+        from requant.comparison.text import file_batches
         from requant.errors import ConfigError, ContractError
-        from requant.fidelity import compare_log_probs
-        from requant.models import read_model_config, resolve_device
-        from requant.parity import folder_log_probs, on_disk
-        from requant.text import file_batches
+        from requant.models.load import read_model_config, resolve_device
+        from requant.models.pairing import same_tokens
 
         for folder in (a, b):
             if not folder.is_dir():

@@ -22,7 +22,7 @@ from requant.cli.operations import deploy_promoted, say_which
 
 if TYPE_CHECKING:
     from requant.config import Config
-    from requant.plan import PlannedStage
+    from requant.execution.plan import PlannedStage
 
 
 def init(config: ConfigFile, overrides: Overrides = None) -> None:
@@ -113,7 +113,7 @@ def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:
     """Tell why a stage ran the last time: what differs from the time before."""
     with errors():
         check_stages([stage])
-        from requant.plan import explain_last_run, key_difference
+        from requant.execution.plan import explain_last_run, key_difference
 
         last, before = explain_last_run(open_store(state), stage)
     reason = last.labels.get("reason", "")
@@ -143,7 +143,7 @@ def schema() -> None:
 def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":
     prepare_environment()
     from flows.incremental_training import chain
-    from requant.plan import Plan
+    from requant.execution.plan import Plan
     from requant.store import Store
 
     plan = Plan(Store(config.state.resolve()), config, force)

@@ -1,6 +1,6 @@
 """The merge: adapters into a model folder, streamed by blocks, exact, refused where wrong."""
 
-from requant.merging.fold import (
+from requant.merging.plan import (
     MergePlan,
     Mix,
     onto_dequantized,

@@ -6,9 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from requant.contract import chat_template
 from requant.json_file import read_object
-from requant.model_folder import (
+from requant.models.folder import (
     INDEX_NAME,
     MASTER_NAME,
     copy_companions,
@@ -16,7 +15,8 @@ from requant.model_folder import (
     served_dtype,
     set_fields,
 )
-from requant.weights import headers_of, weight_files
+from requant.models.headers import headers_of, weight_files
+from requant.models.pairing import chat_template
 
 
 def write_companions(

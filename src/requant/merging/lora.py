@@ -5,9 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from requant.contract import some
-from requant.errors import ContractError
-from requant.merging.adapter import (
+from requant.adapters.folder import (
     CONFIG_NAME,
     WEIGHTS_NAME,
     Adapter,
@@ -15,7 +13,7 @@ from requant.merging.adapter import (
     locate,
     split_names,
 )
-from requant.merging.stored import stored_updates, with_token_rows
+from requant.errors import ContractError
 from requant.merging.updates import (
     Apply,
     LowRank,
@@ -24,7 +22,9 @@ from requant.merging.updates import (
     merge_low_rank,
     square_of,
 )
-from requant.weights import TensorHeader
+from requant.merging.whole_tensors import stored_updates, with_token_rows
+from requant.models.headers import TensorHeader
+from requant.models.pairing import some
 
 
 def lora_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict[str, Update]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import ArtifactError, ContractError, ParityError
 from requant.merging.updates import Apply, Update
-from requant.weights import (
+from requant.models.headers import (
     SAFETENSORS_NAMES,
     TORCH_NAMES,
     ShardHeader,

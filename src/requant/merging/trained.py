@@ -5,14 +5,14 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from requant.contract import some
+from requant.adapters.folder import locate
 from requant.errors import ContractError
-from requant.merging.adapter import locate
 from requant.merging.companions import write_companions
 from requant.merging.stream import Change, write_merged
 from requant.merging.updates import Update, replaced
-from requant.skeleton import read_skeleton
-from requant.weights import TORCH_NAMES, TensorHeader, read_headers
+from requant.models.headers import TORCH_NAMES, TensorHeader, read_headers
+from requant.models.pairing import some
+from requant.models.skeleton import read_skeleton
 
 
 def write_trained(

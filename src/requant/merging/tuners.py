@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.contract import some
+from requant.adapters.folder import PREFIX, WEIGHTS_NAME, Adapter, locate
 from requant.errors import ContractError
-from requant.merging.adapter import PREFIX, WEIGHTS_NAME, Adapter, locate
 from requant.merging.updates import Apply, Update
-from requant.weights import TensorHeader
+from requant.models.headers import TensorHeader
+from requant.models.pairing import some
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ def tuner_updates(
         ContractError: If peft cannot merge this type, or the adapter's tensors are not those its
             configuration asks for.
     """
-    from requant.models import import_gptqmodel, quiet_libraries
+    from requant.models.load import import_gptqmodel, quiet_libraries
 
     import_gptqmodel()
     with quiet_libraries():

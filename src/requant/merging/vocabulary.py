@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from requant.contract import has_tokenizer, token_ids, tokenizer_digest
+from requant.adapters.folder import Adapter
 from requant.errors import ContractError
-from requant.merging.adapter import Adapter
-from requant.merging.stored import EMBEDDINGS, find_weight, token_rows
 from requant.merging.updates import Update
-from requant.weights import TensorHeader
+from requant.merging.whole_tensors import EMBEDDINGS, find_weight, token_rows
+from requant.models.headers import TensorHeader
+from requant.models.pairing import has_tokenizer, token_ids, tokenizer_digest
 
 OUTPUT_LAYERS = ("lm_head", "embed_out")
 COMPARED_ROWS = 4096

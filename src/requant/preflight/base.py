@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.base_folder import MODEL_FILES, check_base
 from requant.config import Config
 from requant.config.sections import UNMERGEABLE_METHODS, FolderBase, HubBase, StdlibBase
-from requant.contract import chat_template
-from requant.models import read_model_config
+from requant.models.base_folder import MODEL_FILES, check_base
+from requant.models.headers import read_headers, weight_files
+from requant.models.load import read_model_config
+from requant.models.pairing import chat_template
+from requant.models.skeleton import empty_model, read_causal_config
 from requant.preflight.memory import stamps, unless_known
 from requant.preflight.problem import Problem
-from requant.quantizable import Layers, layers_of, quantizing_problems
-from requant.skeleton import empty_model, read_causal_config
-from requant.weights import read_headers, weight_files
+from requant.quantization.quantizable import Layers, layers_of, quantizing_problems
 
 FIELD = "prepare_base.source"
 
@@ -131,7 +131,7 @@ def folder_facts(folder: Path) -> BaseFacts:
     """Read config.json and the names in the headers of the weights.
 
     Raises:
-        ContractError: As `requant.skeleton.read_causal_config`.
+        ContractError: As `requant.models.skeleton.read_causal_config`.
     """
     return _facts(folder, read_headers(folder))
 
@@ -141,7 +141,7 @@ def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
 
     Raises:
         ConfigError, TransientError: As `requant.hub.tensor_shapes`.
-        ContractError: As `requant.skeleton.read_causal_config`.
+        ContractError: As `requant.models.skeleton.read_causal_config`.
     """
     if weight_files(folder):
         return folder_facts(folder)

@@ -7,24 +7,24 @@ from typing import Any
 
 from requant.config import Config
 from requant.config.sections import Optimisation, StdlibData
-from requant.contract import tokenizer_digest
-from requant.conversation import check_rows, nothing_left
+from requant.data.formats import Row
+from requant.data.rows import Split
+from requant.data.samples import check_rows, nothing_left
+from requant.data.sources import night_rows, read_sources, rules_of, split_rows
 from requant.errors import RequantError, is_transient
-from requant.evaluation_tasks import (
+from requant.evaluation.tasks import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
     RESPONSE_CHOICE,
     night_documents,
 )
-from requant.models import load_tokenizer
+from requant.models.load import load_tokenizer
+from requant.models.pairing import tokenizer_digest
 from requant.preflight.base import base_folder, needing_template
 from requant.preflight.evaluation import guards
 from requant.preflight.memory import unless_known
 from requant.preflight.problem import Problem
-from requant.row_formats import Row
-from requant.row_sources import night_rows, read_sources, rules_of, split_rows
-from requant.rows import Split
 from requant.stages.prepare_data import content_digests, read_old_text
 
 FIELD = "prepare_data.source"

@@ -9,9 +9,9 @@ from typing import Any
 
 from requant.config import Config
 from requant.config.fit import generated_tasks
+from requant.evaluation.task_index import corpus_only, leaf_tasks
 from requant.preflight.memory import unless_known
 from requant.preflight.problem import Problem
-from requant.task_index import corpus_only, leaf_tasks
 
 VERSION = 2
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
@@ -74,7 +74,7 @@ def task_problems(
 
 
 def _index() -> Mapping[str, Any]:
-    from requant.evaluation import task_manager
+    from requant.evaluation.lm_eval import task_manager
 
     with TemporaryDirectory() as empty:
         # Any name that exists makes it index lm-eval's own.

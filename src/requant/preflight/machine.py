@@ -8,9 +8,9 @@ from pathlib import Path
 from requant.config import Config
 from requant.config.operations import CommandAction, CopyAction
 from requant.config.sections import FolderBase
-from requant.models import resolve_device
+from requant.models.headers import weight_files
+from requant.models.load import resolve_device
 from requant.preflight.problem import Problem
-from requant.weights import weight_files
 
 MEBI = 2**20
 

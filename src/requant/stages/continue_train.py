@@ -5,9 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from requant.comparison.divergence import Fidelity
 from requant.config.sections import ContinueTrain
 from requant.errors import ContractError
-from requant.fidelity import Fidelity
+from requant.execution.stage import Metrics, Stage, StageContext, empty_folder
 from requant.merging.rounding import (
     Rounding,
     check_rounding,
@@ -16,7 +17,6 @@ from requant.merging.rounding import (
     measure_rounding,
 )
 from requant.merging.stream import Change
-from requant.stage import Metrics, Stage, StageContext, empty_folder
 
 
 def execute(section: ContinueTrain, context: StageContext, *, model: Path, data: Path) -> Metrics:
@@ -46,8 +46,8 @@ def execute(section: ContinueTrain, context: StageContext, *, model: Path, data:
     from transformers import set_seed
 
     from requant.merging.trained import tied_names
-    from requant.models import clear_memory, load_model, load_tokenizer
-    from requant.training import fine_tune
+    from requant.models.load import clear_memory, load_model, load_tokenizer
+    from requant.training.fine_tune import fine_tune
 
     set_seed(context.seed)
     network = load_model(model, context.device, trainable=True)
@@ -76,9 +76,9 @@ def _save(
     data: Path,
 ) -> Metrics:
     """Write the trained weights in a dtype that holds what was learned, and measure the result."""
-    from requant.merging.parity import stored_in
+    from requant.comparison.folders import batches_for
+    from requant.merging.proof import stored_in
     from requant.merging.trained import write_trained
-    from requant.parity import batches_for
 
     batches = batches_for(model, data / "heldout.jsonl", section.heldout_rows)
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.config.sections import Evaluate
-from requant.conversation import read_rows
+from requant.data.formats import Row
+from requant.data.rows import answer, normalised, write_jsonl
+from requant.data.samples import read_rows
 from requant.errors import ContractError
-from requant.evaluation import (
+from requant.evaluation.lm_eval import (
     TaskScores,
     is_likelihood,
     local_tasks,
@@ -18,11 +20,9 @@ from requant.evaluation import (
     score_model,
     task_manager,
 )
-from requant.evaluation_tasks import PAST_PERPLEXITY, write_perplexity_task
+from requant.evaluation.tasks import PAST_PERPLEXITY, write_perplexity_task
+from requant.execution.stage import Metrics, Stage, StageContext
 from requant.names import file_name
-from requant.row_formats import Row
-from requant.rows import answer, normalised, write_jsonl
-from requant.stage import Metrics, Stage, StageContext
 
 CHAIN = ("base", "adapted", "merged", "continued", "requantized")
 """adapted: the base an adapter was trained on, with the adapter beside its weights."""
@@ -102,7 +102,7 @@ def compare(scores: Scores) -> list[dict[str, Any]]:
 
     Returns:
         For each pair and task: earlier, later, task, metric, higher_is_better and the fields of
-        `requant.evaluation.Paired`.
+        `requant.evaluation.lm_eval.Paired`.
     """
     chain = [name for name in CHAIN if name in scores]
     pairs = list(pairwise(chain))
@@ -183,7 +183,7 @@ def _score(
     manager: Any,
     unit: str,
 ) -> dict[str, TaskScores]:
-    from requant.models import clear_memory, load_model, load_tokenizer, with_adapters
+    from requant.models.load import clear_memory, load_model, load_tokenizer, with_adapters
 
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, context.device)

@@ -4,21 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from requant.base_folder import (
+from requant.canonical import digest_of
+from requant.config.sections import FolderBase, HubBase, PrepareBase, StdlibBase
+from requant.corpus import base_conversations, base_documents, corpus_digest
+from requant.errors import ConfigError
+from requant.execution.stage import Metrics, Stage, StageContext
+from requant.models.base_folder import (
     MODEL_FILES,
     OTHER_FORMATS,
     inspect_base,
     missing_index,
     select_files,
 )
-from requant.canonical import digest_of
-from requant.config.sections import FolderBase, HubBase, PrepareBase, StdlibBase
-from requant.corpus import base_conversations, base_documents, corpus_digest
-from requant.errors import ConfigError
-from requant.finite import check_finite
-from requant.model_folder import INDEX_NAME
-from requant.models import load_tokenizer
-from requant.stage import Metrics, Stage, StageContext
+from requant.models.finite import check_finite
+from requant.models.folder import INDEX_NAME
+from requant.models.load import load_tokenizer
 from requant.store.manifest import hash_file
 
 COPY_BYTES = 16 << 20
@@ -53,8 +53,8 @@ def train_on_stdlib(source: StdlibBase, context: StageContext) -> Metrics:
     """
     import torch
 
-    from requant.corpus.pretrain import new_model, render, token_windows, train, train_tokenizer
-    from requant.models import quiet_libraries
+    from requant.models.load import quiet_libraries
+    from requant.training.pretrain import new_model, render, token_windows, train, train_tokenizer
 
     plain = base_documents()
     tokenizer = train_tokenizer(plain, source.vocab_size, source.sequence_length)

@@ -7,8 +7,19 @@ from typing import Any
 from requant.canonical import canonical_json
 from requant.config.sections import FilesData, HubData, PrepareData, StdlibData
 from requant.corpus import corpus_digest, topics
+from requant.data.chat_template import write_rules
+from requant.data.formats import Row
+from requant.data.rows import write_jsonl
+from requant.data.sources import (
+    Sources,
+    night_rows,
+    read_sources,
+    require,
+    rules_of,
+    split_rows,
+)
 from requant.errors import ConfigError
-from requant.evaluation_tasks import (
+from requant.evaluation.tasks import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
@@ -17,18 +28,7 @@ from requant.evaluation_tasks import (
     write_choice_task,
     write_perplexity_task,
 )
-from requant.rendering import write_rules
-from requant.row_formats import Row
-from requant.row_sources import (
-    Sources,
-    night_rows,
-    read_sources,
-    require,
-    rules_of,
-    split_rows,
-)
-from requant.rows import write_jsonl
-from requant.stage import Metrics, Stage, StageContext
+from requant.execution.stage import Metrics, Stage, StageContext
 from requant.store.manifest import hash_file
 
 CARD_NAME = "data_card.json"

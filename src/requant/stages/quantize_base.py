@@ -5,8 +5,8 @@ from typing import Any
 
 from requant.config.sections import QuantizeBase
 from requant.errors import ConfigError, ParityError
-from requant.provenance import weights_digest, write_provenance
-from requant.stage import Metrics, Stage, StageContext
+from requant.execution.stage import Metrics, Stage, StageContext
+from requant.models.provenance import weights_digest, write_provenance
 
 CALIBRATION_TOKENS = 512
 """Per conversation, gptq only."""
@@ -37,9 +37,9 @@ def execute(
         ParityError: If the quantized model's output is not finite, or further from the original's
             than the limit.
     """
-    from requant.contract import check_pairing
-    from requant.parity import size_ratio
-    from requant.quantizable import check_quantizable, unquantized
+    from requant.comparison.folders import size_ratio
+    from requant.models.pairing import check_pairing
+    from requant.quantization.quantizable import check_quantizable, unquantized
 
     gptq = section.method == "gptq"
     check_quantizable(base, section.group_size if gptq else None)
@@ -91,8 +91,8 @@ def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> No
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from requant.model_folder import copy_companions, stored_dtype
-    from requant.models import clear_memory, quiet_libraries
+    from requant.models.folder import copy_companions, stored_dtype
+    from requant.models.load import clear_memory, quiet_libraries
 
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
@@ -127,9 +127,9 @@ def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> No
 def _quantize_gptq(
     section: QuantizeBase, context: StageContext, base: Path, data: Path | None
 ) -> None:
-    from requant.calibration import sample_calibration
-    from requant.gptq import quantize_gptq
-    from requant.models import load_tokenizer
+    from requant.models.load import load_tokenizer
+    from requant.quantization.calibration import sample_calibration
+    from requant.quantization.gptq import quantize_gptq
 
     if data is None:
         raise ConfigError(
@@ -157,7 +157,7 @@ def _quantize_gptq(
 
 
 def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
-    from requant.parity import compare_folders
+    from requant.comparison.folders import compare_folders
 
     if data is None:
         _probe(context)
@@ -174,7 +174,7 @@ def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
 
 
 def _probe(context: StageContext) -> None:
-    from requant.models import load_model, load_tokenizer
+    from requant.models.load import load_model, load_tokenizer
 
     ids = load_tokenizer(context.out)(PROBE, return_tensors="pt")["input_ids"]
     logits = load_model(context.out, context.device)(input_ids=ids.to(context.device)).logits

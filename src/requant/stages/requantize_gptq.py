@@ -4,8 +4,8 @@ from pathlib import Path
 
 from requant.config.sections import RequantizeGptq
 from requant.errors import ParityError
-from requant.model_folder import CALIBRATION_NAME, served_dtype, stored_dtype
-from requant.stage import Metrics, Stage, StageContext
+from requant.execution.stage import Metrics, Stage, StageContext
+from requant.models.folder import CALIBRATION_NAME, served_dtype, stored_dtype
 
 
 def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data: Path) -> Metrics:
@@ -29,13 +29,13 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         ContractError: If the model is quantized already, or no row is left to calibrate on.
         ParityError: If the 4-bit model is further from the 16-bit one than the limit.
     """
-    from requant.calibration import sample_calibration
     from requant.canonical import canonical_json
-    from requant.contract import check_pairing
-    from requant.gptq import quantize_gptq
-    from requant.models import load_tokenizer
-    from requant.parity import compare_folders, size_ratio
-    from requant.quantizable import check_quantizable, unquantized
+    from requant.comparison.folders import compare_folders, size_ratio
+    from requant.models.load import load_tokenizer
+    from requant.models.pairing import check_pairing
+    from requant.quantization.calibration import sample_calibration
+    from requant.quantization.gptq import quantize_gptq
+    from requant.quantization.quantizable import check_quantizable, unquantized
 
     check_quantizable(model, section.group_size)
     calibration = sample_calibration(
@@ -104,7 +104,7 @@ def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
     Raises:
         ParityError: With the figures, the limit, the likely cause and the way out.
     """
-    from requant.fidelity import exceeds
+    from requant.comparison.divergence import exceeds
 
     if not exceeds(metrics["kl"], section.fidelity_max_kl):
         return

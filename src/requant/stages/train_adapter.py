@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from requant.config.sections import UNMERGEABLE_METHODS, TrainAdapter
-from requant.contract import some
 from requant.errors import ContractError, TerminalError
-from requant.finite import broken_tensors
-from requant.provenance import read_provenance, weights_digest, write_provenance
-from requant.stage import Metrics, Stage, StageContext
+from requant.execution.stage import Metrics, Stage, StageContext
+from requant.models.finite import broken_tensors
+from requant.models.pairing import some
+from requant.models.provenance import read_provenance, weights_digest, write_provenance
 from requant.wording import short_count
 
 
@@ -32,8 +32,8 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
         ContractError: If no module of the base is named in `target_modules`.
         TerminalError: As `fine_tune`, or if a weight of the adapter is NaN or infinite.
     """
-    from requant.models import import_gptqmodel, load_model, load_tokenizer
-    from requant.training import fine_tune
+    from requant.models.load import import_gptqmodel, load_model, load_tokenizer
+    from requant.training.fine_tune import fine_tune
 
     import_gptqmodel()
     from peft import get_peft_model

@@ -1,0 +1,1 @@
+"""peft adapter folders, read without peft."""

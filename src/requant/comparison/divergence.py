@@ -1,0 +1,194 @@
+"""How far one model is from another, measured on the assistant's tokens of held-out text."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from requant.data.chat_template import Rules
+from requant.data.formats import Row
+from requant.data.samples import encode_rows
+from requant.data.turns import IGNORED
+from requant.errors import ContractError
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = tuple["torch.Tensor", "torch.Tensor"]
+"""input_ids and labels, both int64 [1, tokens]."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens and its standard error."""
+
+    mean: float
+    error: float
+    """Of the mean; sequences are what varies independently, their tokens are not. NaN for one."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Candidate against reference, averaged over the tokens that carry loss."""
+
+    kl: float
+    """KL(reference || candidate), nats per token."""
+    agreement: float
+    """Share of tokens with the same most likely token, 0 to 1."""
+    loss_reference: float
+    """Cross entropy of the text, nats per token."""
+    loss_candidate: float
+    tokens: int
+    paired: Mapping[str, Estimate] = field(default_factory=dict)
+    """kl, agreement and loss_change (candidate minus reference, on the same tokens)."""
+
+    @property
+    def loss_change(self) -> float:
+        """How much worse the candidate predicts the text, nats per token."""
+        return self.loss_candidate - self.loss_reference
+
+    def as_metrics(self, prefix: str = "") -> dict[str, float]:
+        """Flat figures for a stage's record."""
+        return {
+            f"{prefix}kl": self.kl,
+            f"{prefix}agreement": self.agreement,
+            f"{prefix}loss_reference": self.loss_reference,
+            f"{prefix}loss_candidate": self.loss_candidate,
+        }
+
+
+def held_out_batches(
+    tokenizer: Any, rows: Iterable[tuple[str, Row]], max_length: int, rules: Rules | None = None
+) -> list[Batch]:
+    """Encode held-out rows one sequence a batch: no padding, so no mask to get wrong.
+
+    Args:
+        tokenizer: Of the model.
+        rows: Place and row.
+        max_length: Tokens; longer ones are cut as for training, and their answers too.
+        rules: Of the dataset; None for the default ones.
+
+    Raises:
+        ContractError: If a row cannot be encoded, or none carries loss.
+    """
+    import torch
+
+    encoded = encode_rows(tokenizer, rows, rules or Rules(), max_length, "clip")
+    if problems := encoded.report.problems:
+        raise ContractError("\n".join(["heldout.jsonl: cannot be measured on", *problems]))
+    if not encoded.samples:
+        raise ContractError(
+            "heldout.jsonl: no assistant turn to measure on; raise prepare_data.heldout_fraction "
+            "or give a longer held-out file"
+        )
+    return [
+        (torch.tensor([sample["input_ids"]]), torch.tensor([sample["labels"]]))
+        for sample in encoded.samples
+    ]
+
+
+def text_batches(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[Batch]:
+    """Encode plain texts one sequence a batch; every token but the first carries loss.
+
+    Raises:
+        ContractError: If no text has two tokens.
+    """
+    import torch
+
+    encoded = [tokenizer(text)["input_ids"][:max_length] for text in texts]
+    batches = [torch.tensor([ids]) for ids in encoded if len(ids) > 1]
+    if not batches:
+        raise ContractError("text: no document has two tokens; there is nothing to measure on")
+    return [(ids, ids) for ids in batches]
+
+
+def token_log_probs(model: Any, batches: Iterable[Batch]) -> Iterator["torch.Tensor"]:
+    """Yield for each batch the log-probabilities that predict its labelled tokens.
+
+    Computed in float32 whatever the model computes in: a bfloat16 log-softmax is off by 1e-2.
+
+    Yields:
+        float32 [labelled tokens, vocabulary] on the CPU.
+    """
+    import torch
+
+    with torch.no_grad():
+        for input_ids, labels in batches:
+            logits = model(input_ids=input_ids.to(model.device)).logits[0, :-1]
+            chosen = (labels[0, 1:] != IGNORED).to(logits.device)
+            yield logits[chosen].float().log_softmax(-1).cpu()
+
+
+def compare_log_probs(
+    reference: Iterable["torch.Tensor"],
+    candidate: Iterable["torch.Tensor"],
+    batches: list[Batch],
+) -> Fidelity:
+    """Measure a candidate against a reference on the same text.
+
+    KL(p || q) = sum_v p(v) (log p(v) - log q(v)), p the reference, q the candidate. Of
+    log-probabilities, so that the two models need not be in memory together.
+
+    Args:
+        reference: float32 [labelled tokens, vocabulary] for each batch; see `token_log_probs`.
+        candidate: Likewise.
+        batches: From `held_out_batches`.
+
+    Raises:
+        ContractError: If the two vocabularies differ in size.
+    """
+    sums = []
+    for ours, theirs, (_, labels) in zip(reference, candidate, batches, strict=True):
+        if ours.shape != theirs.shape:
+            raise ContractError(
+                f"vocabulary: the models predict {ours.shape[-1]} and {theirs.shape[-1]} tokens; "
+                "compare models of one tokenizer"
+            )
+        targets = labels[0, 1:][labels[0, 1:] != IGNORED].unsqueeze(-1)
+        sums.append(
+            (
+                float((ours.exp() * (ours - theirs)).sum()),
+                float((ours.argmax(-1) == theirs.argmax(-1)).sum()),
+                -float(ours.gather(-1, targets).sum()),
+                -float(theirs.gather(-1, targets).sum()),
+                float(len(targets)),
+            )
+        )
+    kl, agreement, loss_reference, loss_candidate, counts = zip(*sums, strict=True)
+    change = [theirs - ours for ours, theirs in zip(loss_reference, loss_candidate, strict=True)]
+    tokens = sum(counts)
+    return Fidelity(
+        kl=sum(kl) / tokens,
+        agreement=sum(agreement) / tokens,
+        loss_reference=sum(loss_reference) / tokens,
+        loss_candidate=sum(loss_candidate) / tokens,
+        tokens=int(tokens),
+        paired={
+            "kl": ratio_estimate(kl, counts),
+            "agreement": ratio_estimate(agreement, counts),
+            "loss_change": ratio_estimate(change, counts),
+        },
+    )
+
+
+def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
+    """Estimate a mean per token from sequences of different lengths.
+
+    r = sum(y) / sum(n); its standard error is sqrt(k / (k - 1) sum((y - r n)^2)) / sum(n) over k
+    sequences (Cochran 1977, Sampling Techniques, eq. 6.9, the linearised ratio).
+
+    Args:
+        sums: y, summed over the tokens of each sequence.
+        counts: n, tokens of each sequence.
+    """
+    tokens, sequences = sum(counts), len(counts)
+    mean = sum(sums) / tokens
+    if sequences < 2:
+        return Estimate(mean, math.nan)
+    squares = sum((y - mean * n) ** 2 for y, n in zip(sums, counts, strict=True))
+    return Estimate(mean, math.sqrt(sequences / (sequences - 1) * squares) / tokens)
+
+
+def exceeds(value: float, limit: float) -> bool:
+    """Tell whether a measured figure fails its limit; NaN always does."""
+    return math.isnan(value) or value > limit

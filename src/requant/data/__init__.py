@@ -1,0 +1,1 @@
+"""Rows of text: read, brought into one shape, divided, checked and encoded."""

@@ -1,0 +1,154 @@
+"""Rows read from files and from the hub, each with its place for the errors."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from requant.data.formats import Parsed, parse_row
+from requant.data.messages import MESSAGE_FIELDS
+from requant.errors import ConfigError, ContractError
+from requant.wording import shown
+
+if TYPE_CHECKING:
+    from requant.config.sections import Columns, HubData
+
+BOM = b"\xef\xbb\xbf"
+
+
+def read_file(
+    path: Path, columns: "Columns", unknown: Literal["list", "refuse"], cache: Path
+) -> list[Parsed]:
+    """Read and check a .jsonl or .parquet file.
+
+    Args:
+        path: The file.
+        columns: Where a row keeps its conversation.
+        unknown: What to do about columns and fields that nothing reads.
+        cache: Folder for the Arrow copy `datasets` makes of Parquet.
+
+    Raises:
+        ContractError: On the first bad row, naming file, line, value and expected shape.
+    """
+    # JSONL is read here and not by `datasets`: Arrow guesses one type a column, so it fails on
+    # rows that differ, without their line, and turns text that looks like dates into dates.
+    read = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path, cache)
+    return _parsed(read, columns, unknown)
+
+
+def read_hub(
+    source: "HubData",
+    split: str,
+    columns: "Columns",
+    unknown: Literal["list", "refuse"],
+    cache: Path,
+) -> list[Parsed]:
+    """Read and check a split of a dataset on the Hugging Face hub; arguments as `read_file`.
+
+    Raises:
+        ConfigError: If repository, subset or split do not exist.
+        ContractError: On the first bad row, naming dataset, split and row number.
+        TransientError: If the hub cannot be reached.
+    """
+    import datasets
+
+    from requant.hub import fetch
+
+    folder = fetch(source.repo, source.revision, "dataset", "prepare_data.source")
+    try:
+        with quiet_datasets():
+            table = datasets.load_dataset(
+                str(folder), name=source.subset, split=split, cache_dir=str(cache)
+            )
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(
+            f"prepare_data.source: {source.repo} has no split {split!r} of subset "
+            f"{source.subset!r}: {error}"
+        ) from error
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ContractError(
+            f"prepare_data.source: {source.repo}, split {split}: cannot be read: "
+            f"{error.__cause__ or error}"
+        ) from error
+    rows = (
+        (f"{source.repo}, split {split}, row {number}", row) for number, row in enumerate(table, 1)
+    )
+    return _parsed(rows, columns, unknown)
+
+
+def describe(name: str, rows: Sequence[Parsed]) -> list[str]:
+    """Say what was read: one line for the formats of a source, one for what nothing reads."""
+    formats = Counter(row.format for row in rows)
+    found = "; ".join(
+        kind if len(formats) == 1 else f"{count} {kind}" for kind, count in formats.most_common()
+    )
+    lines = [f"{name}: {len(rows)} rows, {found}"]
+    if ignored := count_ignored(rows):
+        listed = ", ".join(f"{field} ({count} rows)" for field, count in ignored.items())
+        lines.append(f"{name}: not read: {listed}")
+    return lines
+
+
+def count_ignored(rows: Iterable[Parsed]) -> dict[str, int]:
+    """Return column or field -> number of rows in which nothing reads it, by name."""
+    return dict(sorted(Counter(field for row in rows for field in row.ignored).items()))
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Keep the `datasets` library from drawing progress bars while the block runs."""
+    import datasets
+
+    were_on = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_on:
+            datasets.enable_progress_bars()
+
+
+def _parsed(
+    rows: Iterable[tuple[str, Any]], columns: "Columns", unknown: Literal["list", "refuse"]
+) -> list[Parsed]:
+    found = [parse_row(row, columns, place) for place, row in rows]
+    first = next((row for row in found if row.ignored), None)
+    if unknown == "refuse" and first is not None:
+        listed = ", ".join(f"{name} ({count} rows)" for name, count in count_ignored(found).items())
+        raise ContractError(
+            f"{first.place}: {', '.join(first.ignored)}: nothing reads this; in all: {listed}. "
+            f"Known fields of a message: {', '.join(MESSAGE_FIELDS)}; beside the conversation: "
+            "tools. Remove them, or set prepare_data.unknown_fields=list"
+        )
+    return found
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}, line {number}"
+            text = line.removeprefix(BOM) if number == 1 else line
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise ContractError(f"{place}: is not JSON ({error}): {shown(text)}") from error
+            yield place, row
+
+
+def _parquet_rows(path: Path, cache: Path) -> Iterator[tuple[str, Any]]:
+    import datasets
+
+    try:
+        with quiet_datasets():
+            table = datasets.load_dataset(
+                "parquet", data_files=str(path), split="train", cache_dir=str(cache)
+            )
+    # Arrow's own errors are ValueErrors.
+    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
+        raise ContractError(f"{path}: is not Parquet: {error.__cause__ or error}") from error
+    for number, row in enumerate(table, 1):
+        yield f"{path}, row {number}", row

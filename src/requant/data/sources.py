@@ -1,0 +1,179 @@
+"""The rows a prepare_data section points to, in their training and held-out part."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.config.sections import FilesData, PrepareData, StdlibData
+from requant.corpus import Docstring, bucket, docstrings, in_base, instruction
+from requant.data.chat_template import Rules
+from requant.data.files import count_ignored, describe, read_file, read_hub
+from requant.data.formats import Parsed, Row
+from requant.data.rows import Split, conversation, cut, refuse_overlap, shuffled
+from requant.errors import ConfigError, ContractError
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What was read."""
+
+    train: tuple[Parsed, ...]
+    heldout: tuple[Parsed, ...] | None
+    """None where it is to be cut off `train`."""
+    messages: tuple[str, ...] = ()
+    """What was recognised, a line for each source."""
+
+    @property
+    def everything(self) -> tuple[Parsed, ...]:
+        """The rows of both parts."""
+        return (*self.train, *(self.heldout or ()))
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Columns and fields nothing reads, and in how many rows they stand."""
+        return count_ignored(self.everything)
+
+
+def rules_of(section: PrepareData) -> Rules:
+    """Return how the section's rows are rendered wherever the night renders them."""
+    return Rules(
+        clock=section.clock.isoformat(),
+        control_tokens=section.control_tokens,
+        end_token=section.end_token,
+    )
+
+
+def read_sources(section: PrepareData, cache: Path) -> Sources:
+    """Read what a section points to.
+
+    Args:
+        section: Of the configuration.
+        cache: Folder for the Arrow copies `datasets` makes.
+
+    Raises:
+        ConfigError: If a file, repository, subset or split does not exist.
+        ContractError: On the first row that cannot be read, naming place, field and value.
+        TransientError: If the hub cannot be reached.
+    """
+    source = section.source
+    if isinstance(source, StdlibData):
+        split = split_by_module(docstrings(), source, section.heldout_fraction)
+        return Sources(
+            train=_docstring_rows(split.train, "training"),
+            heldout=_docstring_rows(split.heldout, "held-out"),
+        )
+    named: dict[str, list[Parsed]]
+    if isinstance(source, FilesData):
+        paths = {f"train.{index}": path for index, path in enumerate(source.train)}
+        paths |= {"heldout": source.heldout} if source.heldout else {}
+        named = {
+            field: read_file(require(path, field), section.columns, section.unknown_fields, cache)
+            for field, path in paths.items()
+        }
+        names = {field: str(path) for field, path in paths.items()}
+    else:
+        splits = {"train": source.train_split}
+        splits |= {"heldout": source.heldout_split} if source.heldout_split else {}
+        named = {
+            field: read_hub(source, split, section.columns, section.unknown_fields, cache)
+            for field, split in splits.items()
+        }
+        names = {field: f"{source.repo}, split {split}" for field, split in splits.items()}
+    heldout = named.get("heldout")
+    return Sources(
+        train=tuple(row for field, rows in named.items() if field != "heldout" for row in rows),
+        heldout=None if heldout is None else tuple(heldout),
+        messages=tuple(
+            line for field, rows in named.items() for line in describe(names[field], rows)
+        ),
+    )
+
+
+def split_rows(sources: Sources, section: PrepareData, seed: int) -> Split:
+    """Divide rows into both parts, without overlap.
+
+    Raises:
+        ContractError: If a given held-out part overlaps with the training part, or a part is empty.
+    """
+    train = [row.row for row in sources.train]
+    if sources.heldout is None:
+        split = cut(train, section.heldout_fraction, seed)
+    else:
+        split = Split(train=tuple(train), heldout=tuple(row.row for row in sources.heldout))
+        refuse_overlap(split)
+    for name, rows in (("training", split.train), ("held-out", split.heldout)):
+        if not rows:
+            raise ContractError(
+                f"prepare_data: the {name} part is empty (training {len(split.train)}, held-out "
+                f"{len(split.heldout)} rows); give at least two different rows, or change "
+                f"prepare_data.heldout_fraction={section.heldout_fraction}"
+            )
+    return split
+
+
+def night_rows(split: Split, section: PrepareData, seed: int) -> Split:
+    """Choose and order what the night trains on and what it measures on."""
+    return Split(
+        train=shuffled(split.train, seed, "train")[: section.max_rows],
+        heldout=shuffled(split.heldout, seed, "heldout"),
+    )
+
+
+def split_by_module(
+    found: Sequence[Docstring], source: StdlibData, heldout_fraction: float
+) -> Split:
+    """Divide the modules the base has not seen into the held-out part and the nights.
+
+    A module's place depends on its name alone, so no module is in two of them.
+
+    Args:
+        found: Docstrings of all modules.
+        source: Which night of how many.
+        heldout_fraction: About this share of the modules is held out.
+
+    Returns:
+        The night's conversations and the held-out ones. An answer that is both held out and known
+        to the base or to the night (boilerplate such as "Return self.") stays out of the held-out
+        part or the night.
+    """
+    unseen = [item for item in found if not in_base(item.module)]
+    known = {item.summary for item in found if in_base(item.module)}
+    heldout = [
+        item
+        for item in unseen
+        if bucket(item.module, "heldout") < heldout_fraction and item.summary not in known
+    ]
+    answers = {item.summary for item in heldout}
+    night = [
+        item
+        for item in unseen
+        if bucket(item.module, "heldout") >= heldout_fraction
+        and int(bucket(item.module, "night") * source.nights) == source.night - 1
+        and item.summary not in answers
+    ]
+    return Split(train=_conversations(night), heldout=_conversations(heldout))
+
+
+def require(path: Path, field: str) -> Path:
+    """Return an existing file's path.
+
+    Raises:
+        ConfigError: Naming the field of prepare_data.source.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"prepare_data.source.{field}: {path} is not a file; give an existing one"
+        )
+    return path
+
+
+def _docstring_rows(rows: Sequence[Row], part: str) -> tuple[Parsed, ...]:
+    return tuple(
+        Parsed(f"docstrings, {part} row {number}", row, "messages")
+        for number, row in enumerate(rows, 1)
+    )
+
+
+def _conversations(found: Sequence[Docstring]) -> tuple[Row, ...]:
+    pairs = {instruction(item): item.summary for item in found}
+    return tuple(conversation(prompt, response) for prompt, response in pairs.items())

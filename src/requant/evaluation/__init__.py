@@ -1,0 +1,1 @@
+"""Scores by lm-eval, paired by document, and the gate that judges by them."""

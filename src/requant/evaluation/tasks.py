@@ -1,0 +1,171 @@
+"""lm-eval tasks made from a held-out part: one YAML and one JSONL file each."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from requant.data.formats import Row
+from requant.data.rows import answer, question, write_jsonl
+
+HELDOUT_PERPLEXITY = "heldout_perplexity"
+OLD_PERPLEXITY = "old_perplexity"
+"""Of text that no night brings: a user's `old_text`, else the topics every Python ships."""
+PAST_PERPLEXITY = "past_heldout_perplexity"
+"""Of what earlier nights held out."""
+DESCRIBE_CHOICE = "describe_choice"
+"""Of docstrings; of any other rows it is RESPONSE_CHOICE."""
+RESPONSE_CHOICE = "response_choice"
+OPTIONS = 4
+
+# Below the context of the demo's base at four characters a token; longer ones would only be cut.
+CHUNK_CHARACTERS = 600
+
+
+def write_perplexity_task(folder: Path, name: str, texts: Sequence[str]) -> None:
+    """Write a task that measures how well a model predicts each text from nothing.
+
+    Args:
+        folder: Gets `<name>.yaml` and `<name>.jsonl`.
+        name: Of the task.
+        texts: One document each.
+    """
+    documents = [{"id": index, "text": text} for index, text in enumerate(texts)]
+    _write(
+        folder,
+        name,
+        documents,
+        {
+            "output_type": "loglikelihood_rolling",
+            "doc_to_text": "",
+            "doc_to_target": "text",
+            "metric_list": [{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}],
+        },
+    )
+
+
+def write_choice_task(folder: Path, name: str, documents: Sequence[dict[str, Any]]) -> None:
+    """Write a multiple-choice task.
+
+    Args:
+        folder: Gets `<name>.yaml` and `<name>.jsonl`.
+        name: Of the task.
+        documents: From `choice_documents`.
+    """
+    _write(
+        folder,
+        name,
+        documents,
+        {
+            "output_type": "multiple_choice",
+            "doc_to_text": "question",
+            "doc_to_choice": "choices",
+            "doc_to_target": "answer",
+            # Chance level of both is 1 / OPTIONS; acc_norm divides by the option's characters.
+            "metric_list": [
+                {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+                {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
+            ],
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What the tasks made from a night's data ask, before it is written."""
+
+    heldout: list[str]
+    """Answers whose perplexity is measured; a bare tool call says nothing that could be."""
+    choices: list[dict[str, Any]]
+    """As `choice_documents`."""
+    old: list[str]
+
+
+def night_documents(heldout: Sequence[Row], old_text: str, limit: int, seed: int) -> Documents:
+    """Make the documents of the evaluation tasks from held-out rows and old text.
+
+    Args:
+        heldout: In the order of the night.
+        old_text: Plain text.
+        limit: Documents of a task at most.
+        seed: Of the draws.
+    """
+    pieces = list(dict.fromkeys(chunks(old_text)))
+    return Documents(
+        heldout=[text for row in heldout[:limit] if (text := answer(row))],
+        choices=choice_documents(heldout, limit, seed),
+        old=random.Random(f"{seed}-old").sample(pieces, min(limit, len(pieces))),
+    )
+
+
+def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[str, Any]]:
+    """Ask which of four answers belongs to a question.
+
+    The three wrong ones are answers of other rows, drawn by `seed`.
+
+    Returns:
+        At most `limit` of {id, question, choices, answer}; none where fewer than four different
+        answers exist.
+    """
+    # A plain text asks nothing, a bare tool call answers nothing.
+    rows = [row for row in rows if question(row) and answer(row)]
+    pool = sorted({answer(row) for row in rows})
+    if len(pool) < OPTIONS:
+        return []
+    documents = []
+    for index, row in enumerate(rows[:limit]):
+        draw = random.Random(f"{seed}-choice-{index}")
+        right = answer(row)
+        wrong = draw.sample([text for text in pool if text != right], OPTIONS - 1)
+        choices = draw.sample([right, *wrong], OPTIONS)
+        documents.append(
+            {
+                "id": index,
+                "question": question(row),
+                "choices": choices,
+                "answer": choices.index(right),
+            }
+        )
+    return documents
+
+
+def chunks(text: str) -> list[str]:
+    """Cut a text into pieces of whole paragraphs, at least `CHUNK_CHARACTERS` long where possible.
+
+    A paragraph longer than twice that is cut between words.
+    """
+    pieces: list[str] = []
+    current = ""
+    for paragraph in text.split("\n\n"):
+        for part in _bounded(paragraph):
+            if current and len(current) + len(part) > CHUNK_CHARACTERS:
+                pieces.append(current)
+                current = ""
+            current = f"{current}\n\n{part}" if current else part
+    return [piece for piece in [*pieces, current] if piece.strip()]
+
+
+def _bounded(paragraph: str) -> list[str]:
+    if len(paragraph) <= CHUNK_CHARACTERS:
+        return [paragraph.strip("\n")] if paragraph.strip() else []
+    cut = paragraph.rfind(" ", 1, CHUNK_CHARACTERS)
+    cut = cut if cut > 0 else CHUNK_CHARACTERS
+    return [paragraph[:cut], *_bounded(paragraph[cut:])]
+
+
+def _write(
+    folder: Path, name: str, documents: Sequence[dict[str, Any]], fields: dict[str, Any]
+) -> None:
+    import yaml
+
+    write_jsonl(folder / f"{name}.jsonl", documents)
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
+        "test_split": "test",
+        **fields,
+        "metadata": {"version": 1.0},
+    }
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))

@@ -1,0 +1,178 @@
+"""What would run, and why: the keys and the verified look-up of a run, without the work."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from requant.config import Config, Section
+from requant.execution.past_nights import past_of
+from requant.execution.stage import Stage, StageKey, stage_key
+from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
+from requant.store.attempts import all_attempts, in_words, read_attempt
+
+State = Literal["cached", "run", "waits", "off"]
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage's place in the plan."""
+
+    stage: str
+    state: State
+    """cached: verified; run: would execute; waits: its key depends on a stage that would run;
+    off: switched off."""
+    reason: str
+    record: StageRecord | None = None
+    """Of the cached artifact."""
+
+
+class HasStage(Protocol):
+    """A task, of which planning needs the stage alone."""
+
+    @property
+    def stage(self) -> Stage: ...
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field in which two stage keys differ; None where a side lacks it."""
+
+    field: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {_short(self.before)} -> {_short(self.after)}"
+
+
+class Plan:
+    """What a run would do, filled by handing `call` to `flows.incremental_training.chain`."""
+
+    def __init__(self, store: Store, config: Config, force: Collection[str]) -> None:
+        self.stages: list[PlannedStage] = []
+        self._store = store
+        self._config = config
+        self._force = force
+
+    def call(self, task: HasStage, **inputs: PlannedStage | None) -> PlannedStage | None:
+        """Plan one stage; None where the configuration switches it off."""
+        stage = task.stage
+        if not self._config.runs(stage.name):
+            self.stages.append(PlannedStage(stage.name, "off", f"{stage.name}.enabled=false"))
+            return None
+        plan = plan_stage(
+            self._store,
+            stage,
+            getattr(self._config, stage.name),
+            {role: given for role, given in inputs.items() if given is not None},
+            seed=self._config.seed,
+            force=stage.name in self._force,
+        )
+        self.stages.append(plan)
+        return plan
+
+    def past(self, tonight: PlannedStage | None) -> dict[str, PlannedStage]:
+        """Plan with what past nights left; not before tonight's own is there."""
+        if tonight is None or tonight.record is None:
+            return {}
+        found = past_of(self._store, tonight.record, self._config)
+        return {
+            role: PlannedStage(record.stage, "cached", "of a past night", record)
+            for role, record in found.items()
+        }
+
+
+def plan_stage(
+    store: Store,
+    stage: Stage,
+    section: Section,
+    inputs: Mapping[str, PlannedStage],
+    *,
+    seed: int,
+    force: bool = False,
+) -> PlannedStage:
+    """Tell what a run would do with one stage.
+
+    Args:
+        store: Where records and artifacts lie.
+        stage: The stage.
+        section: Its configuration.
+        inputs: Role to the plan of the stage that fills it.
+        seed: Of the run.
+        force: Whether the run was asked to execute the stage anyhow.
+
+    Raises:
+        TerminalError: If content the section points to is missing.
+    """
+    pending = sorted({plan.stage for plan in inputs.values() if plan.record is None})
+    if pending:
+        forced = "; then forced" if force else ""
+        return PlannedStage(stage.name, "waits", f"for {', '.join(pending)}{forced}")
+    records = {role: plan.record for role, plan in inputs.items()}
+    refs = {role: artifact_of(store, record) for role, record in records.items() if record}
+    key = stage_key(stage, section, refs, seed)
+    if force:
+        # Its bytes may come out the same, so what is downstream cannot be told.
+        return PlannedStage(stage.name, "run", "forced")
+    record, reason = verified_record(store, key.digest)
+    if record is not None:
+        return PlannedStage(stage.name, "cached", "verified", record)
+    attempt = read_attempt(store, key.digest)
+    if attempt is not None:
+        return PlannedStage(stage.name, "run", in_words(store, attempt))
+    if store.record_path(key.digest).exists():
+        return PlannedStage(stage.name, "run", reason)
+    return PlannedStage(stage.name, "run", why_not_cached(store, stage.name, key))
+
+
+def why_not_cached(store: Store, stage: str, key: StageKey) -> str:
+    """Name the fields in which a key differs from the last record of its stage."""
+    past = [record for record in all_records(store) if record.stage == stage]
+    if not past:
+        attempts = [attempt for attempt in all_attempts(store) if attempt.stage == stage]
+        if not attempts:
+            return "never ran"
+        return f"never ended well; with another key it {in_words(store, attempts[-1])}"
+    return "; ".join(str(item) for item in key_difference(past[-1].key_fields, key.fields))
+
+
+def explain_last_run(store: Store, stage: str) -> tuple[StageRecord, StageRecord | None]:
+    """Return the last record of a stage and the one before it of the same model line.
+
+    Raises:
+        LookupError: If the stage has never ended well.
+    """
+    past = [record for record in all_records(store) if record.stage == stage]
+    if not past:
+        attempts = [attempt for attempt in all_attempts(store) if attempt.stage == stage]
+        came = f"its last attempt {in_words(store, attempts[-1])}" if attempts else "it never ran"
+        raise LookupError(f"{stage}: has no record in {store.actions}; {came}")
+    line = past[-1].labels.get("pipeline")
+    before = [record for record in past[:-1] if record.labels.get("pipeline") == line]
+    return past[-1], before[-1] if before else None
+
+
+def key_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
+    """Compare two stage keys field by field."""
+    old, new = _flatten(before), _flatten(after)
+    return [
+        Difference(field, old.get(field), new.get(field))
+        for field in sorted(old.keys() | new.keys())
+        if old.get(field) != new.get(field)
+    ]
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else str(value)
+    is_digest = len(text) == 64 and set(text) <= set("0123456789abcdef")
+    return text[:12] if is_digest else text

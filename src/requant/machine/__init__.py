@@ -1,0 +1,1 @@
+"""The machine a night runs on: processes, long-lived services, words of libraries."""

@@ -1,0 +1,214 @@
+"""A merge outside the pipeline: any Hugging Face folders, the same checks, one atomic result."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+
+from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
+from requant.canonical import canonical_json
+from requant.comparison.divergence import Batch
+from requant.config.sections import MergeFp16
+from requant.errors import ConfigError
+from requant.execution.stage import Metrics
+from requant.json_file import read_object
+from requant.merging.plan import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
+from requant.merging.proof import check_parity, check_result, measure_parity, stored_in
+from requant.merging.rounding import check_rounding, measure_rounding
+from requant.merging.stream import Change
+from requant.models.finite import check_finite
+from requant.models.folder import MERGE_NAME
+from requant.models.headers import weight_files
+from requant.models.load import quantization_of, read_model_config
+from requant.models.pairing import check_pairing, check_weights
+from requant.models.provenance import check_provenance, read_provenance, weights_digest
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks to be merged."""
+
+    base: Path
+    adapters: Sequence[Path]
+    out: Path
+    trained_on: Path | None = None
+    """The quantized base the adapters were trained on; None where it is at hand no more."""
+    mix: Mix | None = None
+    scale: float = 1.0
+    dtype: str | None = None
+    """torch name of the floating dtype to write; None keeps each tensor's own."""
+    untie: bool = False
+    limits: MergeFp16 = field(default_factory=MergeFp16)
+    """Of them the limits alone are read."""
+
+
+def plan_request(request: Request) -> MergePlan:
+    """Check all that can be checked before the work.
+
+    Raises:
+        ConfigError: If a folder is missing, quantized or holds NaN, or `out` holds something.
+        ContractError: If the folders do not belong together.
+    """
+    given = [request.base, *request.adapters]
+    for folder in given if request.trained_on is None else [*given, request.trained_on]:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: is no folder; give a Hugging Face model or peft adapter")
+    if not 0 < request.scale <= 1:
+        raise ConfigError(f"--scale {request.scale:g}: expected more than 0, at most 1")
+    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
+        raise ConfigError(f"--out {request.out}: holds something already; give a new folder")
+    method = quantization_of(read_model_config(request.base))
+    if method is not None:
+        raise ConfigError(
+            f"--base {request.base}: is quantized ({method}); merging would round the update away. "
+            "Give the original in 16 or 32 bit, and this one as --trained-on"
+        )
+    check_weights(request.base)
+    plan = plan_merge(request.base, list(request.adapters), untie=request.untie, mix=request.mix)
+    check_finite(f"--base {request.base}", weight_files(request.base))
+    for folder in request.adapters:
+        check_finite(f"--adapter {folder}", [folder / WEIGHTS_NAME])
+    digests = {"original": request.base}
+    if request.trained_on is not None:
+        check_pairing(request.base, request.trained_on)
+        digests["trained_on"] = request.trained_on
+    if recorded := [folder for folder in request.adapters if read_provenance(folder)]:
+        wanted = {role: weights_digest(folder, hashed=True) for role, folder in digests.items()}
+        for folder in recorded:
+            check_provenance(folder, **wanted)
+    return plan
+
+
+def unproved(request: Request) -> list[Path]:
+    """Return the adapters that do not record which model they were trained on."""
+    return [folder for folder in request.adapters if not read_provenance(folder)]
+
+
+def named_base(adapter: Path) -> str:
+    """Return what an adapter's configuration calls its base; peft records no digest."""
+    config = read_object(adapter / CONFIG_NAME)
+    return str(config.get("base_model_name_or_path") or "a model it does not name")
+
+
+def merge_request(
+    request: Request,
+    plan: MergePlan,
+    batches: Callable[[Path], list[Batch]] | None,
+    device: str,
+    on_shard: Callable[[int, int], None],
+) -> Metrics:
+    """Merge beside `out`, measure, and give it its name only when it has passed.
+
+    Args:
+        request: What was asked for.
+        plan: From `plan_request`.
+        batches: Encodes the text parity is measured on with a model's tokenizer; None to skip.
+        device: cpu or cuda.
+        on_shard: Told of (shards written, shards).
+
+    Returns:
+        Figures as the stage merge_fp16; without those of parity where it was skipped.
+
+    Raises:
+        ParityError: As the stage merge_fp16; nothing is left then.
+    """
+    out = request.out.resolve()
+    with _folder_beside(out) as work:
+        partial = work / "unproved"
+        partial.mkdir()
+        plan = scaled(plan, request.scale)
+        changes = write_plan(plan, partial, dtype=request.dtype, on_shard=on_shard)
+        (partial / MERGE_NAME).write_bytes(canonical_json(per_tensor(changes)))
+        metrics = totals(changes)
+        if batches is not None:
+            metrics |= _prove(request, plan, partial, changes, batches, device)
+        try:
+            if out.exists():
+                out.rmdir()
+            partial.rename(out)
+        except OSError as error:
+            raise ConfigError(f"--out {out}: was made by somebody else meanwhile") from error
+    return metrics
+
+
+@contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """Make a hidden folder where `out` will be, and in the end remove it and what held nothing."""
+    missing = [folder for folder in out.parents if not folder.exists()]
+    # Named before it is made: an interrupt in between would leave it.
+    work = out.parent / f".{out.name}-{token_hex(4)}"
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            work.mkdir()
+        except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
+            raise ConfigError(
+                f"--out {out}: cannot be made: {error.filename}: {error.strerror}"
+            ) from error
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+
+
+def _prove(
+    request: Request,
+    plan: MergePlan,
+    merged: Path,
+    changes: Mapping[str, Change],
+    batches: Callable[[Path], list[Batch]],
+    device: str,
+) -> Metrics:
+    """Measure what was merged; where nothing unmerged computes the same, each adapter whole.
+
+    Returns:
+        The figures, of the adapter that was furthest off where there are several proofs.
+    """
+
+    def measured(plan: MergePlan, folder: Path, changes: Mapping[str, Change]) -> Metrics:
+        parity = measure_parity(
+            merged=folder,
+            changes=changes,
+            original=request.base,
+            trained_on=request.trained_on or request.base,
+            adapters=plan.beside or [],
+            batches=batches(folder),
+            device=device,
+            vocabulary=plan.vocabulary.config.get("vocab_size"),
+        )
+        check_parity(parity, request.limits, published=folder == merged)
+        return parity.metrics
+
+    if plan.beside is not None:
+        return {**measured(plan, merged, changes), "parity_of_result": 1.0}
+    proofs: list[Metrics] = []
+    for adapter in request.adapters:
+        whole = plan_merge(request.base, [adapter], untie=request.untie)
+        with tempfile.TemporaryDirectory(dir=merged.parent) as name:
+            alone = write_plan(whole, Path(name), dtype=request.dtype)
+            proofs.append(measured(whole, Path(name), alone))
+    worst = max(proofs, key=lambda metrics: metrics["parity_kl"])
+    with tempfile.TemporaryDirectory(dir=merged.parent) as name:
+        write_plan(plan, Path(name), dtype="float32")
+        rounding, result = measure_rounding(
+            Path(name),
+            merged,
+            request.base,
+            batches(merged),
+            device,
+            vocabulary=plan.vocabulary.config.get("vocab_size"),
+        )
+    check_rounding(rounding, stored_in(merged, changes), request.limits)
+    change = result.loss_candidate - max(metrics["trained_loss_reference"] for metrics in proofs)
+    check_result(change, request.limits)
+    return {
+        **worst,
+        **rounding.as_metrics(),
+        "parity_of_result": 0.0,
+        "result_loss_change": change,
+    }

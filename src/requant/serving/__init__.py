@@ -1,0 +1,1 @@
+"""A verified model on its way to where it serves."""

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning, resumable and seeded; the demo's base from nothing."""
