@@ -117,9 +117,12 @@ def test_what_fails_leaves_nothing(
 ) -> None:
     adapter = tmp_path / "adapter"
     tensors = load_file(adapter / "adapter_model.safetensors")
-    next(t for name, t in tensors.items() if "lora_B" in name)[0, 0] = math.nan
-    save_file(tensors, adapter / "adapter_model.safetensors")
-    assert "is not finite as torch" in requant(*words, fails=2)
+    a, b = (next(t for n, t in sorted(tensors.items()) if x in n) for x in ("lora_A", "lora_B"))
+    # Finite weights; their product is not, or its square.
+    for size, told in ((1e30, "is not finite as torch.bfloat16"), (1e13, "moves it by more than")):
+        a[0], b[:, 0] = size, size
+        save_file(tensors, adapter / "adapter_model.safetensors")
+        assert told in requant(*words, fails=2)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
     tight = [*words, "--limit", "rounding_max_kl_share=1e-9"]
     shutil.rmtree(adapter)

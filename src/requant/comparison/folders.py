@@ -166,8 +166,8 @@ def size_ratio(folder: Path, original: Path) -> float:
     """Return bytes of the weights of `folder` over those of `original` as it would be served."""
     import torch
 
-    widest = getattr(torch, served_dtype(original)).itemsize
-    served = sum(
+    widest: int = getattr(torch, served_dtype(original)).itemsize
+    served: int = sum(
         math.prod(header.shape) * min(widest, getattr(torch, TORCH_NAMES[header.dtype]).itemsize)
         for header in read_headers(original).values()
         if header.dtype in TORCH_NAMES

@@ -317,10 +317,14 @@ def _merge_rows(
         stored_change = difference[:count].copy_(after).sub_(origin).view(-1)
         moved += float(stored_change.dot(stored_change))
     # A weight that is not finite makes both sums so; they may also just be too large.
-    if not math.isfinite(update + error) and not _is_finite(output.target, rows, target):
+    if not math.isfinite(update + error + moved):
+        broken = not _is_finite(output.target, rows, target)
         raise ParityError(
             f"{output.name} is not finite as {dtype}; the training diverged (look at its loss)"
             + (", or float16 overflowed: use bfloat16" if dtype == torch.float16 else "")
+            if broken
+            else f"{output.name}: the adapter moves it by more than the norm of a float32 tensor "
+            "can be; the training diverged (look at its loss)"
         )
     if output.update is None or not output.update.adapted:
         return None
