@@ -11,8 +11,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import BaseModel, ConfigDict
 
 from requant.config import STAGE_NAMES, Config
+from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
-from requant.evaluation.tasks import HELDOUT_PERPLEXITY
 from requant.models.folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
 from requant.report.lineage import lineage_html

@@ -1,4 +1,4 @@
-"""How values and lists are put into messages."""
+"""How values, lists and times are put into messages."""
 
 from typing import Any
 
@@ -14,3 +14,15 @@ def short_count(count: int) -> str:
     if count < 1000:
         return str(count)
     return f"{count / 1e3:.3g}k" if count < 999_500 else f"{count / 1e6:.4g}M"
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it: 0.3 s, 42 s, 3 min 05 s, 2 h 07 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -13,9 +13,9 @@ from requant.corpus import (
     in_base,
     topics,
 )
+from requant.data.plain_text import CHUNK_CHARACTERS, chunks
 from requant.data.rows import Split, answer
 from requant.data.sources import split_by_module
-from requant.evaluation.tasks import CHUNK_CHARACTERS, chunks
 
 
 def night(number: int, nights: int = 3) -> Split:

@@ -13,7 +13,6 @@ from requant.report.night import (
     ROUNDING,
     StageRow,
     drawn_curve,
-    duration,
     figure,
     headline,
     night_report,
@@ -21,6 +20,7 @@ from requant.report.night import (
     verdict,
 )
 from requant.store import StageRecord, Store
+from requant.wording import duration
 from tests.nights import CHAIN, make_night
 
 SCORES = {

@@ -15,10 +15,10 @@ from requant.comparison.divergence import (
     text_batches,
     token_log_probs,
 )
+from requant.config.task_names import OLD_PERPLEXITY
 from requant.data.chat_template import read_rules
 from requant.data.samples import placed, read_rows
 from requant.data.turns import IGNORED
-from requant.evaluation.tasks import OLD_PERPLEXITY
 from requant.execution.progress import told
 from requant.execution.stage import Reporter
 from requant.models.folder import served_dtype

@@ -6,8 +6,8 @@ from requant.comparison.divergence import Batch, held_out_batches, text_batches
 from requant.comparison.folders import FIDELITY_TOKENS
 from requant.config.sections import Columns
 from requant.data.files import read_file
+from requant.data.plain_text import chunks
 from requant.errors import ConfigError, ContractError
-from requant.evaluation.tasks import chunks
 from requant.models.load import load_tokenizer
 from requant.models.pairing import chat_template
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from requant.config.sections import UNMERGEABLE_METHODS, StdlibData
-from requant.evaluation.tasks import (
+from requant.config.task_names import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from requant.config.operations import Promote
+from requant.config.task_names import PAST_PERPLEXITY
 from requant.errors import ConfigError, GateError
-from requant.evaluation.tasks import PAST_PERPLEXITY
 
 
 def check_gate(

@@ -7,20 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from requant.data.formats import Row
+from requant.data.plain_text import chunks
 from requant.data.rows import answer, question, write_jsonl
 
-HELDOUT_PERPLEXITY = "heldout_perplexity"
-OLD_PERPLEXITY = "old_perplexity"
-"""Of text that no night brings: a user's `old_text`, else the topics every Python ships."""
-PAST_PERPLEXITY = "past_heldout_perplexity"
-"""Of what earlier nights held out."""
-DESCRIBE_CHOICE = "describe_choice"
-"""Of docstrings; of any other rows it is RESPONSE_CHOICE."""
-RESPONSE_CHOICE = "response_choice"
 OPTIONS = 4
-
-# Below the context of the demo's base at four characters a token; longer ones would only be cut.
-CHUNK_CHARACTERS = 600
 
 
 def write_perplexity_task(folder: Path, name: str, texts: Sequence[str]) -> None:
@@ -128,30 +118,6 @@ def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[st
             }
         )
     return documents
-
-
-def chunks(text: str) -> list[str]:
-    """Cut a text into pieces of whole paragraphs, at least `CHUNK_CHARACTERS` long where possible.
-
-    A paragraph longer than twice that is cut between words.
-    """
-    pieces: list[str] = []
-    current = ""
-    for paragraph in text.split("\n\n"):
-        for part in _bounded(paragraph):
-            if current and len(current) + len(part) > CHUNK_CHARACTERS:
-                pieces.append(current)
-                current = ""
-            current = f"{current}\n\n{part}" if current else part
-    return [piece for piece in [*pieces, current] if piece.strip()]
-
-
-def _bounded(paragraph: str) -> list[str]:
-    if len(paragraph) <= CHUNK_CHARACTERS:
-        return [paragraph.strip("\n")] if paragraph.strip() else []
-    cut = paragraph.rfind(" ", 1, CHUNK_CHARACTERS)
-    cut = cut if cut > 0 else CHUNK_CHARACTERS
-    return [paragraph[:cut], *_bounded(paragraph[cut:])]
 
 
 def _write(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from requant.execution.stage import Reporter
-from requant.report.night import duration
+from requant.wording import duration
 
 Item = TypeVar("Item")
 

@@ -6,9 +6,10 @@ from itertools import pairwise
 from typing import Any
 
 from requant.errors import ArtifactError
-from requant.report.night import duration, headline, render
+from requant.report.night import headline, render
 from requant.report.notes import NAMES
 from requant.store import StageRecord
+from requant.wording import duration
 
 SHORT = 12
 """Hex digits of a digest, as people write it."""

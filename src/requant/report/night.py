@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from requant.store import StageRecord
 from requant.store.records import Curve
+from requant.wording import duration
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
 """model -> task -> metric -> value, stderr"""
@@ -50,18 +51,6 @@ def figure(value: float) -> str:
     if math.isfinite(value) and value == int(value):
         return str(int(value))
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
-
-
-def duration(seconds: float) -> str:
-    """Write a time as people say it: 0.3 s, 42 s, 3 min 05 s, 2 h 07 min."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 ROUNDING = (

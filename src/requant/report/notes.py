@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from requant.names import markdown, markdown_block
-from requant.report.night import duration, headline
+from requant.report.night import headline
 from requant.store import StageRecord
+from requant.wording import duration
 
 NAMES = {
     "prepare_base": "base",

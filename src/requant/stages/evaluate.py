@@ -8,6 +8,7 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.config.sections import Evaluate
+from requant.config.task_names import PAST_PERPLEXITY
 from requant.data.formats import Row
 from requant.data.rows import answer, normalised, write_jsonl
 from requant.data.samples import read_rows
@@ -20,7 +21,7 @@ from requant.evaluation.lm_eval import (
     score_model,
     task_manager,
 )
-from requant.evaluation.tasks import PAST_PERPLEXITY, write_perplexity_task
+from requant.evaluation.tasks import write_perplexity_task
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.names import file_name
 

@@ -6,6 +6,12 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.config.sections import FilesData, HubData, PrepareData, StdlibData
+from requant.config.task_names import (
+    DESCRIBE_CHOICE,
+    HELDOUT_PERPLEXITY,
+    OLD_PERPLEXITY,
+    RESPONSE_CHOICE,
+)
 from requant.corpus import corpus_digest, topics
 from requant.data.chat_template import write_rules
 from requant.data.formats import Row
@@ -19,15 +25,7 @@ from requant.data.sources import (
     split_rows,
 )
 from requant.errors import ConfigError
-from requant.evaluation.tasks import (
-    DESCRIBE_CHOICE,
-    HELDOUT_PERPLEXITY,
-    OLD_PERPLEXITY,
-    RESPONSE_CHOICE,
-    night_documents,
-    write_choice_task,
-    write_perplexity_task,
-)
+from requant.evaluation.tasks import night_documents, write_choice_task, write_perplexity_task
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.store.manifest import hash_file
 
