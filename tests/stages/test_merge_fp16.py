@@ -14,7 +14,6 @@ from conftest import STEPS, Trained, make_context
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from requant.comparison.divergence import Estimate
 from requant.comparison.folders import batches_for
 from requant.config.sections import MergeFp16, QuantizeBase, TrainAdapter
 from requant.errors import ContractError, ParityError
@@ -40,6 +39,7 @@ from requant.merging.vocabulary import Vocabulary
 from requant.models.load import load_model
 from requant.models.provenance import weights_digest, write_provenance
 from requant.stages import merge_fp16, quantize_base, train_adapter
+from requant.statistics import Estimate
 
 SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5, trained_max_loss=1.0)
 

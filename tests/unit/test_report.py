@@ -17,8 +17,8 @@ from requant.report.night import (
     headline,
     night_report,
     score_table,
-    verdict,
 )
+from requant.statistics import verdict
 from requant.store import StageRecord, Store
 from requant.wording import duration
 from tests.nights import CHAIN, make_night

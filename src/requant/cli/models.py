@@ -202,7 +202,7 @@ def _print_comparison(fidelity: "Fidelity", sequences: int) -> None:
     }
     for name, title in names.items():
         found = fidelity.paired[name]
-        low, high = found.mean - 1.96 * found.error, found.mean + 1.96 * found.error
+        low, high = found.interval(sequences)
         table.add_row(title, f"{found.mean:.4g}", f"{found.error:.2g}", f"{low:.4g} to {high:.4g}")
     Console().print(table)
     typer.echo(

@@ -1,7 +1,7 @@
 """How far one model is from another, measured on the assistant's tokens of held-out text."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,21 +10,13 @@ from requant.data.formats import Row
 from requant.data.samples import encode_rows
 from requant.data.turns import IGNORED
 from requant.errors import ContractError
+from requant.statistics import Estimate, ratio_estimate
 
 if TYPE_CHECKING:
     import torch
 
 Batch = tuple["torch.Tensor", "torch.Tensor"]
 """input_ids and labels, both int64 [1, tokens]."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over tokens and its standard error."""
-
-    mean: float
-    error: float
-    """Of the mean; sequences are what varies independently, their tokens are not. NaN for one."""
 
 
 @dataclass(frozen=True)
@@ -169,24 +161,6 @@ def compare_log_probs(
             "loss_change": ratio_estimate(change, counts),
         },
     )
-
-
-def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
-    """Estimate a mean per token from sequences of different lengths.
-
-    r = sum(y) / sum(n); its standard error is sqrt(k / (k - 1) sum((y - r n)^2)) / sum(n) over k
-    sequences (Cochran 1977, Sampling Techniques, eq. 6.9, the linearised ratio).
-
-    Args:
-        sums: y, summed over the tokens of each sequence.
-        counts: n, tokens of each sequence.
-    """
-    tokens, sequences = sum(counts), len(counts)
-    mean = sum(sums) / tokens
-    if sequences < 2:
-        return Estimate(mean, math.nan)
-    squares = sum((y - mean * n) ** 2 for y, n in zip(sums, counts, strict=True))
-    return Estimate(mean, math.sqrt(sequences / (sequences - 1) * squares) / tokens)
 
 
 def exceeds(value: float, limit: float) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from requant.config.operations import Promote
 from requant.config.task_names import PAST_PERPLEXITY
 from requant.errors import ConfigError, GateError
+from requant.statistics import verdict
 
 
 def check_gate(
@@ -32,12 +33,13 @@ def check_gate(
         )
     for task, row in guarding(section, paired).items():
         low, high = row["low"], row["high"]
-        if low is None:
+        found = verdict(low, high, higher_is_better=row["higher_is_better"])
+        if found == "too few documents":
             raise GateError(
                 f"promote: {task} was compared on {row['n']} documents, too few for an interval; "
                 "give it more, or take it out of promote.guard"
             )
-        if high < 0 if row["higher_is_better"] else low > 0:
+        if found == "worse":
             raise GateError(
                 f"promote: {task} is worse than the base's: {row['metric']} changed by "
                 f"{row['mean']:.4g}, 95% interval {low:.4g} to {high:.4g} over {row['n']} "

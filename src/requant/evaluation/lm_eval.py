@@ -10,8 +10,8 @@ from typing import Any
 
 from requant.errors import ConfigError, ParityError
 from requant.evaluation.lm_eval_model import Tell, watched_model, without_environment
+from requant.statistics import Paired, paired_difference
 
-CONFIDENCE = 0.95
 BOOTSTRAP_ITERATIONS = 1000
 
 
@@ -24,7 +24,7 @@ class DocumentScore:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Score:
     """A metric over all documents, with lm-eval's standard error where it has one."""
 
     value: float
@@ -35,7 +35,7 @@ class Estimate:
 class TaskScores:
     """All figures of one model on one task."""
 
-    metrics: Mapping[str, Estimate]
+    metrics: Mapping[str, Score]
     documents: tuple[DocumentScore, ...]
     """Scores in `main`, one a document; empty where it is None."""
     main: str | None
@@ -43,18 +43,6 @@ class TaskScores:
     of all documents at once, such as BLEU."""
     higher_is_better: bool
     """Of the documents' scores. Log-likelihood is, though perplexity is not."""
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Mean difference of the same documents' scores, later minus earlier model."""
-
-    mean: float
-    stderr: float | None
-    low: float | None
-    """Of the 95% Student-t interval; None with fewer than two documents."""
-    high: float | None
-    n: int
 
 
 def local_tasks(folder: Path, work: Path) -> list[str]:
@@ -174,28 +162,18 @@ def score_model(
 
 
 def paired(earlier: Sequence[DocumentScore], later: Sequence[DocumentScore]) -> Paired:
-    """Compare two models on the documents both were scored on.
+    """Compare two models on the documents both were scored on; see `paired_difference`.
 
-    d_i = later_i - earlier_i; the interval is mean(d) +- t(0.975, n - 1) * sd(d) / sqrt(n), which
-    is the paired t-test's (Student 1908). It is narrower than two separate intervals by as much as
-    the models agree on which documents are hard.
+    Raises:
+        ParityError: If there is no such document.
     """
-    from scipy.stats import t
-
     before = {document.id: document.score for document in earlier}
     differences = [
         document.score - before[document.id] for document in later if document.id in before
     ]
-    n = len(differences)
-    if not n:
+    if not differences:
         raise ParityError("paired comparison: the two models share no document")
-    mean = math.fsum(differences) / n
-    if n < 2:
-        return Paired(mean=mean, stderr=None, low=None, high=None, n=n)
-    variance = math.fsum((value - mean) ** 2 for value in differences) / (n - 1)
-    stderr = math.sqrt(variance / n)
-    reach = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * stderr
-    return Paired(mean=mean, stderr=stderr, low=mean - reach, high=mean + reach, n=n)
+    return paired_difference(differences)
 
 
 def _task_scores(
@@ -225,7 +203,7 @@ def _task_scores(
     )
 
 
-def _estimates(model: str, task: str, figures: Mapping[str, Any]) -> dict[str, Estimate]:
+def _estimates(model: str, task: str, figures: Mapping[str, Any]) -> dict[str, Score]:
     estimates = {}
     for key, value in sorted(figures.items()):
         metric, separator, result_filter = key.partition(",")
@@ -240,7 +218,7 @@ def _estimates(model: str, task: str, figures: Mapping[str, Any]) -> dict[str, E
         name = metric if result_filter == "none" else f"{metric}_{result_filter}"
         # lm-eval writes "N/A" where it has none, NaN where there is one document.
         known = isinstance(stderr, (int, float)) and math.isfinite(stderr)
-        estimates[name] = Estimate(float(value), float(stderr or 0.0) if known else None)
+        estimates[name] = Score(float(value), float(stderr or 0.0) if known else None)
     return estimates
 
 

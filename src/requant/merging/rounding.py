@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.comparison.divergence import Batch, Estimate, Fidelity, compare_log_probs, exceeds
+from requant.comparison.divergence import Batch, Fidelity, compare_log_probs, exceeds
 from requant.comparison.folders import folder_log_probs
 from requant.config.sections import ContinueTrain, MergeFp16
 from requant.errors import ParityError
 from requant.execution.progress import told
 from requant.execution.stage import Metrics, Reporter
+from requant.statistics import Estimate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """What an adapter does to one tensor: float32 rows in, float32 rows out, nothing rounded."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -103,7 +103,8 @@ def interpolated(update: Update, scale: float) -> Update:
 
         return part
 
-    return update if scale == 1 else Update(update.shape, open_scaled, update.by_rows)
+    # Its square would be of the whole way.
+    return update if scale == 1 else replace(update, open=open_scaled, open_square=None)
 
 
 def replaced(file: Path, name: str, shape: tuple[int, ...]) -> Update:
@@ -138,4 +139,11 @@ def chained(first: Update | None, second: Update) -> Update:
         inner, outer = first.open(), second.open()
         return lambda weight, rows: outer(inner(weight, rows), rows)
 
-    return Update(second.shape, open_both, first.by_rows and second.by_rows)
+    return replace(
+        second,
+        open=open_both,
+        by_rows=first.by_rows and second.by_rows,
+        open_start=first.open_start,
+        adapted=first.adapted or second.adapted,
+        open_square=None,
+    )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from requant.statistics import verdict
 from requant.store import StageRecord
 from requant.store.records import Curve
 from requant.wording import duration
@@ -142,18 +143,6 @@ def score_table(scores: Scores) -> list[dict[str, Any]]:
 def lower_is_better(metric: str) -> bool:
     """Tell by its name whether a metric falls as a model gets better."""
     return any(word in metric.lower() for word in LOWER_IS_BETTER)
-
-
-Verdict = Literal["better", "worse", "no clear change", "too few documents"]
-
-
-def verdict(low: float | None, high: float | None, *, higher_is_better: bool) -> Verdict:
-    """Judge a paired difference by its 95% interval, which one document does not have."""
-    if low is None or high is None:
-        return "too few documents"
-    if low <= 0 <= high:
-        return "no clear change"
-    return "better" if (low > 0) == higher_is_better else "worse"
 
 
 def drawn_curve(curve: Curve) -> dict[str, Any]:

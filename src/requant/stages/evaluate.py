@@ -103,7 +103,7 @@ def compare(scores: Scores) -> list[dict[str, Any]]:
 
     Returns:
         For each pair and task: earlier, later, task, metric, higher_is_better and the fields of
-        `requant.evaluation.lm_eval.Paired`.
+        `requant.statistics.Paired`.
     """
     chain = [name for name in CHAIN if name in scores]
     pairs = list(pairwise(chain))
