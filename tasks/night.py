@@ -13,9 +13,9 @@ from prefect.runtime import flow_run
 
 from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
+from requant.execution.key import stage_key
 from requant.execution.past_nights import TAKES_PAST, lost_datasets, past_of
 from requant.execution.progress import done_line
-from requant.execution.stage import stage_key
 from requant.models.load import resolve_device
 from requant.report.night import StageRow, StageState, headline
 from requant.store import StageRecord, Store, artifact_of, locked, touch_record

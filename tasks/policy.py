@@ -20,8 +20,10 @@ from tenacity import (
 
 from requant.config import Config, Section
 from requant.errors import ArtifactError, is_transient
+from requant.execution.key import StageKey
 from requant.execution.launcher import Launch, in_own_process
-from requant.execution.stage import Metrics, Stage, StageKey, perform
+from requant.execution.perform import perform
+from requant.execution.stage import Metrics, Stage
 from requant.store import StageRecord, Store, artifact_of, read_record
 from tasks import tracking
 from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy

@@ -8,8 +8,9 @@ import yaml
 
 from flows.incremental_training import chain
 from requant.config import Config
+from requant.execution.key import stage_key
 from requant.execution.past_nights import past_of
-from requant.execution.stage import perform, stage_key
+from requant.execution.perform import perform
 from requant.store import StageRecord, Store, artifact_of
 from tasks.policy import StageTask
 

@@ -11,15 +11,7 @@ from urllib.parse import quote
 from requant.errors import ConfigError
 from requant.names import TAG_CHARACTERS, tracking_key, tracking_value
 from requant.report.notes import Crumb, NightLine, flat, night_note
-from tasks.tracking.connection import (
-    SQLITE,
-    TrackingRun,
-    page,
-    preload,
-    probe,
-    reaching,
-    transient,
-)
+from tasks.tracking.connection import SQLITE, TrackingRun, page, preload, probe, reaching, transient
 from tasks.tracking.models import NOTE
 from tasks.tracking.runs import CACHE, DIGEST, HEADLINE, STAGE, Status, open_run
 

@@ -10,7 +10,8 @@ from prefect import flow
 from requant.config import Config
 from requant.config.sections import Section
 from requant.errors import TerminalError, TransientError
-from requant.execution.stage import Metrics, Stage, StageContext, stage_key
+from requant.execution.key import stage_key
+from requant.execution.stage import Metrics, Stage, StageContext
 from requant.store import Store
 from tasks import tracking
 from tasks.policy import Night, run_stage_task, stage_task

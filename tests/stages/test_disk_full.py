@@ -13,8 +13,10 @@ from conftest import SilentReporter
 from verb_stage import Verb
 
 from requant.errors import TerminalError
+from requant.execution.key import stage_key
 from requant.execution.launcher import Launch, in_own_process
-from requant.execution.stage import Metrics, Stage, StageContext, perform, stage_key
+from requant.execution.perform import perform
+from requant.execution.stage import Metrics, Stage, StageContext
 from requant.store import Store, verify
 from requant.store.gc import find_garbage
 

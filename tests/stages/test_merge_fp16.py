@@ -26,12 +26,7 @@ from requant.merging import (
     write_dequantized,
     write_plan,
 )
-from requant.merging.proof import (
-    Parity,
-    check_parity,
-    check_result,
-    measure_parity,
-)
+from requant.merging.proof import Parity, check_parity, check_result, measure_parity
 from requant.merging.rounding import Rounding, check_rounding
 from requant.merging.stream import Change
 from requant.merging.updates import interpolated

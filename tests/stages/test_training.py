@@ -12,10 +12,7 @@ from chain import child_process
 from conftest import STEPS, KillAtStep5, SilentReporter, make_context
 from safetensors.torch import load_file
 
-from requant.config.sections import (
-    ContinueTrain,
-    TrainAdapter,
-)
+from requant.config.sections import ContinueTrain, TrainAdapter
 from requant.errors import ContractError, TerminalError
 from requant.models.provenance import read_provenance, weights_digest
 from requant.stages import continue_train, train_adapter

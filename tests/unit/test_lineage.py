@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 
 from requant.errors import ArtifactError
-from requant.report.lineage import (
-    causes_first,
-    lineage_html,
-    lineage_tree,
-    tree_lines,
-)
+from requant.report.lineage import causes_first, lineage_html, lineage_tree, tree_lines
 from requant.report.notes import MAX_LED_TO, Crumb, breadcrumb, flat, model_note, with_led_to
 from requant.store import StageRecord, Store
 from tests.nights import make_night

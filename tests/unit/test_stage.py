@@ -16,17 +16,11 @@ import pytest
 
 from requant.config.sections import Evaluate, Optimisation, Section
 from requant.errors import ArtifactError, TerminalError, TransientError, is_transient
+from requant.execution.key import StageKey, stage_key
+from requant.execution.perform import perform
 from requant.execution.plan import explain_last_run, key_difference, plan_stage
-from requant.execution.stage import Metrics, Stage, StageContext, StageKey, perform, stage_key
-from requant.store import (
-    Store,
-    artifact_of,
-    check_sizes,
-    locks,
-    publish,
-    read_record,
-    verify,
-)
+from requant.execution.stage import Metrics, Stage, StageContext
+from requant.store import Store, artifact_of, check_sizes, locks, publish, read_record, verify
 from requant.store.attempts import in_progress, read_attempt
 from requant.store.gc import collect, find_garbage
 

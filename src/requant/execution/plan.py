@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from requant.config import Config, Section
+from requant.execution.key import StageKey, stage_key
 from requant.execution.past_nights import past_of
-from requant.execution.stage import Stage, StageKey, stage_key
+from requant.execution.stage import Stage
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
 from requant.store.attempts import all_attempts, in_words, read_attempt
 

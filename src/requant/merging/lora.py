@@ -5,23 +5,9 @@ import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from requant.adapters.folder import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    Adapter,
-    is_one,
-    locate,
-    split_names,
-)
+from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, Adapter, is_one, locate, split_names
 from requant.errors import ContractError
-from requant.merging.updates import (
-    Apply,
-    LowRank,
-    Update,
-    chained,
-    merge_low_rank,
-    square_of,
-)
+from requant.merging.updates import Apply, LowRank, Update, chained, merge_low_rank, square_of
 from requant.merging.whole_tensors import stored_updates, with_token_rows
 from requant.models.headers import TensorHeader
 from requant.models.pairing import some

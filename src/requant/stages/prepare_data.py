@@ -16,14 +16,7 @@ from requant.corpus import corpus_digest, topics
 from requant.data.chat_template import write_rules
 from requant.data.formats import Row
 from requant.data.rows import write_jsonl
-from requant.data.sources import (
-    Sources,
-    night_rows,
-    read_sources,
-    require,
-    rules_of,
-    split_rows,
-)
+from requant.data.sources import Sources, night_rows, read_sources, require, rules_of, split_rows
 from requant.errors import ConfigError
 from requant.evaluation.tasks import night_documents, write_choice_task, write_perplexity_task
 from requant.execution.stage import Metrics, Stage, StageContext
