@@ -21,8 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from requant.config.base import FolderBase
+from requant.config.data import FilesData
 from requant.config.loading import load_config
-from requant.config.sections import FilesData, FolderBase
 from requant.corpus import docstrings, instruction
 from requant.serving.deploy import answer
 from requant.store import Store, all_records

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from requant.canonical import digest_of
 from requant.config import Config
 from requant.errors import ConfigError, ContractError
-from requant.models.load import resolve_device
+from requant.models.device import resolve_device
 from requant.serving.deploy import Release, act, check_release
 from requant.store import Store, locked
 from requant.store.objects import write_durably

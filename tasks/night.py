@@ -16,8 +16,9 @@ from requant.errors import ConfigError, RequantError
 from requant.execution.key import stage_key
 from requant.execution.past_nights import TAKES_PAST, lost_datasets, past_of
 from requant.execution.progress import done_line
-from requant.models.load import resolve_device
-from requant.report.night import StageRow, StageState, headline
+from requant.models.device import resolve_device
+from requant.report.headline import headline
+from requant.report.night import StageRow, StageState
 from requant.store import StageRecord, Store, artifact_of, locked, touch_record
 from requant.store.locks import acquire, whose
 from tasks import tracking

@@ -15,8 +15,9 @@ from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
 from requant.models.folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
+from requant.report.headline import headline
 from requant.report.lineage import lineage_html
-from requant.report.night import StageRow, StageState, headline, night_report
+from requant.report.night import StageRow, StageState, night_report
 from requant.stages.evaluate import CHAIN
 from requant.store import StageRecord, Store
 from requant.store.objects import write_durably

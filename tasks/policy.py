@@ -165,7 +165,7 @@ def _execute(
     key: StageKey,
     inputs: Mapping[str, StageResult],
 ) -> StageResult:
-    from requant.models.load import resolve_device
+    from requant.models.device import resolve_device
 
     run = tracking.open_stage(night.parent, stage.name)
     try:

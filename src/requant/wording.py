@@ -1,5 +1,6 @@
 """How values, lists and times are put into messages."""
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -26,3 +27,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+NAMED = 5
+"""Tensors named in an error before the rest is counted."""
+
+
+def some(names: Iterable[str]) -> str:
+    """Name the first few and count the rest."""
+    listed = list(names)
+    rest = len(listed) - NAMED
+    return ", ".join(listed[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from requant.errors import TransientError
 from requant.names import TAG_CHARACTERS, markdown_block, tracking_key, tracking_value
-from requant.report.night import headline
+from requant.report.headline import headline
 from requant.report.notes import flat, stage_note
 from requant.store import StageRecord, Store
 from tasks.tracking.connection import TrackingRun, page, probe, public, reaching, transient

@@ -10,7 +10,7 @@ from datasets import Dataset
 from test_incremental_training import requant, states
 
 from requant.config import STAGE_NAMES
-from requant.config.sections import PrepareBase
+from requant.config.base import PrepareBase
 from requant.corpus import docstrings, instruction
 from requant.execution.stage import StageContext
 from requant.stages import prepare_base

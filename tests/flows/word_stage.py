@@ -8,7 +8,7 @@ from chain import micro_config
 from prefect import flow
 
 from requant.config import Config
-from requant.config.sections import Section
+from requant.config.section import Section
 from requant.errors import TerminalError, TransientError
 from requant.execution.key import stage_key
 from requant.execution.stage import Metrics, Stage, StageContext

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from requant.config.sections import (
-    Optimisation,
-    PrepareBase,
-    PrepareData,
-    QuantizeBase,
-    TrainAdapter,
-)
+from requant.config.base import PrepareBase
+from requant.config.data import PrepareData
+from requant.config.quantizing import QuantizeBase
+from requant.config.training import Optimisation, TrainAdapter
 from requant.execution.stage import StageContext
 
 MICRO_BASE = {

@@ -11,11 +11,12 @@ import torch
 from conftest import make_context
 from safetensors.torch import load_file, save_file
 
-from requant.config.sections import PrepareBase
+from requant.config.base import PrepareBase
 from requant.errors import ConfigError
 from requant.models.base_folder import check_base, inspect_base
 from requant.models.folder import INDEX_NAME, stored_dtype
-from requant.models.load import load_model, load_tokenizer
+from requant.models.load import load_model
+from requant.models.tokenizer import load_tokenizer
 from requant.stages import prepare_base
 from requant.store import describe
 
@@ -239,7 +240,8 @@ def llama2(folder: Path) -> Path:
 
 def test_a_sentencepiece_file_alone_becomes_a_tokenizer(llama2: Path, tmp_path: Path) -> None:
     pytest.importorskip("sentencepiece")
-    from requant.models.pairing import check_model_folder, token_ids, tokenizer_digest
+    from requant.models.pairing import check_model_folder
+    from requant.models.tokenizer import token_ids, tokenizer_digest
 
     out, _, said = prepared(llama2, tmp_path / "stage")
     assert said == ["made tokenizer.json from the tokenizer's older files"]

@@ -11,7 +11,7 @@ import pytest
 from chain import child_process
 from conftest import STEPS, KillAtStep5, make_context
 
-from requant.config.sections import TrainAdapter
+from requant.config.training import TrainAdapter
 from requant.stages import train_adapter
 from requant.store import describe
 

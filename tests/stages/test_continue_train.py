@@ -12,7 +12,8 @@ from conftest import STEPS, make_context
 from safetensors.torch import load_file, save_file
 
 from requant.comparison.folders import batches_for, folder_loss
-from requant.config.sections import ContinueTrain, RequantizeGptq
+from requant.config.quantizing import RequantizeGptq
+from requant.config.training import ContinueTrain
 from requant.errors import ContractError, ParityError
 from requant.merging.trained import tied_names, write_trained
 from requant.models.folder import INDEX_NAME, MASTER_NAME, served_dtype

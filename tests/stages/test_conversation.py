@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from requant.data.chat_template import Rules
 from requant.data.samples import Encoded, check_rows, encode_rows
 from requant.data.turns import IGNORED
-from requant.models.load import load_tokenizer
+from requant.models.tokenizer import load_tokenizer
 
 TALK: list[dict[str, Any]] = [
     {"role": "system", "content": "Be brief."},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scipy.stats import ttest_rel
 
-from requant.config.sections import Evaluate
+from requant.config.evaluation import Evaluate
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.evaluation.lm_eval import DocumentScore, paired
 from requant.stages import evaluate
@@ -86,7 +86,8 @@ def test_the_log_likelihood_is_the_models_own(
 ) -> None:
     import torch
 
-    from requant.models.load import load_model, load_tokenizer
+    from requant.models.load import load_model
+    from requant.models.tokenizer import load_tokenizer
 
     line = (tiny_data / "evaluation" / "heldout_perplexity.jsonl").read_text().splitlines()[0]
     tokenizer, model = load_tokenizer(tiny_base), load_model(tiny_base, "cpu")

@@ -7,10 +7,11 @@ import pytest
 import torch
 from conftest import make_context
 
-from requant.config.sections import Optimisation
+from requant.config.training import Optimisation
 from requant.data.chat_template import RULES_NAME
 from requant.data.samples import encode_data
-from requant.models.load import load_model, load_tokenizer
+from requant.models.load import load_model
+from requant.models.tokenizer import load_tokenizer
 from requant.training.fine_tune import fine_tune
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from chain import micro_config
 
-from requant.config.sections import QuantizeBase, RequantizeGptq
+from requant.config.quantizing import QuantizeBase, RequantizeGptq
 from requant.errors import ContractError
 from requant.models.headers import logical_shapes, read_headers
 from requant.models.load import load_model

@@ -15,7 +15,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from requant.comparison.folders import batches_for
-from requant.config.sections import MergeFp16, QuantizeBase, TrainAdapter
+from requant.config.merge import MergeFp16
+from requant.config.quantizing import QuantizeBase
+from requant.config.training import TrainAdapter
 from requant.errors import ContractError, ParityError
 from requant.merging import (
     MergePlan,
@@ -26,9 +28,9 @@ from requant.merging import (
     write_dequantized,
     write_plan,
 )
+from requant.merging.change import Change
 from requant.merging.proof import Parity, check_parity, check_result, measure_parity
 from requant.merging.rounding import Rounding, check_rounding
-from requant.merging.stream import Change
 from requant.merging.updates import interpolated
 from requant.merging.vocabulary import Vocabulary
 from requant.models.load import load_model

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from chain import micro_config
 
-from requant.config.sections import PrepareBase
+from requant.config.base import PrepareBase
 from requant.errors import ConfigError
 from requant.preflight.base import base_problems
 from requant.stages import prepare_base

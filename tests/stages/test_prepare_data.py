@@ -7,7 +7,7 @@ import pytest
 import yaml
 from chain import micro_config
 
-from requant.config.sections import PrepareData
+from requant.config.data import PrepareData
 from requant.corpus import corpus_digest
 from requant.data.chat_template import Rules, read_rules
 from requant.data.sources import night_rows, read_sources, split_rows

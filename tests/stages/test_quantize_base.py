@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from requant.config.sections import MergeFp16, Optimisation, QuantizeBase, TrainAdapter
+from requant.config.merge import MergeFp16
+from requant.config.quantizing import QuantizeBase
+from requant.config.training import Optimisation, TrainAdapter
 from requant.errors import ArtifactError, ConfigError, ContractError, ParityError
+from requant.models.config import quantization_of
 from requant.models.folder import INDEX_NAME
 from requant.models.headers import read_headers
-from requant.models.load import import_gptqmodel, load_model, load_tokenizer, quantization_of
+from requant.models.load import import_gptqmodel, load_model
+from requant.models.tokenizer import load_tokenizer
 from requant.stages import merge_fp16, quantize_base, train_adapter
 from requant.stages.quantize_base import check_fidelity
 from requant.store.manifest import describe

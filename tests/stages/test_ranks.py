@@ -6,7 +6,8 @@ import pytest
 import verb_stage
 from conftest import SilentReporter, make_context
 
-from requant.config.sections import Optimisation, QuantizeBase, TrainAdapter
+from requant.config.quantizing import QuantizeBase
+from requant.config.training import Optimisation, TrainAdapter
 from requant.errors import TransientError
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.stage import Stage

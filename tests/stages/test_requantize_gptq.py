@@ -9,10 +9,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from requant.comparison.folders import size_ratio
-from requant.config.sections import RequantizeGptq
+from requant.config.quantizing import RequantizeGptq
 from requant.data.samples import read_rows
 from requant.errors import ConfigError, ContractError, ParityError
-from requant.models.load import load_tokenizer
+from requant.models.tokenizer import load_tokenizer
 from requant.quantization.calibration import sample_calibration
 from requant.stages import requantize_gptq
 from requant.store.manifest import describe

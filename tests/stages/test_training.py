@@ -12,13 +12,14 @@ from chain import child_process
 from conftest import STEPS, KillAtStep5, SilentReporter, make_context
 from safetensors.torch import load_file
 
-from requant.config.sections import ContinueTrain, TrainAdapter
+from requant.config.training import ContinueTrain, TrainAdapter
 from requant.errors import ContractError, TerminalError
 from requant.models.provenance import read_provenance, weights_digest
 from requant.stages import continue_train, train_adapter
 from requant.stages.continue_train import find_blocks, select_trainable
 from requant.store import describe
-from requant.training.fine_tune import check_gradients, last_checkpoint, mark_complete
+from requant.training.checkpoints import last_checkpoint, mark_complete
+from requant.training.fine_tune import check_gradients
 
 
 def test_the_adapter_learns_and_names_no_path(trained) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from requant.config.sections import Section
+from requant.config.section import Section
 from requant.errors import ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models
 
 from requant.errors import ArtifactError, ContractError, TerminalError
-from requant.models.pairing import check_model_folder, check_pairing, tokenizer_digest
+from requant.models.pairing import check_model_folder, check_pairing
+from requant.models.tokenizer import tokenizer_digest
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 32, 64, 8
 DOWN = "model.layers.0.mlp.down_proj"

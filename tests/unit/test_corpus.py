@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from requant.config.sections import StdlibData
+from requant.config.data import StdlibData
 from requant.corpus import (
     base_conversations,
     base_documents,

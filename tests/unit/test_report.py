@@ -7,14 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from requant.report.drawing import CURVE_HEIGHT, CURVE_WIDTH, drawn_curve
+from requant.report.headline import figure, headline
 from requant.report.night import (
-    CURVE_HEIGHT,
-    CURVE_WIDTH,
     ROUNDING,
     StageRow,
-    drawn_curve,
-    figure,
-    headline,
     night_report,
     score_table,
 )

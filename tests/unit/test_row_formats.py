@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from requant.config.sections import Columns
+from requant.config.data import Columns
 from requant.data.files import count_ignored, describe, read_file
 from requant.data.formats import parse_row
 from requant.data.rows import answer, normalised, question

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from requant.config.sections import Evaluate, Optimisation, Section
+from requant.config.evaluation import Evaluate
+from requant.config.section import Section
+from requant.config.training import Optimisation
 from requant.errors import ArtifactError, TerminalError, TransientError, is_transient
 from requant.execution.key import StageKey, stage_key
 from requant.execution.perform import perform

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from requant.errors import ContractError
 from requant.json_file import read_object
 from requant.models.headers import TensorHeader, read_shard_header
-from requant.models.pairing import some
+from requant.wording import some
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from requant.comparison.divergence import Fidelity
-    from requant.config.sections import MergeFp16
+    from requant.config.merge import MergeFp16
 
 Text = Annotated[
     Path | None,
@@ -71,7 +71,7 @@ def merge(
             plan_request,
             unproved,
         )
-        from requant.models.load import resolve_device
+        from requant.models.device import resolve_device
 
         request = Request(
             base=base,
@@ -120,8 +120,9 @@ def compare(
         from requant.comparison.folders import folder_log_probs, on_disk
         from requant.comparison.text import file_batches
         from requant.errors import ConfigError, ContractError
-        from requant.models.load import read_model_config, resolve_device
-        from requant.models.pairing import same_tokens
+        from requant.models.config import read_model_config
+        from requant.models.device import resolve_device
+        from requant.models.tokenizer import same_tokens
 
         for folder in (a, b):
             if not folder.is_dir():
@@ -145,7 +146,7 @@ def compare(
 def _limits(given: "Sequence[str]") -> "MergeFp16":
     from pydantic import ValidationError
 
-    from requant.config.sections import MergeFp16
+    from requant.config.merge import MergeFp16
     from requant.errors import ConfigError
 
     names = [name for name in MergeFp16.model_fields if "max_" in name or "min_" in name]

@@ -21,15 +21,11 @@ from requant.data.samples import placed, read_rows
 from requant.data.turns import IGNORED
 from requant.execution.progress import told
 from requant.execution.stage import Reporter
+from requant.models.device import clear_memory, compute_dtype
 from requant.models.folder import served_dtype
 from requant.models.headers import TORCH_NAMES, read_headers
-from requant.models.load import (
-    clear_memory,
-    compute_dtype,
-    load_model,
-    load_tokenizer,
-    with_adapters,
-)
+from requant.models.load import load_model, with_adapters
+from requant.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import torch

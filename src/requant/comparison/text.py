@@ -4,12 +4,11 @@ from pathlib import Path
 
 from requant.comparison.divergence import Batch, held_out_batches, text_batches
 from requant.comparison.folders import FIDELITY_TOKENS
-from requant.config.sections import Columns
+from requant.config.data import Columns
 from requant.data.files import read_file
 from requant.data.plain_text import chunks
 from requant.errors import ConfigError, ContractError
-from requant.models.load import load_tokenizer
-from requant.models.pairing import chat_template
+from requant.models.tokenizer import chat_template, load_tokenizer
 
 
 def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:

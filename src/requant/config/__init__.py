@@ -5,19 +5,15 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from requant.config.base import PrepareBase
+from requant.config.data import PrepareData
+from requant.config.evaluation import Evaluate
 from requant.config.fit import check_stages_fit
+from requant.config.merge import MergeFp16
 from requant.config.operations import Deploy, Promote, Runtime, Tracking
-from requant.config.sections import (
-    ContinueTrain,
-    Evaluate,
-    MergeFp16,
-    PrepareBase,
-    PrepareData,
-    QuantizeBase,
-    RequantizeGptq,
-    Section,
-    TrainAdapter,
-)
+from requant.config.quantizing import QuantizeBase, RequantizeGptq
+from requant.config.section import Section
+from requant.config.training import ContinueTrain, TrainAdapter
 
 StageName = Literal[
     "prepare_data",

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from requant.config.sections import UNMERGEABLE_METHODS, StdlibData
+from requant.config.data import StdlibData
 from requant.config.task_names import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
@@ -10,6 +10,7 @@ from requant.config.task_names import (
     PAST_PERPLEXITY,
     RESPONSE_CHOICE,
 )
+from requant.config.training import UNMERGEABLE_METHODS
 
 if TYPE_CHECKING:
     from requant.config import Config

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from requant.config.sections import Positive, Relative, Section
+from requant.config.section import Positive, Relative, Section
 
 
 class Promote(Section):

@@ -38,8 +38,6 @@ SKIPPED_PREFIXES = ("_sysconfigdata", "config-", "__phello__", "sitecustomize", 
 # The base learns from this share of the modules; the nights and the held-out part take the others,
 # so that what is held out is unseen by every model of the chain.
 BASE_SHARE = 0.5
-
-# Of the base's modules, shown to it as questions and answers instead of plain text.
 CONVERSATION_SHARE = 0.25
 
 SUMMARY_CHARACTERS = range(24, 501)

@@ -13,7 +13,7 @@ from requant.errors import ConfigError, ContractError
 from requant.wording import shown
 
 if TYPE_CHECKING:
-    from requant.config.sections import Columns, HubData
+    from requant.config.data import Columns, HubData
 
 BOM = b"\xef\xbb\xbf"
 

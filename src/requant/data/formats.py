@@ -18,7 +18,7 @@ from requant.errors import ContractError
 from requant.wording import shown
 
 if TYPE_CHECKING:
-    from requant.config.sections import Columns
+    from requant.config.data import Columns
 
 Row = Mapping[str, Any]
 """`{"messages": [...]}`, with `tools` where the row names some, or `{"text": "..."}`."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.config.sections import FilesData, PrepareData, StdlibData
+from requant.config.data import FilesData, PrepareData, StdlibData
 from requant.corpus import Docstring, bucket, docstrings, in_base, instruction
 from requant.data.chat_template import Rules
 from requant.data.files import count_ignored, describe, read_file, read_hub

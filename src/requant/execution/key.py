@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from requant.canonical import digest_of
-from requant.config.sections import Section
+from requant.config.section import Section
 from requant.execution.stage import Stage
 from requant.store import ArtifactRef
 

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from pydantic import BaseModel
 
 import requant.errors
-from requant.config.sections import Section
+from requant.config.section import Section
 from requant.errors import RequantError, TerminalError, TransientError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.machine.processes import end, spawn

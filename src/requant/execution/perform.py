@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-from requant.config.sections import Section
+from requant.config.section import Section
 from requant.errors import ContractError, TerminalError, is_disk_full
 from requant.execution.key import StageKey
 from requant.execution.stage import Metrics, Reporter, Stage, StageContext

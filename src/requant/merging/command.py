@@ -11,18 +11,18 @@ from secrets import token_hex
 from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from requant.canonical import canonical_json
 from requant.comparison.divergence import Batch
-from requant.config.sections import MergeFp16
+from requant.config.merge import MergeFp16
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics
 from requant.json_file import read_object
+from requant.merging.change import Change
 from requant.merging.plan import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
 from requant.merging.proof import check_parity, check_result, measure_parity, stored_in
 from requant.merging.rounding import check_rounding, measure_rounding
-from requant.merging.stream import Change
+from requant.models.config import quantization_of, read_model_config
 from requant.models.finite import check_finite
 from requant.models.folder import MERGE_NAME
 from requant.models.headers import weight_files
-from requant.models.load import quantization_of, read_model_config
 from requant.models.pairing import check_pairing, check_weights
 from requant.models.provenance import check_provenance, read_provenance, weights_digest
 

@@ -16,7 +16,7 @@ from requant.models.folder import (
     set_fields,
 )
 from requant.models.headers import headers_of, weight_files
-from requant.models.pairing import chat_template
+from requant.models.tokenizer import chat_template
 
 
 def write_companions(

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from requant.errors import ContractError
 from requant.merging.updates import Apply, Update
+from requant.models.config import quantization_of, read_model_config
 from requant.models.headers import NF4_STATE, TensorHeader, read_headers
-from requant.models.load import quantization_of, read_model_config
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from requant.errors import ContractError
 from requant.merging.updates import Apply, LowRank, Update, chained, merge_low_rank, square_of
 from requant.merging.whole_tensors import stored_updates, with_token_rows
 from requant.models.headers import TensorHeader
-from requant.models.pairing import some
+from requant.wording import some
 
 
 def lora_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict[str, Update]:

@@ -10,17 +10,18 @@ from typing import Any
 from requant.adapters.folder import Adapter, is_additive, read_adapter
 from requant.combination import Combination
 from requant.errors import ContractError, ParityError
+from requant.merging.change import Change
 from requant.merging.combine import BY_ROWS, MEANS, combined_updates
 from requant.merging.companions import write_companions
 from requant.merging.dequantize import dequantized_updates
 from requant.merging.lora import lora_updates
-from requant.merging.stream import Change, write_merged
+from requant.merging.stream import write_merged
 from requant.merging.updates import Update, interpolated
 from requant.merging.vocabulary import Vocabulary, is_vocabulary, settle_vocabulary
 from requant.merging.whole_tensors import stored_updates, with_token_rows
+from requant.models.config import read_model_config
 from requant.models.headers import TORCH_NAMES, TensorHeader, read_headers
-from requant.models.load import read_model_config
-from requant.models.pairing import some
+from requant.wording import some
 
 
 @dataclass(frozen=True)

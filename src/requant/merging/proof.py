@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from requant.comparison.divergence import Batch, compare_log_probs, exceeds
 from requant.comparison.folders import folder_log_probs
-from requant.config.sections import MergeFp16
+from requant.config.merge import MergeFp16
 from requant.errors import ParityError
 from requant.execution.progress import told
 from requant.execution.stage import Metrics, Reporter
+from requant.merging.change import Change
 from requant.merging.module_outputs import PROBES, ModuleChange, watch_modules
 from requant.merging.rounding import Rounding, check_rounding, rounding_of
-from requant.merging.stream import Change
 from requant.models.headers import TORCH_NAMES, read_headers
-from requant.models.pairing import some
+from requant.wording import some
 
 if TYPE_CHECKING:
     import torch

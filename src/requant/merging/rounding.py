@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from requant.comparison.divergence import Batch, Fidelity, compare_log_probs, exceeds
 from requant.comparison.folders import folder_log_probs
-from requant.config.sections import ContinueTrain, MergeFp16
+from requant.config.merge import MergeFp16
+from requant.config.training import ContinueTrain
 from requant.errors import ParityError
 from requant.execution.progress import told
 from requant.execution.stage import Metrics, Reporter

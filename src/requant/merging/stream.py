@@ -10,95 +10,38 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.errors import ArtifactError, ContractError, ParityError
-from requant.merging.updates import Apply, Update
+from requant.errors import ArtifactError, ContractError
+from requant.merging.change import Change
+from requant.merging.rows import Output, item_bytes, merge_rows, unchanged
+from requant.merging.updates import Update
 from requant.models.headers import (
     SAFETENSORS_NAMES,
     TORCH_NAMES,
     ShardHeader,
-    TensorHeader,
     read_shard_header,
     weight_files,
 )
 
 if TYPE_CHECKING:
-    import torch
+    pass
+
 
 BLOCK_WEIGHTS = 1 << 18
 """1 MiB in float32: a block and its three temporaries stay in a core's second-level cache."""
+
 BLOCKS_PER_JOB = 8
 """They go through the same memory: fresh pages for each would cost as much as the arithmetic."""
+
 COPY_BYTES = 16 << 20
 """Per call to the kernel; small enough that the cores share a large tensor."""
+
 QUEUED_PER_CORE = 4
 """Blocks that wait: enough that no core is idle, few enough that memory does not grow."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """What merging did to one tensor, or to a part of it."""
-
-    update: float = 0.0
-    """Squared norm of what the adapter adds, before rounding."""
-    error: float = 0.0
-    """Squared norm of what rounding takes from it."""
-    moved: float = 0.0
-    """Squared norm of what is stored less what it starts from."""
-    changed: int = 0
-    """Weights that are another number than in the model merged into, as it would be stored."""
-    weights: int = 0
-
-    def __add__(self, other: "Change") -> "Change":
-        return Change(
-            self.update + other.update,
-            self.error + other.error,
-            self.moved + other.moved,
-            self.changed + other.changed,
-            self.weights + other.weights,
-        )
-
-    @property
-    def rounding_ratio(self) -> float:
-        """Norm of the rounding error over the norm of the update; 0 without an update."""
-        return float((self.error / self.update) ** 0.5) if self.update else 0.0
-
-    @property
-    def kept_share(self) -> float:
-        """Share of the update that is still there after rounding; 1 without an update.
-
-        <M - W, D> / ||D||^2 of start W, update D and stored M, by polarization from the three
-        norms. Rounding to nearest drops what is below half a step of the dtype, so it may be far
-        below 1: it is no unbiased noise.
-        """
-        return (self.moved + self.update - self.error) / (2 * self.update) if self.update else 1.0
-
-    @property
-    def noise_ratio(self) -> float:
-        """Norm of the part of the rounding error that is orthogonal to the update, over its norm.
-
-        0 without an update.
-        """
-        return float(max(0.0, self.rounding_ratio**2 - (1 - self.kept_share) ** 2) ** 0.5)
-
-    @property
-    def changed_share(self) -> float:
-        """Share of the weights that changed, 0 to 1."""
-        return self.changed / self.weights if self.weights else 0.0
-
-
-@dataclass(frozen=True)
-class _Output:
-    """One tensor as it will be written."""
-
-    name: str
-    source: TensorHeader
-    target: TensorHeader
-    update: Update | None
 
 
 def write_merged(
@@ -174,11 +117,11 @@ def _plan(
     updates: Mapping[str, Update],
     dtype: str | None,
     added: Mapping[str, str],
-) -> tuple[list[_Output], bytes]:
+) -> tuple[list[Output], bytes]:
     """Lay a shard out anew; where no tensor changes its size, its header is the original's."""
     sources = dict(header.tensors)
     sources |= {name: sources[twin] for name, twin in added.items() if twin in sources}
-    outputs: list[_Output] = []
+    outputs: list[Output] = []
     end = 0
     for name, source in sources.items():
         update = updates.get(name)
@@ -192,9 +135,9 @@ def _plan(
         shape = update.shape if update else source.shape
         size = source.end - source.start
         if (kind, shape) != (source.dtype, source.shape):
-            size = math.prod(shape) * _item_bytes(kind)
+            size = math.prod(shape) * item_bytes(kind)
         target = replace(source, dtype=kind, shape=shape, start=end, end=end + size)
-        outputs.append(_Output(name, source, target, update))
+        outputs.append(Output(name, source, target, update))
         end += size
     text = _header_bytes(header, outputs)
     shift = len(text)
@@ -205,7 +148,7 @@ def _plan(
     return shifted, text
 
 
-def _header_bytes(header: ShardHeader, outputs: Sequence[_Output]) -> bytes:
+def _header_bytes(header: ShardHeader, outputs: Sequence[Output]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": header.metadata} if header.metadata else {}
     entries |= {
         o.name: {
@@ -226,7 +169,7 @@ def _header_bytes(header: ShardHeader, outputs: Sequence[_Output]) -> bytes:
 Job = Callable[[], tuple[str, Change] | None]
 
 
-def _jobs(outputs: Iterable[_Output], source: int, target: int) -> Iterator[Job]:
+def _jobs(outputs: Iterable[Output], source: int, target: int) -> Iterator[Job]:
     # Of tensors that must be seen whole one at a time: each takes several times its size.
     alone = threading.Lock()
     for output in outputs:
@@ -234,7 +177,7 @@ def _jobs(outputs: Iterable[_Output], source: int, target: int) -> Iterator[Job]
             yield from _copies(output, source, target)
             continue
         update = output.update
-        apply = update.open() if update else _unchanged
+        apply = update.open() if update else unchanged
         start_of = update.open_start() if update and update.open_start else None
         square = update.open_square() if update and update.open_square else None
         rows, *others = output.target.shape or (1,)
@@ -243,7 +186,7 @@ def _jobs(outputs: Iterable[_Output], source: int, target: int) -> Iterator[Job]
         for start in range(0, rows, step * BLOCKS_PER_JOB):
             part = slice(start, min(start + step * BLOCKS_PER_JOB, rows))
             job = partial(
-                _merge_rows, output, start_of, apply, square, part, min(step, rows), source, target
+                merge_rows, output, start_of, apply, square, part, min(step, rows), source, target
             )
             yield job if by_rows else partial(_holding, alone, job)
 
@@ -253,7 +196,7 @@ def _holding(lock: threading.Lock, job: Job) -> tuple[str, Change] | None:
         return job()
 
 
-def _copies(output: _Output, source: int, target: int) -> Iterator[Job]:
+def _copies(output: Output, source: int, target: int) -> Iterator[Job]:
     for start in range(output.source.start, output.source.end, COPY_BYTES):
         count = min(COPY_BYTES, output.source.end - start)
         position = output.target.start + start - output.source.start
@@ -270,136 +213,6 @@ def _copy(source: int, start: int, target: int, position: int, count: int) -> No
         if not done:
             raise ArtifactError("a weights file got shorter while it was read; copy it anew")
         start, position, count = start + done, position + done, count - done
-
-
-def _unchanged(weight: "torch.Tensor", rows: slice) -> "torch.Tensor":
-    return weight
-
-
-def _merge_rows(
-    output: _Output,
-    start_of: Apply | None,
-    apply: Apply,
-    square: Callable[[slice], float] | None,
-    rows: slice,
-    step: int,
-    source: int,
-    target: int,
-) -> tuple[str, Change] | None:
-    """Merge some rows, a block of `step` of them at a time through the same memory."""
-    import torch
-
-    dtype = getattr(torch, TORCH_NAMES[output.target.dtype])
-    shape = (step, *output.target.shape[1:])
-    stored = torch.empty(shape, dtype=getattr(torch, TORCH_NAMES[output.source.dtype]))
-    weight, rounded = torch.empty(shape), torch.empty(shape, dtype=dtype)
-    difference = torch.empty(shape)
-    update = square(rows) if square else 0.0
-    error, moved, changed, weights = 0.0, 0.0, 0, 0
-    for start in range(rows.start, rows.stop, step):
-        part = slice(start, min(start + step, rows.stop))
-        count = part.stop - part.start
-        before = _read_rows(stored[:count], output.source, part, source)
-        begun, start_rows = weight[:count].copy_(before), before
-        if start_of is not None:
-            begun = start_of(begun, part).clone()
-            start_rows = begun.to(dtype, copy=True)
-        origin = before if start_of is None else begun.clone()
-        exact = apply(begun, part)
-        after = rounded[:count].copy_(exact)
-        _write_rows(after, output.target, part, target)
-        weights += after.numel()
-        changed += _count_different(start_rows, after)
-        if square is None:
-            update += _squared_distance(exact, origin)
-        error += _squared_distance(exact, after, ours=exact.data_ptr() == weight.data_ptr())
-        # In float32: two bfloat16 weights have a difference that bfloat16 does not hold.
-        stored_change = difference[:count].copy_(after).sub_(origin).view(-1)
-        moved += float(stored_change.dot(stored_change))
-    # A weight that is not finite makes both sums so; they may also just be too large.
-    if not math.isfinite(update + error + moved):
-        broken = not _is_finite(output.target, rows, target)
-        raise ParityError(
-            f"{output.name} is not finite as {dtype}; the training diverged (look at its loss)"
-            + (", or float16 overflowed: use bfloat16" if dtype == torch.float16 else "")
-            if broken
-            else f"{output.name}: the adapter moves it by more than the norm of a float32 tensor "
-            "can be; the training diverged (look at its loss)"
-        )
-    if output.update is None or not output.update.adapted:
-        return None
-    return output.name, Change(update, error, moved, changed, weights)
-
-
-def _squared_distance(a: "torch.Tensor", b: "torch.Tensor", *, ours: bool = False) -> float:
-    """Squared norm of a - b; where `a` is ours to overwrite it is worked out in its memory."""
-    flat = (a.sub_(b) if ours else a - b).view(-1)
-    return float(flat.dot(flat))
-
-
-def _is_finite(header: TensorHeader, rows: slice, file: int) -> bool:
-    """Look at rows that were written."""
-    import torch
-
-    shape = (rows.stop - rows.start, *header.shape[1:])
-    written = torch.empty(shape, dtype=getattr(torch, TORCH_NAMES[header.dtype]))
-    return bool(_read_rows(written, header, rows, file).isfinite().all())
-
-
-def _count_different(before: "torch.Tensor", after: "torch.Tensor") -> int:
-    import numpy as np
-    import torch
-
-    if before.dtype == after.dtype:
-        # As integers and in numpy: torch compares 16-bit floats ten times slower.
-        whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[before.dtype.itemsize]
-        pair = before.view(whole).numpy(), after.view(whole).numpy()
-        return int(np.count_nonzero(np.not_equal(*pair)))
-    return int((after != before).count_nonzero())
-
-
-def _read_rows(
-    into: "torch.Tensor", header: TensorHeader, rows: slice, file: int
-) -> "torch.Tensor":
-    """Read rows of a tensor; those past its end are zero."""
-    position, count = _extent(header, rows)
-    data = _bytes_of(into)
-    data[count:] = bytes(len(data) - count)
-    data = data[:count]
-    while data:
-        done = os.preadv(file, [data], position)
-        if not done:
-            raise ArtifactError("a weights file got shorter while it was read; copy it anew")
-        data, position = data[done:], position + done
-    return into
-
-
-def _write_rows(rows: "torch.Tensor", header: TensorHeader, part: slice, file: int) -> None:
-    position, _ = _extent(header, part)
-    data = _bytes_of(rows)
-    while data:
-        done = os.pwrite(file, data, position)
-        data, position = data[done:], position + done
-
-
-def _extent(header: TensorHeader, rows: slice) -> tuple[int, int]:
-    """Return where rows begin in the file, and how many bytes of them it holds."""
-    stored = header.shape[0] if header.shape else 1
-    row_bytes = (header.end - header.start) // max(1, stored)
-    count = max(0, min(rows.stop, stored) - rows.start)
-    return header.start + rows.start * row_bytes, count * row_bytes
-
-
-def _bytes_of(tensor: "torch.Tensor") -> memoryview:
-    import torch
-
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
-
-
-def _item_bytes(kind: str) -> int:
-    import torch
-
-    return int(getattr(torch, TORCH_NAMES[kind]).itemsize)
 
 
 def _in_pool(

@@ -7,12 +7,13 @@ from typing import Any
 
 from requant.adapters.folder import locate
 from requant.errors import ContractError
+from requant.merging.change import Change
 from requant.merging.companions import write_companions
-from requant.merging.stream import Change, write_merged
+from requant.merging.stream import write_merged
 from requant.merging.updates import Update, replaced
 from requant.models.headers import TORCH_NAMES, TensorHeader, read_headers
-from requant.models.pairing import some
 from requant.models.skeleton import read_skeleton
+from requant.wording import some
 
 
 def write_trained(

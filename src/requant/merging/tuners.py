@@ -13,7 +13,7 @@ from requant.adapters.folder import PREFIX, WEIGHTS_NAME, Adapter, locate
 from requant.errors import ContractError
 from requant.merging.updates import Apply, Update
 from requant.models.headers import TensorHeader
-from requant.models.pairing import some
+from requant.wording import some
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from requant.errors import ContractError
 from requant.merging.updates import Update
 from requant.merging.whole_tensors import EMBEDDINGS, find_weight, token_rows
 from requant.models.headers import TensorHeader
-from requant.models.pairing import has_tokenizer, token_ids, tokenizer_digest
+from requant.models.tokenizer import has_tokenizer, token_ids, tokenizer_digest
 
 OUTPUT_LAYERS = ("lm_head", "embed_out")
 COMPARED_ROWS = 4096

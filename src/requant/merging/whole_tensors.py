@@ -17,7 +17,7 @@ from requant.adapters.folder import (
 from requant.errors import ContractError
 from requant.merging.updates import Apply, Update, chained, replaced
 from requant.models.headers import TensorHeader
-from requant.models.pairing import some
+from requant.wording import some
 
 if TYPE_CHECKING:
     import torch

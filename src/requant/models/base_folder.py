@@ -10,12 +10,13 @@ from typing import Any
 
 from requant.errors import ConfigError, RequantError
 from requant.json_file import read_object
+from requant.models.config import read_model_config
 from requant.models.folder import INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
-from requant.models.load import load_tokenizer, read_model_config
-from requant.models.pairing import some
 from requant.models.skeleton import Skeleton, loading_problems, one_line, read_skeleton
+from requant.models.tokenizer import load_tokenizer
 from requant.store.manifest import MANIFEST_NAME
+from requant.wording import some
 
 # What makes a model: weights without pickles, configuration, tokenizer, template, licence.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")

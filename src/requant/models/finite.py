@@ -5,7 +5,7 @@ from pathlib import Path
 
 from requant.errors import ConfigError
 from requant.models.headers import TORCH_NAMES, read_shard_header
-from requant.models.pairing import some
+from requant.wording import some
 
 
 def check_finite(origin: str, files: Iterable[Path]) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from requant.errors import ArtifactError
 from requant.json_file import read_object
+from requant.models.config import quantization_of
 from requant.models.folder import INDEX_NAME
-from requant.models.load import quantization_of
 
 Shape = tuple[int, ...]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
@@ -11,96 +10,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from requant.errors import ArtifactError, ConfigError, ContractError
-from requant.json_file import read_object
+from requant.errors import ContractError
+from requant.models.config import quantization_of, read_model_config
+from requant.models.device import compute_dtype, device_index
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-Device = Literal["cpu", "cuda"]
-
-
-def resolve_device(device: str) -> Device:
-    """Turn the configured device into the one that is used.
-
-    Args:
-        device: auto, cpu or cuda; auto takes a GPU where there is one.
-
-    Raises:
-        ConfigError: If cuda is asked for and torch sees no GPU, or on any other name.
-    """
-    if device == "cpu":
-        return "cpu"
-    if device not in {"auto", "cuda"}:
-        raise ConfigError(f"runtime.device={device!r}: expected auto, cpu or cuda")
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    if device == "cuda":
-        raise ConfigError(
-            f"runtime.device='cuda': torch {torch.__version__} sees no GPU; set it to auto or cpu, "
-            "or install the CUDA build of torch"
-        )
-    return "cpu"
-
-
-def compute_dtype(device: str) -> torch.dtype:
-    """The dtype models compute in: bfloat16 on cuda, float32 on cpu.
-
-    Matrix products in bfloat16 are many times slower than in float32 on a CPU without AVX512-BF16.
-    """
-    import torch
-
-    return torch.bfloat16 if device == "cuda" else torch.float32
-
-
-def read_model_config(folder: Path) -> dict[str, Any]:
-    """Return the content of a model folder's config.json.
-
-    Raises:
-        ArtifactError: If it is missing or not a JSON object.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        raise ArtifactError(f"{path}: is missing; {folder} is not a model folder")
-    return read_object(path)
-
-
-def quantization_of(config: dict[str, Any]) -> str | None:
-    """Name the quantization of a model from its config.json: nf4, int8, gptq, or None.
-
-    Raises:
-        ArtifactError: On a method requant cannot load.
-    """
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        return None
-    method = quantization.get("quant_method")
-    if method == "gptq":
-        return "gptq"
-    if method == "bitsandbytes":
-        return "nf4" if quantization.get("load_in_4bit") else "int8"
-    raise ArtifactError(
-        f"config.json: quantization_config.quant_method={method!r}; expected bitsandbytes or gptq"
-    )
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder, from its files only."""
-    with quiet_libraries():
-        from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-
-
-def _device_index(device: str) -> str | int:
-    import torch
-
-    return torch.cuda.current_device() if device == "cuda" else device
+    from transformers import PreTrainedModel
 
 
 def load_model(
@@ -143,7 +61,7 @@ def load_model(
             # 16-bit format.
             dtype="auto" if device == "cuda" and trainable else computed,
             # Of several ranks each has a GPU of its own.
-            device_map="auto" if spread else {"": _device_index(device)},
+            device_map="auto" if spread else {"": device_index(device)},
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -265,12 +183,3 @@ def quiet_libraries() -> Iterator[None]:
                     enable_progress_bar()
     finally:
         logging.disable(threshold)
-
-
-def clear_memory() -> None:
-    """Give memory of models that are no longer referenced back to the device."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ContractError
+from requant.models.config import read_model_config
 from requant.models.headers import TensorHeader, headers_of, weight_files
-from requant.models.load import quiet_libraries, read_model_config
-from requant.models.pairing import some
+from requant.models.load import quiet_libraries
+from requant.wording import some
 
 BUFFERS_OF_OLD_FILES = r"rotary_emb\.inv_freq|(^|\.)position_ids$"
 """Stored by older releases of transformers, computed by newer ones, which pass over them."""

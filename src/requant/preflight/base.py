@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from requant.config import Config
-from requant.config.sections import UNMERGEABLE_METHODS, FolderBase, HubBase, StdlibBase
+from requant.config.base import FolderBase, HubBase, StdlibBase
+from requant.config.training import UNMERGEABLE_METHODS
 from requant.models.base_folder import MODEL_FILES, check_base
+from requant.models.config import read_model_config
 from requant.models.headers import read_headers, weight_files
-from requant.models.load import read_model_config
-from requant.models.pairing import chat_template
 from requant.models.skeleton import empty_model, read_causal_config
+from requant.models.tokenizer import chat_template
 from requant.preflight.memory import stamps, unless_known
 from requant.preflight.problem import Problem
 from requant.quantization.quantizable import Layers, layers_of, quantizing_problems

@@ -6,21 +6,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.config import Config
-from requant.config.sections import Optimisation, StdlibData
+from requant.config.data import StdlibData
 from requant.config.task_names import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
     RESPONSE_CHOICE,
 )
+from requant.config.training import Optimisation
 from requant.data.formats import Row
 from requant.data.rows import Split
 from requant.data.samples import check_rows, nothing_left
 from requant.data.sources import night_rows, read_sources, rules_of, split_rows
 from requant.errors import RequantError, is_transient
 from requant.evaluation.tasks import night_documents
-from requant.models.load import load_tokenizer
-from requant.models.pairing import tokenizer_digest
+from requant.models.tokenizer import load_tokenizer, tokenizer_digest
 from requant.preflight.base import base_folder, needing_template
 from requant.preflight.evaluation import guards
 from requant.preflight.memory import unless_known

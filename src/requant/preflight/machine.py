@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from requant.config import Config
+from requant.config.base import FolderBase
 from requant.config.operations import CommandAction, CopyAction
-from requant.config.sections import FolderBase
+from requant.models.device import resolve_device
 from requant.models.headers import weight_files
-from requant.models.load import resolve_device
 from requant.preflight.problem import Problem
 
 MEBI = 2**20

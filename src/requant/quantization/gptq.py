@@ -12,16 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import ContractError
 from requant.execution.stage import Reporter
+from requant.models.config import read_model_config
+from requant.models.device import clear_memory, compute_dtype
 from requant.models.folder import stored_dtype
-from requant.models.load import (
-    clear_memory,
-    compute_dtype,
-    import_gptqmodel,
-    load_tokenizer,
-    quiet_libraries,
-    read_model_config,
-)
+from requant.models.load import import_gptqmodel, quiet_libraries
 from requant.models.skeleton import empty_model, read_causal_config
+from requant.models.tokenizer import load_tokenizer
 from requant.quantization.gptq_files import assemble
 from requant.quantization.quantizable import check_quantizable, fused_experts
 

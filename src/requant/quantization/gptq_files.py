@@ -9,8 +9,8 @@ from typing import Any
 from requant.errors import ContractError, ParityError
 from requant.models.folder import INDEX_NAME, copy_companions, set_fields
 from requant.models.headers import headers_of, read_headers, weight_files
-from requant.models.pairing import NAMED, some
 from requant.quantization.quantizable import file_name
+from requant.wording import NAMED, some
 
 PACKED = ("g_idx", "qweight", "qzeros", "scales")
 MACHINE_FIELDS = frozenset(

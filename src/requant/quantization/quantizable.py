@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ConfigError, ContractError
+from requant.models.config import quantization_of, read_model_config
 from requant.models.headers import TORCH_NAMES, logical_shapes, read_headers
-from requant.models.load import quantization_of, read_model_config
-from requant.models.pairing import check_model_folder, some
+from requant.models.pairing import check_model_folder
 from requant.models.skeleton import empty_model, read_causal_config
-from requant.wording import short_count
+from requant.wording import short_count, some
 
 GROUP_SIZES = (32, 64, 128)
 NUMBER = re.compile(r"\.\d+\.")

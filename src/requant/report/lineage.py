@@ -6,8 +6,9 @@ from itertools import pairwise
 from typing import Any
 
 from requant.errors import ArtifactError
-from requant.report.night import headline, render
+from requant.report.headline import headline
 from requant.report.notes import NAMES
+from requant.report.page import render
 from requant.store import StageRecord
 from requant.wording import duration
 

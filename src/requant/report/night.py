@@ -1,10 +1,13 @@
 """One night as one self-contained page: stages, scores, which step cost what, training curves."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from requant.report.drawing import drawn_curve
+from requant.report.headline import figure, headline
+from requant.report.page import render
 from requant.statistics import verdict
 from requant.store import StageRecord
 from requant.store.records import Curve
@@ -14,11 +17,6 @@ Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
 """model -> task -> metric -> value, stderr"""
 
 StageState = Literal["done", "cached", "off", "failed", "not reached"]
-
-CURVE_WIDTH, CURVE_HEIGHT = 420, 150
-UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))
-"""How people write the size of a model."""
-
 LOWER_IS_BETTER = ("perplexity", "loss", "bits", "kl", "error")
 
 
@@ -32,26 +30,6 @@ class StageRow:
     """None where there is no artifact."""
     error: str = ""
     """Why it failed and the way out; empty where it did not."""
-
-
-def headline(record: StageRecord) -> str:
-    """Say the one or two figures of a stage that a person asks for first; empty without figures."""
-    metrics = record.metrics
-    for pattern in _PATTERNS.get(record.stage, ()):
-        text = pattern(metrics)
-        if text:
-            return text
-    return ", ".join(f"{name} {figure(value)}" for name, value in sorted(metrics.items())[:2])
-
-
-def figure(value: float) -> str:
-    """Write a number in at most four significant digits."""
-    if 1e6 <= abs(value) < 1e15:
-        scale, unit = next(pair for pair in UNITS if abs(value) >= pair[0])
-        return f"{value / scale:.3g}{unit}"
-    if math.isfinite(value) and value == int(value):
-        return str(int(value))
-    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
 
 
 ROUNDING = (
@@ -145,56 +123,6 @@ def lower_is_better(metric: str) -> bool:
     return any(word in metric.lower() for word in LOWER_IS_BETTER)
 
 
-def drawn_curve(curve: Curve) -> dict[str, Any]:
-    """Scale a curve into a picture of CURVE_WIDTH x CURVE_HEIGHT pixels, y upwards.
-
-    Args:
-        curve: At least one (step, value) whose value is finite; others leave no mark.
-
-    Returns:
-        points (for an SVG polyline), the first and last steps and extreme values for the axes, and
-        how many points are left out.
-    """
-    left_out = sum(not math.isfinite(value) for _, value in curve)
-    curve = tuple(point for point in curve if math.isfinite(point[1]))
-    steps = [step for step, _ in curve]
-    values = [value for _, value in curve]
-    low, high = min(values), max(values)
-    across = max(steps[-1] - steps[0], 1)
-    up = (high - low) or 1.0
-    points = " ".join(
-        f"{(step - steps[0]) / across * CURVE_WIDTH:.1f},"
-        f"{CURVE_HEIGHT - (value - low) / up * CURVE_HEIGHT:.1f}"
-        for step, value in curve
-    )
-    return {
-        "points": points,
-        "first_step": steps[0],
-        "last_step": steps[-1],
-        "low": figure(low),
-        "high": figure(high),
-        "first": figure(values[0]),
-        "last": figure(values[-1]),
-        "width": CURVE_WIDTH,
-        "height": CURVE_HEIGHT,
-        "left_out": left_out,
-    }
-
-
-def render(template: str, **values: Any) -> str:
-    """Fill one of the package's HTML templates; every value is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("requant", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values)
-
-
 def _row(row: StageRow) -> dict[str, str]:
     if row.record is None:
         return {"stage": row.stage, "state": row.state, "seconds": "", "digest": "", "headline": ""}
@@ -235,58 +163,3 @@ def _step(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _loss_first(item: tuple[str, Curve]) -> tuple[bool, str]:
     return item[0] != "loss", item[0]
-
-
-def _training(metrics: Mapping[str, float]) -> str:
-    # Of what was saved, where it is known: the steps' own losses are each of another batch.
-    for first, last, what in (
-        ("heldout_loss_before", "heldout_loss_saved", "held-out loss"),
-        ("loss_first", "loss_last", "loss"),
-    ):
-        if {first, last} <= metrics.keys():
-            return f"{what} {figure(metrics[first])} → {figure(metrics[last])}"
-    return ""
-
-
-def _fidelity(prefix: str) -> Callable[[Mapping[str, float]], str]:
-    def text(metrics: Mapping[str, float]) -> str:
-        kl, agreement = (metrics.get(f"{prefix}{name}") for name in ("kl", "agreement"))
-        parts = [
-            f"kl {figure(kl)}" if kl is not None else "",
-            f"{agreement:.1%} agree" if agreement is not None else "",
-        ]
-        return ", ".join(part for part in parts if part)
-
-    return text
-
-
-def _named(pattern: str, *names: str) -> Callable[[Mapping[str, float]], str]:
-    def text(metrics: Mapping[str, float]) -> str:
-        if not set(names) <= metrics.keys():
-            return ""
-        return pattern.format(*(figure(metrics[name]) for name in names))
-
-    return text
-
-
-def _score(metrics: Mapping[str, float]) -> str:
-    """Accuracy of the model that ships, else of the first one that has one."""
-    names = sorted(metrics, key=lambda name: (not name.startswith("requantized/"), name))
-    for name in names:
-        if name.split("/")[-1] in {"acc", "acc_norm"} and name.count("/") == 2:
-            model, task, metric = name.split("/")
-            return f"{metric} {figure(metrics[name])} ({model}, {task})"
-    return ""
-
-
-_PATTERNS: Mapping[str, tuple[Callable[[Mapping[str, float]], str], ...]] = {
-    "prepare_base": (_named("loss {}, {} parameters", "loss", "parameters"),),
-    "prepare_data": (_named("{} training rows, {} held out", "train_rows", "heldout_rows"),),
-    "quantize_base": (_fidelity(""), _named("{} of the base's size", "size_ratio")),
-    "train_adapter": (_training,),
-    "merge_fp16": (_fidelity("trained_"),),
-    "continue_train": (_training,),
-    "requantize_gptq": (_fidelity(""), _fidelity("fidelity_")),
-    "evaluate": (_score,),
-}
-"""Stage -> wordings, the first one whose figures are all there is used."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from requant.names import markdown, markdown_block
-from requant.report.night import headline
+from requant.report.headline import headline
 from requant.store import StageRecord
 from requant.wording import duration
 

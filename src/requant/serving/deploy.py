@@ -57,7 +57,8 @@ def answer(folder: Path, prompt: str, tokens: int, device: str) -> str:
     """Let the model of a folder answer; see `check_release`."""
     import torch
 
-    from requant.models.load import load_model, load_tokenizer
+    from requant.models.load import load_model
+    from requant.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, device)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from requant.comparison.divergence import Fidelity
-from requant.config.sections import ContinueTrain
+from requant.config.training import ContinueTrain
 from requant.errors import ContractError
 from requant.execution.stage import Metrics, Stage, StageContext, empty_folder
+from requant.merging.change import Change
 from requant.merging.rounding import (
     Rounding,
     check_rounding,
@@ -16,7 +17,6 @@ from requant.merging.rounding import (
     limits_missed,
     measure_rounding,
 )
-from requant.merging.stream import Change
 
 
 def execute(section: ContinueTrain, context: StageContext, *, model: Path, data: Path) -> Metrics:
@@ -46,7 +46,9 @@ def execute(section: ContinueTrain, context: StageContext, *, model: Path, data:
     from transformers import set_seed
 
     from requant.merging.trained import tied_names
-    from requant.models.load import clear_memory, load_model, load_tokenizer
+    from requant.models.device import clear_memory
+    from requant.models.load import load_model
+    from requant.models.tokenizer import load_tokenizer
     from requant.training.fine_tune import fine_tune
 
     set_seed(context.seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.canonical import canonical_json
-from requant.config.sections import Evaluate
+from requant.config.evaluation import Evaluate
 from requant.config.task_names import PAST_PERPLEXITY
 from requant.data.formats import Row
 from requant.data.rows import answer, normalised, write_jsonl
@@ -184,7 +184,9 @@ def _score(
     manager: Any,
     unit: str,
 ) -> dict[str, TaskScores]:
-    from requant.models.load import clear_memory, load_model, load_tokenizer, with_adapters
+    from requant.models.device import clear_memory
+    from requant.models.load import load_model, with_adapters
+    from requant.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, context.device)

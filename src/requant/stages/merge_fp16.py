@@ -11,7 +11,7 @@ from typing import Literal
 from requant.canonical import canonical_json
 from requant.comparison.divergence import Batch
 from requant.comparison.folders import batches_for, folder_loss, old_batches
-from requant.config.sections import MergeFp16
+from requant.config.merge import MergeFp16
 from requant.errors import ContractError, ParityError
 from requant.execution.stage import Metrics, Stage, StageContext, empty_folder
 from requant.merging import (
@@ -25,9 +25,9 @@ from requant.merging import (
     write_dequantized,
     write_plan,
 )
+from requant.merging.change import Change
 from requant.merging.proof import check_parity, check_result, measure_parity, stored_in
 from requant.merging.rounding import check_rounding, measure_rounding
-from requant.merging.stream import Change
 from requant.models.folder import MERGE_NAME
 from requant.models.provenance import check_provenance, read_provenance, weights_digest
 

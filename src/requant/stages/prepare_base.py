@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.canonical import digest_of
-from requant.config.sections import FolderBase, HubBase, PrepareBase, StdlibBase
+from requant.config.base import FolderBase, HubBase, PrepareBase, StdlibBase
 from requant.corpus import base_conversations, base_documents, corpus_digest
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics, Stage, StageContext
@@ -18,7 +18,7 @@ from requant.models.base_folder import (
 )
 from requant.models.finite import check_finite
 from requant.models.folder import INDEX_NAME
-from requant.models.load import load_tokenizer
+from requant.models.tokenizer import load_tokenizer
 from requant.store.manifest import hash_file
 
 COPY_BYTES = 16 << 20

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from requant.canonical import canonical_json
-from requant.config.sections import FilesData, HubData, PrepareData, StdlibData
+from requant.config.data import FilesData, HubData, PrepareData, StdlibData
 from requant.config.task_names import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,

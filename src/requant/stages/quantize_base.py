@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from requant.config.sections import QuantizeBase
+from requant.config.quantizing import QuantizeBase
 from requant.errors import ConfigError, ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.models.provenance import weights_digest, write_provenance
@@ -91,8 +91,9 @@ def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> No
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    from requant.models.device import clear_memory
     from requant.models.folder import copy_companions, stored_dtype
-    from requant.models.load import clear_memory, quiet_libraries
+    from requant.models.load import quiet_libraries
 
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
@@ -127,7 +128,7 @@ def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> No
 def _quantize_gptq(
     section: QuantizeBase, context: StageContext, base: Path, data: Path | None
 ) -> None:
-    from requant.models.load import load_tokenizer
+    from requant.models.tokenizer import load_tokenizer
     from requant.quantization.calibration import sample_calibration
     from requant.quantization.gptq import quantize_gptq
 
@@ -174,7 +175,8 @@ def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
 
 
 def _probe(context: StageContext) -> None:
-    from requant.models.load import load_model, load_tokenizer
+    from requant.models.load import load_model
+    from requant.models.tokenizer import load_tokenizer
 
     ids = load_tokenizer(context.out)(PROBE, return_tensors="pt")["input_ids"]
     logits = load_model(context.out, context.device)(input_ids=ids.to(context.device)).logits

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from requant.config.sections import RequantizeGptq
+from requant.config.quantizing import RequantizeGptq
 from requant.errors import ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.models.folder import CALIBRATION_NAME, served_dtype, stored_dtype
@@ -31,8 +31,8 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     """
     from requant.canonical import canonical_json
     from requant.comparison.folders import compare_folders, size_ratio
-    from requant.models.load import load_tokenizer
     from requant.models.pairing import check_pairing
+    from requant.models.tokenizer import load_tokenizer
     from requant.quantization.calibration import sample_calibration
     from requant.quantization.gptq import quantize_gptq
     from requant.quantization.quantizable import check_quantizable, unquantized

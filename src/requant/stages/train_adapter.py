@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from requant.config.sections import UNMERGEABLE_METHODS, TrainAdapter
+from requant.config.training import UNMERGEABLE_METHODS, TrainAdapter
 from requant.errors import ContractError, TerminalError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.models.finite import broken_tensors
-from requant.models.pairing import some
 from requant.models.provenance import read_provenance, weights_digest, write_provenance
-from requant.wording import short_count
+from requant.wording import short_count, some
 
 
 def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: Path) -> Metrics:
@@ -32,7 +31,8 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
         ContractError: If no module of the base is named in `target_modules`.
         TerminalError: As `fine_tune`, or if a weight of the adapter is NaN or infinite.
     """
-    from requant.models.load import import_gptqmodel, load_model, load_tokenizer
+    from requant.models.load import import_gptqmodel, load_model
+    from requant.models.tokenizer import load_tokenizer
     from requant.training.fine_tune import fine_tune
 
     import_gptqmodel()

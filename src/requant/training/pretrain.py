@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from requant.config.sections import StdlibBase
+from requant.config.base import StdlibBase
 from requant.errors import TerminalError
 from requant.execution.stage import Reporter
 

@@ -1,0 +1,56 @@
+"""prepare_base: where the 16-bit original comes from."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from requant.config.section import NOT_IN_KEY, Positive, Relative, Section
+
+
+class StdlibBase(Section):
+    """Train a small Qwen3-architecture model on the English text every Python ships."""
+
+    kind: Literal["stdlib"]
+    vocab_size: int = Field(4096, ge=512, le=65536, description="tokens, byte-level BPE")
+    hidden_size: int = Field(256, ge=64, multiple_of=64, description="channels; GPTQ needs 64s")
+    layers: Positive = Field(4, description="transformer blocks")
+    heads: Positive = Field(4, description="query heads; must divide hidden_size")
+    kv_heads: Positive = Field(2, description="key/value heads; must divide heads")
+    intermediate_size: int = Field(768, ge=64, multiple_of=64, description="channels of the MLP")
+    steps: Positive = Field(300, description="optimizer steps")
+    batch_size: Positive = Field(8, description="sequences per step")
+    sequence_length: int = Field(256, ge=16, le=4096, description="tokens per sequence")
+    learning_rate: Relative = Field(2e-3, description="peak, AdamW")
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> "StdlibBase":
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} must divide hidden_size={self.hidden_size} and be a multiple "
+                f"of kv_heads={self.kv_heads}"
+            )
+        return self
+
+
+class FolderBase(Section):
+    """An ordinary Hugging Face folder: config.json, *.safetensors, tokenizer files."""
+
+    kind: Literal["folder"]
+    path: Path = Field(description="folder", json_schema_extra=NOT_IN_KEY)
+
+
+class HubBase(Section):
+    """A model on the Hugging Face hub; the commit its revision resolves to enters the key."""
+
+    kind: Literal["hub"]
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
+    revision: str = Field(
+        "main", description="branch, tag or 40-hex commit", json_schema_extra=NOT_IN_KEY
+    )
+
+
+class PrepareBase(Section):
+    """The 16-bit original: kept for ever, never overwritten."""
+
+    source: Annotated[StdlibBase | FolderBase | HubBase, Field(discriminator="kind")]

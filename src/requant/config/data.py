@@ -1,0 +1,115 @@
+"""prepare_data: whose conversations a night trains on."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from requant.config.section import NOT_IN_KEY, Positive, Section
+
+
+class StdlibData(Section):
+    """Instruction pairs from standard-library docstrings, split by module into nights."""
+
+    kind: Literal["stdlib"]
+    night: Positive = Field(1, description="which night's modules to train on, 1 to nights")
+    nights: Positive = Field(3, description="nights the training modules are split into")
+
+    @model_validator(mode="after")
+    def _night_exists(self) -> "StdlibData":
+        if self.night > self.nights:
+            raise ValueError(f"night={self.night} is past nights={self.nights}")
+        return self
+
+
+class FilesData(Section):
+    """Local JSONL or Parquet files."""
+
+    kind: Literal["files"]
+    train: tuple[Path, ...] = Field(
+        min_length=1, description=".jsonl or .parquet", json_schema_extra=NOT_IN_KEY
+    )
+    heldout: Path | None = Field(
+        None,
+        description=".jsonl or .parquet; null cuts heldout_fraction off train",
+        json_schema_extra=NOT_IN_KEY,
+    )
+    old_text: Path | None = Field(
+        None,
+        description="plain text of the skill to keep; its perplexity is evaluated",
+        json_schema_extra=NOT_IN_KEY,
+    )
+
+    @field_validator("train", "heldout")
+    @classmethod
+    def _known_format(cls, value: tuple[Path, ...] | Path | None) -> tuple[Path, ...] | Path | None:
+        paths = value if isinstance(value, tuple) else (value,) if value else ()
+        for path in paths:
+            if path.suffix not in {".jsonl", ".parquet"}:
+                raise ValueError(f"{path} must end in .jsonl or .parquet")
+        return value
+
+
+class HubData(Section):
+    """A dataset on the Hugging Face hub; the commit its revision resolves to enters the key."""
+
+    kind: Literal["hub"]
+    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
+    revision: str = Field(
+        "main", description="branch, tag or 40-hex commit", json_schema_extra=NOT_IN_KEY
+    )
+    subset: str | None = Field(None, description="configuration name; null for the only one")
+    train_split: str = Field("train", description="split name")
+    heldout_split: str | None = Field(None, description="null cuts heldout_fraction off train")
+
+
+class Columns(Section):
+    """Names of columns that differ from the usual ones; by those, formats are recognised."""
+
+    messages: str | None = Field(
+        "messages",
+        description="column of [{role, content}, ...] or ShareGPT's [{from, value}, ...]; as it "
+        "is, each row's format is recognised by its columns",
+    )
+    prompt: str | None = Field(None, description="column of the user's text")
+    response: str | None = Field(None, description="column of the assistant's text")
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> "Columns":
+        pair = self.prompt is not None and self.response is not None
+        if pair == (self.messages is not None) or (self.prompt is None) != (self.response is None):
+            raise ValueError(
+                f"give either messages, or prompt and response (with messages: null); got "
+                f"messages={self.messages!r}, prompt={self.prompt!r}, response={self.response!r}"
+            )
+        return self
+
+
+class PrepareData(Section):
+    """One night's conversations, a held-out part, and the evaluation tasks made from it."""
+
+    source: Annotated[StdlibData | FilesData | HubData, Field(discriminator="kind")]
+    columns: Columns = Columns()
+    heldout_fraction: float = Field(0.1, gt=0.0, lt=0.5, description="of rows, where none is given")
+    max_rows: int | None = Field(
+        None, ge=1, description="training rows kept, first by seed; null: all"
+    )
+    max_evaluation_rows: Positive = Field(64, description="rows per generated evaluation task")
+    unknown_fields: Literal["list", "refuse"] = Field(
+        "list", description="columns and message fields that nothing reads: count and say, or stop"
+    )
+    control_tokens: Literal["refuse", "text"] = Field(
+        "refuse",
+        description="control tokens spelled in a text, which could put words into the "
+        "assistant's mouth: stop, or encode them as ordinary text",
+    )
+    end_token: Literal["require", "allow"] = Field(
+        "require",
+        description="whether the template may end the assistant's turn without a token that stops "
+        "the model",
+    )
+    clock: datetime = Field(
+        datetime(2025, 1, 1),
+        description="the moment a chat template's strftime_now tells, in training and measuring",
+    )

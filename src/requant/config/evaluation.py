@@ -1,0 +1,31 @@
+"""evaluate: which tasks, on how many documents."""
+
+from pydantic import Field, model_validator
+
+from requant.config.section import NOT_IN_KEY, Positive, Section
+
+
+class Evaluate(Section):
+    """lm-eval on every model of the night."""
+
+    enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
+    generated_tasks: bool = Field(
+        True, description="the tasks prepare_data made from the held-out part"
+    )
+    past_nights: int = Field(
+        7, ge=0, le=365, description="earlier nights whose held-out rows are evaluated too"
+    )
+    past_rows: Positive = Field(64, description="of them in all, shared by the nights")
+    tasks: tuple[str, ...] = Field((), description="further lm-eval task names; most need the hub")
+    limit: int | None = Field(None, ge=1, description="documents per task; null: all")
+    few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")
+    chat_template: bool = Field(
+        False, description="put the prompts of `tasks` through the chat template"
+    )
+    batch_size: Positive = Field(8, description="sequences per forward pass")
+
+    @model_validator(mode="after")
+    def _something_to_evaluate(self) -> "Evaluate":
+        if self.enabled and not self.generated_tasks and not self.tasks:
+            raise ValueError("generated_tasks=false and tasks=() leave nothing to evaluate")
+        return self

@@ -1,0 +1,120 @@
+"""The tokenizer of a model folder: loaded, or told by its files alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from requant.canonical import canonical_json
+from requant.errors import ArtifactError
+from requant.json_file import read_object
+from requant.models.load import quiet_libraries
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model folder, from its files only."""
+    with quiet_libraries():
+        from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Digest what turns a conversation into token ids, whatever way it is written down.
+
+    Returns:
+        sha256 (64 hex digits) over vocabulary, merges and rules, special tokens and chat template.
+
+    Raises:
+        ArtifactError: If the folder has no tokenizer.
+    """
+    content = {
+        "tokenizer": _tokenizer_content(folder),
+        "special": _special_tokens(folder),
+        "template": chat_template(folder),
+    }
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def same_tokens(first: Path, second: Path) -> bool:
+    """Tell whether two folders turn text into the same token ids, chat templates aside."""
+    ids = token_ids(first), token_ids(second)
+    if all(ids):
+        return ids[0] == ids[1]
+    return _tokenizer_content(first) == _tokenizer_content(second)
+
+
+def _tokenizer_content(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        # Parsed and written by the library: releases differ in how they spell merges and defaults.
+        from tokenizers import Tokenizer
+
+        try:
+            content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
+        except Exception as error:  # the library raises no narrower one
+            raise ArtifactError(f"{path}: is no tokenizer: {error}; copy it anew") from error
+        # Leftovers of the last call that encoded text.
+        return {
+            name: value for name, value in content.items() if name not in {"padding", "truncation"}
+        }
+    found = [folder / name for name in VOCABULARY_FILES if (folder / name).exists()]
+    if not found:
+        raise ArtifactError(
+            f"{folder}: has no tokenizer (tokenizer.json, vocab.json or tokenizer.model); "
+            "copy it from the original model"
+        )
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    config = _read_optional(folder / "tokenizer_config.json")
+    found = {name: config.get(name) for name in SPECIAL_TOKENS}
+    return {
+        name: token["content"] if isinstance(token, dict) else token
+        for name, token in found.items()
+        if token is not None
+    }
+
+
+def chat_template(folder: Path) -> str | None:
+    """Return a model folder's chat template, or None."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text()
+    template = _read_optional(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        named = {entry["name"]: entry["template"] for entry in template}
+        template = named.get("default")
+    return template
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder holds a tokenizer's vocabulary."""
+    return any((folder / name).exists() for name in ("tokenizer.json", *VOCABULARY_FILES[::2]))
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """Return token to id, added tokens included; empty for a sentencepiece file alone."""
+    content = _tokenizer_content(folder)
+    vocabulary = content.get("model", {}).get("vocab", {})
+    # Unigram models list [piece, score] pairs, the position being the id.
+    ids = (
+        {piece: index for index, (piece, _) in enumerate(vocabulary)}
+        if isinstance(vocabulary, list)
+        else dict(vocabulary)
+    )
+    return ids | {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+
+
+def _read_optional(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.exists() else {}
