@@ -14,8 +14,8 @@ from requant.models.device import resolve_device
 from requant.serving.deploy import Release, act, check_release
 from requant.store import Store, locked
 from requant.store.objects import write_durably
-from tasks.policy import may_retry
 from tasks.promote import registry_of
+from tasks.retry import may_retry
 from tasks.secrets import resolve_secret
 from tasks.tracking import registry as versions
 

@@ -1,6 +1,6 @@
 """The Prefect task of the stage evaluate."""
 
 from requant.stages.evaluate import STAGE
-from tasks.policy import ACCELERATOR, stage_task
+from tasks.stage_task import ACCELERATOR, stage_task
 
 evaluate = stage_task(STAGE, tags=[ACCELERATOR])

@@ -1,6 +1,6 @@
 """The Prefect task of the stage prepare_data."""
 
 from requant.stages.prepare_data import STAGE
-from tasks.policy import stage_task
+from tasks.stage_task import stage_task
 
 prepare_data = stage_task(STAGE)

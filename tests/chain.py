@@ -12,7 +12,7 @@ from requant.execution.key import stage_key
 from requant.execution.past_nights import past_of
 from requant.execution.perform import perform
 from requant.store import StageRecord, Store, artifact_of
-from tasks.policy import StageTask
+from tasks.stage_task import StageTask
 
 MICRO = """
 name: micro

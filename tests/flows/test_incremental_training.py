@@ -168,7 +168,7 @@ def test_a_page_that_cannot_be_drawn_or_linked_fails_no_night(
     def away(*words: object) -> dict[str, str]:
         raise TransientError("the server is away")
 
-    monkeypatch.setattr("tasks.pages.night_report", broken)
+    monkeypatch.setattr("tasks.nightly.pages.night_report", broken)
     monkeypatch.setattr("tasks.tracking.model_links", away)
     assert states(requant("run", folder / "micro.yaml"))["evaluate"] == "cached"
     assert "page has no links to MLflow's models: the server is away" in caplog.text
@@ -207,7 +207,7 @@ def test_a_night_that_fails_in_promote_says_so_on_every_page(
         finally:
             path.write_bytes(content)
 
-    monkeypatch.setattr("tasks.night.register", damaged)
+    monkeypatch.setattr("tasks.nightly.night.register", damaged)
     output = requant("run", folder / "micro.yaml", fails=1)
     assert re.search(r"^\s*promote\s+failed\b", output, re.M)
     assert len(re.findall(r"^\s*promote\s", output, re.M)) == 1

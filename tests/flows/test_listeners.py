@@ -11,9 +11,9 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from requant.errors import TerminalError
-from tasks.listeners import listeners_of, outlook
-from tasks.machine import set_up_server
-from tasks.server_setup import POOL
+from tasks.servers.listeners import listeners_of, outlook
+from tasks.servers.machine import set_up_server
+from tasks.servers.setup import POOL
 
 ROOT = Path(__file__).parents[2]
 

@@ -24,10 +24,10 @@ from requant.machine import services
 from requant.machine.services import Service, running, start, stop
 from requant.store import Store
 from requant.store.locks import locked
-from tasks import machine, prefect_server
-from tasks.machine import stop_machine
-from tasks.own_services import MLFLOW, PREFECT, with_pages
-from tasks.server_setup import all_pages, runs_without_deployment
+from tasks.servers import machine, prefect_server
+from tasks.servers.machine import stop_machine
+from tasks.servers.own import MLFLOW, PREFECT, with_pages
+from tasks.servers.setup import all_pages, runs_without_deployment
 
 
 @pytest.fixture

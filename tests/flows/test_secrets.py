@@ -8,7 +8,7 @@ from prefect.blocks.system import Secret
 
 from flows.incremental_training import incremental_training
 from requant.errors import ConfigError
-from tasks.preflight import secret_problems
+from tasks.nightly.preflight import secret_problems
 from tasks.secrets import resolve_secret
 
 ACTION = {"kind": "post", "url": "http://127.0.0.1:9", "token": "block:requant-late"}

@@ -14,7 +14,7 @@ from requant.execution.key import stage_key
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.store import Store
 from tasks import tracking
-from tasks.policy import Night, run_stage_task, stage_task
+from tasks.stage_task import Night, run_stage_task, stage_task
 
 
 class Word(Section):

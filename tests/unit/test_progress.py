@@ -7,7 +7,7 @@ import pytest
 
 from requant.execution.progress import Pace, done_line, progress_line, told
 from tasks import tracking
-from tasks.reporting import LOGGED_SECONDS, TaskReporter
+from tasks.nightly.reporter import LOGGED_SECONDS, TaskReporter
 
 
 class Heard:

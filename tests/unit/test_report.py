@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 
 from requant.report.drawing import CURVE_HEIGHT, CURVE_WIDTH, drawn_curve
 from requant.report.headline import figure, headline
-from requant.report.night import (
-    ROUNDING,
-    StageRow,
-    night_report,
-    score_table,
-)
+from requant.report.night import ROUNDING, StageRow, night_report, score_table
 from requant.statistics import verdict
 from requant.store import StageRecord, Store
 from requant.wording import duration

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tasks.pages import NightSummary
+    from tasks.nightly.pages import NightSummary
 
 
 def print_summary(summary: "NightSummary", prefect_page: str) -> None:

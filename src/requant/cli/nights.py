@@ -31,7 +31,7 @@ def init(config: ConfigFile, overrides: Overrides = None) -> None:
         loaded = load(config, overrides)
         prepare_environment()
         from tasks import tracking
-        from tasks.prefect_server import prepare_prefect
+        from tasks.servers.prefect_server import prepare_prefect
 
         prepare_prefect()
         uri = tracking.prepare_database(loaded.tracking.uri, loaded.state.resolve())
@@ -45,9 +45,9 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
         check_stages(force, loaded)
         prepare_environment()
         from requant.errors import TransientError
-        from tasks.own_services import with_pages
-        from tasks.prefect_server import flow_run_page, prefect_server
-        from tasks.preflight import refuse_problems
+        from tasks.nightly.preflight import refuse_problems
+        from tasks.servers.own import with_pages
+        from tasks.servers.prefect_server import flow_run_page, prefect_server
 
         refuse_problems(loaded)
         loaded = with_pages(loaded)
@@ -57,7 +57,7 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
             # The server takes seconds to start, and so does all this.
             from flows.incremental_training import incremental_training
             from tasks import tracking
-            from tasks.pages import read_summary
+            from tasks.nightly.pages import read_summary
 
             # Somebody holds it: the night itself tries as often as runtime.retries says.
             with suppress(TransientError):
@@ -95,7 +95,7 @@ def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None
         loaded = load(config, overrides)
         check_stages(force, loaded)
         prepare_environment()
-        from tasks.preflight import problems_of
+        from tasks.nightly.preflight import problems_of
 
         for problem in problems_of(loaded):
             typer.secho(f"problem: {problem}", fg="red", err=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from requant.config import Config
-    from tasks.prefect_server import Server
+    from tasks.servers.prefect_server import Server
 
 Accelerators = Annotated[int, typer.Option(min=1, help="stages that may fill a GPU at once")]
 Processors = Annotated[int, typer.Option(min=1, help="stages that may fill the cores at once")]
@@ -35,7 +35,7 @@ def _served(config: ConfigFile, overrides: Overrides) -> "Iterator[tuple[Config,
     with errors():
         loaded = load(config, overrides)
         prepare_environment()
-        from tasks.prefect_server import prefect_server
+        from tasks.servers.prefect_server import prefect_server
 
         with prefect_server(loaded) as server:
             yield loaded, server
@@ -96,7 +96,7 @@ def up(
     """Start Prefect, MLflow and a worker on this machine, and deploy prefect.yaml."""
     with errors():
         root = prepare_environment()
-        from tasks.machine import start_machine
+        from tasks.servers.machine import start_machine
 
         ports = (prefect_port, mlflow_port)
         for line in start_machine(root, state.resolve(), *ports, accelerators, processors):
@@ -110,8 +110,8 @@ def setup(
     """Deploy prefect.yaml on the server of PREFECT_API_URL, with its pool, limits, automation."""
     with errors():
         root = prepare_environment()
-        from tasks.machine import set_up_server
-        from tasks.prefect_server import named_server
+        from tasks.servers.machine import set_up_server
+        from tasks.servers.prefect_server import named_server
 
         named_server()
         set_up_server(root, accelerators, processors, {})
@@ -122,7 +122,7 @@ def down(state: StateFolder = DEFAULT_STATE) -> None:
     """Stop what `up` started; everything it knows survives."""
     with errors():
         prepare_environment()
-        from tasks.machine import stop_machine
+        from tasks.servers.machine import stop_machine
 
         for line in stop_machine(state.resolve()):
             typer.echo(line)
@@ -134,8 +134,8 @@ def notify(
     """Send failures, refusals and promotions through a Prefect notification block."""
     with errors():
         prepare_environment()
-        from tasks.notifications import notify_through
-        from tasks.prefect_server import named_server
+        from tasks.servers.notifications import notify_through
+        from tasks.servers.prefect_server import named_server
 
         named_server()
         made = notify_through(block)
@@ -151,7 +151,7 @@ def say_which(server: "Server") -> None:
 def deploy_promoted(config: "Config", version: int, server: "Server", command: str) -> None:
     """Deploy the champion here, or say who on the server does, and which command if nobody."""
     if not server.ours:
-        from tasks.listeners import outlook
+        from tasks.servers.listeners import outlook
 
         typer.echo(outlook(config.name, command))
         return

@@ -8,18 +8,11 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import Task, get_run_logger
-from prefect.client.schemas.objects import State, TaskRun
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run, task_run
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
 
 from requant.config import Config, Section
-from requant.errors import ArtifactError, is_transient
+from requant.errors import ArtifactError
 from requant.execution.key import StageKey
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.perform import perform
@@ -27,17 +20,16 @@ from requant.execution.stage import Metrics, Stage
 from requant.store import StageRecord, Store, artifact_of, read_record
 from tasks import tracking
 from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
-from tasks.reporting import TaskReporter
-from tasks.waiting import telling_of_slots
+from tasks.nightly.reporter import TaskReporter
+from tasks.nightly.waiting import telling_of_slots
+from tasks.retry import JITTER, MAX_DELAY_SECONDS, may_retry
 
 ACCELERATOR = "accelerator"
 """Tag of the tasks that fill a GPU, by which Prefect limits how many run at once."""
+
+
 PROCESSOR = "processor"
 """Tag of the tasks that fill the cores."""
-JITTER = 0.5
-"""Share by which a retry's delay is lengthened at random: many runs must not return at once."""
-MAX_DELAY_SECONDS = 600.0
-"""Doubling would reach days before the last of twenty retries."""
 
 
 @dataclass(frozen=True)
@@ -113,35 +105,6 @@ def run_stage_task(
             waiting.enter_context(telling_of_slots(tag, UUID(flow_run.id), logger.info))
         state = cast(State[Any], prefect_task(night, section, key, inputs, return_state=True))
     return state.result(), state
-
-
-def retrying(config: Config) -> Retrying:
-    """Retry what the flow does outside tasks (hub look-ups, MLflow) as its tasks are retried."""
-    runtime = config.runtime
-    return Retrying(
-        retry=retry_if_exception(is_transient),
-        stop=stop_after_attempt(runtime.retries + 1),
-        wait=wait_exponential_jitter(
-            runtime.retry_seconds, max=MAX_DELAY_SECONDS, jitter=JITTER * runtime.retry_seconds
-        ),
-        before_sleep=_say_retry,
-        reraise=True,
-    )
-
-
-def _say_retry(call: RetryCallState) -> None:
-    error = call.outcome.exception() if call.outcome else None
-    delay = call.next_action.sleep if call.next_action else 0.0
-    get_run_logger().warning("%s; trying again in %.0f s", error, delay)
-
-
-def may_retry(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
-    """Tell Prefect whether to run a task again after its failure."""
-    try:
-        state.result()
-    except Exception as error:
-        return is_transient(error)
-    return False
 
 
 def _done_tonight(night: Night, key: StageKey) -> bool:

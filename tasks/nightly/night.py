@@ -23,12 +23,13 @@ from requant.store import StageRecord, Store, artifact_of, locked, touch_record
 from requant.store.locks import acquire, whose
 from tasks import tracking
 from tasks.caching import StageResult
-from tasks.listeners import outlook
-from tasks.pages import night_figures, publish_artifacts, verdict, write_pages
-from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
-from tasks.preflight import refuse_problems
+from tasks.nightly.pages import night_figures, publish_artifacts, verdict, write_pages
+from tasks.nightly.preflight import refuse_problems
+from tasks.nightly.reporter import quiet_libraries
 from tasks.promote import Promotion, paired_of, promote, register
-from tasks.reporting import quiet_libraries
+from tasks.retry import retrying
+from tasks.servers.listeners import outlook
+from tasks.stage_task import Night, StageTask, record_of, run_stage_task
 
 LOOK_SECONDS = 1.0
 

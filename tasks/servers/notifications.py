@@ -10,7 +10,7 @@ from prefect.exceptions import ObjectNotFound
 
 from requant.errors import ConfigError
 from tasks.promote import PROMOTED, REFUSED
-from tasks.server_setup import GO_ON, OF_REQUANT, apply_automation
+from tasks.servers.setup import GO_ON, OF_REQUANT, apply_automation
 
 ENDED_BADLY = frozenset({"prefect.flow-run.Failed", "prefect.flow-run.Crashed"})
 BODY = """{{ event.event }}: {{ event.resource["prefect.resource.name"] }}

@@ -23,9 +23,9 @@ from requant.store import Store
 from requant.store.gc import held_nights
 from requant.store.locks import holder_of
 from tasks import tracking
-from tasks.own_services import HEALTH, MLFLOW, PREFECT, WORKER, prefect_api
-from tasks.prefect_server import command_path, talking_to
-from tasks.server_setup import (
+from tasks.servers.own import HEALTH, MLFLOW, PREFECT, WORKER, prefect_api
+from tasks.servers.prefect_server import command_path, talking_to
+from tasks.servers.setup import (
     HEARTBEAT_SECONDS,
     POOL,
     crash_runs,

@@ -22,8 +22,8 @@ from requant.stages.evaluate import CHAIN
 from requant.store import StageRecord, Store
 from requant.store.objects import write_durably
 from tasks import tracking
-from tasks.policy import Night
 from tasks.promote import Promotion
+from tasks.stage_task import Night
 from tasks.tracking.nights import BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE
 
 SUMMARY_NAME = "summary.json"

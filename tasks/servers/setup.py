@@ -25,7 +25,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Crashed
 from prefect.workers.process import ProcessWorker
 
-from tasks.policy import ACCELERATOR, PROCESSOR
+from tasks.stage_task import ACCELERATOR, PROCESSOR
 
 POOL = "requant"
 HEARTBEAT = "prefect.flow-run.heartbeat"

@@ -12,7 +12,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from tasks.promote import PROMOTED, resource_of
-from tasks.server_setup import all_pages
+from tasks.servers.setup import all_pages
 
 
 @dataclass(frozen=True)

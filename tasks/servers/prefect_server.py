@@ -26,7 +26,7 @@ from requant.errors import ConfigError, RequantError, TerminalError, TransientEr
 from requant.machine.processes import end, spawn
 from requant.machine.services import answers, running, unreachable
 from requant.store import Store, locked
-from tasks.own_services import PREFECT, prefect_api
+from tasks.servers.own import PREFECT, prefect_api
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05

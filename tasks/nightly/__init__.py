@@ -1,0 +1,1 @@
+"""One night from opening to closing: its look before, its calls, its pages."""
