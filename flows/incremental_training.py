@@ -11,7 +11,7 @@ from requant.config import Config, StageName
 from tasks.continue_train import continue_train
 from tasks.evaluate import evaluate
 from tasks.merge_fp16 import merge_fp16
-from tasks.nightly.night import NightSkipped, night_name, night_of
+from tasks.nightly.opening import NightSkipped, night_name, night_of
 from tasks.prepare_base import prepare_base
 from tasks.prepare_data import prepare_data
 from tasks.quantize_base import quantize_base

@@ -1,41 +1,26 @@
-"""One night from opening to closing: keys, calls, the MLflow parent run."""
+"""The stages of one night, called one after the other, and what came of each."""
 
-import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 
 from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
-from requant.config import Config, StageName
-from requant.errors import ConfigError, RequantError
 from requant.execution.key import stage_key
 from requant.execution.past_nights import TAKES_PAST, lost_datasets, past_of
 from requant.execution.progress import done_line
-from requant.models.device import resolve_device
 from requant.report.headline import headline
 from requant.report.night import StageRow, StageState
-from requant.store import StageRecord, Store, artifact_of, locked, touch_record
-from requant.store.locks import acquire, whose
+from requant.store import StageRecord, Store, artifact_of, touch_record
 from tasks import tracking
 from tasks.caching import StageResult
 from tasks.nightly.pages import night_figures, publish_artifacts, verdict, write_pages
-from tasks.nightly.preflight import refuse_problems
-from tasks.nightly.reporter import quiet_libraries
+from tasks.nightly.way_on import of_deployment
 from tasks.promote import Promotion, paired_of, promote, register
 from tasks.retry import retrying
 from tasks.servers.listeners import outlook
 from tasks.stage_task import Night, StageTask, record_of, run_stage_task
-
-LOOK_SECONDS = 1.0
-
-
-class NightSkipped(RequantError):
-    """The night must not run now; the text is the reason."""
 
 
 class OpenNight:
@@ -159,58 +144,6 @@ class OpenNight:
         tracking.close_stage(run, record, parents, store=store, cached=True)
 
 
-def night_name() -> str:
-    """Name a flow run after its model line and the minute it starts first, in UTC."""
-    if flow_run.run_count > 1:
-        return str(flow_run.name)
-    config = Config.model_validate(flow_run.parameters["config"])
-    return f"{config.name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
-
-
-@contextmanager
-def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
-    """Open a night in the current flow run and close it whatever happens inside.
-
-    Raises:
-        NightSkipped: If another night of this model line is in progress, or this one is overdue.
-        ConfigError: If `force` names a stage that the configuration switches off, or there is no
-            GPU although the configuration asks for one.
-    """
-    for stage in force:
-        if not config.runs(stage):
-            raise ConfigError(f"force: {stage} is switched off by {stage}.enabled=false")
-    if config.runtime.device == "cuda":
-        # A GPU that is not there must be known before the first stage; auto and cpu always are.
-        resolve_device(config.runtime.device)
-    _refuse_late(config)
-    store = Store(config.state.resolve())
-    with _alone(config, store):
-        quiet_libraries()
-        retrying(config)(refuse_problems, config)
-        uri = retrying(config)(tracking.prepare_database, config.tracking.uri, store.root)
-        parent = retrying(config)(
-            tracking.open_parent,
-            uri,
-            config.tracking.experiment,
-            flow_run_id=str(flow_run.id),
-            name=str(flow_run.name),
-            # An address of a server may hold a password.
-            params=config.model_dump(mode="json", exclude={"tracking"}),
-            pages=config.tracking.pages,
-        )
-        opened = OpenNight(Night(config, store, frozenset(force), parent, _first_start()))
-        # Between stages too nobody may collect what the next one reads.
-        with locked(store.use_lock, shared=True, say=get_run_logger().info):
-            try:
-                yield opened
-            except BaseException as error:
-                get_run_logger().error("%s", str(error) or type(error).__name__)
-                get_run_logger().error("%s", way_on())
-                opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
-                raise
-            opened.close("FINISHED")
-
-
 @contextmanager
 def _said(what: str) -> Iterator[None]:
     """Turn an error into a line of the log: the work is done, a page of it is missing."""
@@ -224,63 +157,6 @@ def _said(what: str) -> Iterator[None]:
             type(error).__name__,
             error,
         )
-
-
-def way_on() -> str:
-    """Say what goes on from where the current flow run stopped."""
-    if _of_deployment():
-        return (
-            f"when the cause is mended: `prefect flow-run retry {flow_run.id}`, the Retry button "
-            "or the next night goes on from what is valid"
-        )
-    return (
-        "when the cause is mended: `requant run` with this configuration goes on from what is "
-        "valid. Prefect cannot retry this flow run: it is of no deployment"
-    )
-
-
-def _of_deployment() -> bool:
-    """Tell whether a worker runs this, without asking a server that may be gone."""
-    context = FlowRunContext.get()
-    return bool(context and context.flow_run and context.flow_run.deployment_id)
-
-
-@contextmanager
-def _alone(config: Config, store: Store) -> Iterator[None]:
-    """Hold the model line: two nights of it would train on the same night's data twice."""
-    path = store.night_lock(config.name)
-    what = f"the night {flow_run.name!r}"
-    # A look at the lock holds it for an instant: that is not a night.
-    descriptor = acquire(path, timeout=LOOK_SECONDS, what=what)
-    if descriptor is None:
-        raise NightSkipped(
-            f"another night of {config.name} is in progress in {store.root}: {whose(path)}; this "
-            "one is skipped. Run it again when that has ended: it goes on from what is valid"
-        )
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _refuse_late(config: Config) -> None:
-    limit = config.runtime.max_late_minutes
-    due = flow_run.scheduled_start_time
-    if limit is None or due is None or flow_run.run_count > 1:
-        return
-    late = (datetime.now(UTC) - due).total_seconds() / 60
-    if late > limit:
-        raise NightSkipped(
-            f"this night was due at {due:%Y-%m-%d %H:%M} UTC, {late:.0f} minutes ago: later than "
-            f"runtime.max_late_minutes={limit:g}; it is skipped, the next one takes its place"
-        )
-
-
-def _first_start() -> float:
-    """Return when the flow run started first, in seconds since the epoch: a retry keeps it."""
-    context = FlowRunContext.get()
-    start = context.flow_run.start_time if context and context.flow_run else None
-    return start.timestamp() if start else time.time()
 
 
 def _lost_nights(store: Store, tonight: StageRecord, nights: int) -> list[str]:
@@ -301,7 +177,7 @@ def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promo
     if not config.promote.auto:
         return Promotion(version, "challenger", "", to_deploy=False)
     promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
-    if promotion.to_deploy and _of_deployment():
+    if promotion.to_deploy and of_deployment():
         # `requant run` says it, or deploys by itself.
         get_run_logger().info(outlook(config.name))
     if promotion.reason:
