@@ -12,7 +12,7 @@ from requant.config import Config
 from requant.errors import ConfigError, ContractError
 from requant.models.device import resolve_device
 from requant.serving.deploy import Release, act, check_release
-from requant.store import Store, locked
+from requant.store import Store, locked, materialise
 from requant.store.objects import write_durably
 from tasks.promote import registry_of
 from tasks.retry import may_retry
@@ -83,7 +83,7 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
         release = Release(
             config.name, serving.version, serving.digest, ref.uri, dict(serving.scores)
         )
-        folder = store.object_path(serving.digest)
+        folder = materialise(store, serving.digest)
         # What stops between here and the new record has changed nobody knows what.
         store.deployment_path(config.name).unlink(missing_ok=True)
         done = _step(act, "act")(section.action, release, folder, resolve_secret)

@@ -1,17 +1,16 @@
 """promote: register the evaluated model, let it serve once the gate lets it, and say so."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from prefect.events import emit_event
 
 from requant.config import Config
 from requant.errors import ConfigError, GateError
+from requant.evaluation.artifact import SAMPLES, read_paired
 from requant.evaluation.gate import check_gate, guarding, idle_guards
-from requant.store import StageRecord, Store, verify
+from requant.store import StageRecord, Store, materialise, verify
 from requant.store.gc import pin
 from tasks import tracking
 from tasks.tracking import registry as versions
@@ -63,7 +62,7 @@ def register(
         for name, value in evaluation.metrics.items()
         if name.startswith(prefix)
     }
-    samples = store.object_path(evaluation.digest) / "samples"
+    samples = materialise(store, evaluation.digest) / SAMPLES
     documents = sum(len(path.read_bytes().splitlines()) for path in samples.glob("requantized.*"))
     return versions.ensure_version(registry_of(config), night, model, scores, documents)
 
@@ -169,8 +168,7 @@ def announce(config: Config, version: ModelVersion) -> None:
 
 def paired_of(store: Store, evaluation: StageRecord) -> list[Mapping[str, Any]]:
     """Read the paired comparisons of an evaluation."""
-    path: Path = store.object_path(evaluation.digest) / "paired.json"
-    return list(json.loads(path.read_bytes()))
+    return list(read_paired(materialise(store, evaluation.digest)))
 
 
 def resource_of(line: str) -> dict[str, str]:

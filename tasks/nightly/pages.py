@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict
 from requant.config import STAGE_NAMES, Config
 from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
+from requant.evaluation.artifact import read_paired, read_scores
 from requant.models.folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
 from requant.report.headline import headline
 from requant.report.lineage import lineage_html
 from requant.report.night import StageRow, StageState, night_report
 from requant.stages.evaluate import CHAIN
-from requant.store import StageRecord, Store
+from requant.store import StageRecord, Store, materialise, read_file
 from requant.store.objects import write_durably
 from tasks import tracking
 from tasks.promote import Promotion
@@ -263,20 +264,19 @@ def _promotion_row(promotion: Promotion | None, enabled: bool) -> SummaryRow:
 
 
 def _merged_tensors(store: Store, records: list[StageRecord]) -> list[dict[str, Any]]:
-    paths = [
-        store.object_path(item.digest) / MERGE_NAME
-        for item in records
-        if item.stage == "merge_fp16"
-    ]
-    return json.loads(paths[0].read_bytes()) if paths and paths[0].exists() else []
+    for record in records:
+        if (
+            record.stage == "merge_fp16"
+            and (materialise(store, record.digest) / MERGE_NAME).exists()
+        ):
+            return list(json.loads(read_file(store, record.digest, MERGE_NAME)))
+    return []
 
 
 def _evaluation(store: Store, records: list[StageRecord]) -> tuple[Any, Any]:
-    folders = [store.object_path(item.digest) for item in records if item.stage == "evaluate"]
+    folders = [materialise(store, item.digest) for item in records if item.stage == "evaluate"]
     if not folders:
         return None, ()
-    scores, paired = (
-        json.loads((folders[0] / name).read_text()) for name in ("scores.json", "paired.json")
-    )
+    scores = read_scores(folders[0])
     # The file is canonical JSON, sorted by name; a reader follows the chain.
-    return {model: scores[model] for model in CHAIN if model in scores}, paired
+    return {model: scores[model] for model in CHAIN if model in scores}, read_paired(folders[0])

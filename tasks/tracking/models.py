@@ -10,7 +10,7 @@ from requant.models.folder import MERGE_NAME
 from requant.names import tracking_key
 from requant.report.lineage import causes_first, parents
 from requant.report.notes import Crumb, model_note, with_led_to
-from requant.store import StageRecord, Store, locked
+from requant.store import StageRecord, Store, locked, materialise
 from tasks.tracking.connection import TrackingRun, page, reaching
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _make_model(run: TrackingRun, record: StageRecord, store: Store) -> "LoggedM
     crumbs = [
         Crumb(item.params["stage"], digest, model_page(item)) for digest, item in above.items()
     ]
-    folder = store.object_path(record.digest)
+    folder = materialise(store, record.digest)
     uri = store.ref(record.kind, record.digest).uri
     model = run.client.create_logged_model(
         run.experiment_id,

@@ -10,7 +10,7 @@ from requant.errors import TransientError
 from requant.names import TAG_CHARACTERS, markdown_block, tracking_key, tracking_value
 from requant.report.headline import headline
 from requant.report.notes import flat, stage_note
-from requant.store import StageRecord, Store
+from requant.store import StageRecord, Store, materialise
 from tasks.tracking.connection import TrackingRun, page, probe, public, reaching, transient
 from tasks.tracking.models import (
     MODEL_KINDS,
@@ -140,7 +140,7 @@ def close_stage(
     if output is not None and output.model_id not in made:
         run.client.log_outputs(run.run_id, [LoggedModelOutput(output.model_id, step=0)])
     if record.kind not in MODEL_KINDS and not cached:
-        for path in small_files(store.object_path(record.digest), record.kind):
+        for path in small_files(materialise(store, record.digest), record.kind):
             run.client.log_artifact(run.run_id, str(path))
     run.client.set_terminated(run.run_id, status="FINISHED")
 

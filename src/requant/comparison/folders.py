@@ -16,6 +16,7 @@ from requant.comparison.divergence import (
     token_log_probs,
 )
 from requant.config.task_names import OLD_PERPLEXITY
+from requant.data.artifact import task_documents
 from requant.data.chat_template import read_rules
 from requant.data.samples import placed, read_rows
 from requant.data.turns import IGNORED
@@ -126,7 +127,7 @@ def _resize(model: Any, rows: int) -> None:
 
 def old_batches(model: Path, data: Path, documents: int) -> list[Batch]:
     """Encode the first documents of the old text a dataset artifact carries."""
-    path = data / "evaluation" / f"{OLD_PERPLEXITY}.jsonl"
+    path = task_documents(data, OLD_PERPLEXITY)
     texts = [row["text"] for row in read_rows(path, documents)]
     return text_batches(load_tokenizer(model), texts, FIDELITY_TOKENS)
 

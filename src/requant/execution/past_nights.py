@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from requant.store import StageRecord, Store, all_records
+from requant.store import StageRecord, Store, all_records, holds
 
 if TYPE_CHECKING:
     from requant.config import Config
@@ -66,7 +66,7 @@ def past_datasets(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
             night that is repeated later takes the same ones.
         nights: At most as many; what was deleted is left out: `lost_datasets` names it.
     """
-    there = [item for item in _earlier(store, tonight) if _is_there(store, item)]
+    there = [item for item in _earlier(store, tonight) if holds(store, item.digest)]
     return {f"past_data_{age}": record for age, record in enumerate(there[:nights], 1)}
 
 
@@ -76,7 +76,7 @@ def lost_datasets(store: Store, tonight: StageRecord, nights: int) -> list[Stage
     `past_datasets` takes older ones in their place. Collecting garbage makes no such gap: it keeps
     what the evaluations it keeps were made from, and deletes the record with the artifact.
     """
-    return [item for item in _earlier(store, tonight)[:nights] if not _is_there(store, item)]
+    return [item for item in _earlier(store, tonight)[:nights] if not holds(store, item.digest)]
 
 
 def _earlier(store: Store, tonight: StageRecord) -> list[StageRecord]:
@@ -90,7 +90,3 @@ def _earlier(store: Store, tonight: StageRecord) -> list[StageRecord]:
         and record.digest != tonight.digest
     }
     return sorted(found.values(), key=lambda item: item.started, reverse=True)
-
-
-def _is_there(store: Store, record: StageRecord) -> bool:
-    return store.object_path(record.digest).is_dir()

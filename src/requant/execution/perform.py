@@ -15,6 +15,7 @@ from requant.store import (
     Store,
     check_sizes,
     locked,
+    materialise,
     publish,
     verified_record,
     write_record,
@@ -118,7 +119,7 @@ def _make(
     try:
         for ref in inputs.values():
             check_sizes(store, ref)
-        folders = {role: store.object_path(ref.digest) for role, ref in inputs.items()}
+        folders = {role: materialise(store, ref.digest) for role, ref in inputs.items()}
         metrics = execute(section, context, **folders)
         _check_unchanged(stage, section, key)
         artifact = publish(store, stage.kind, draft)

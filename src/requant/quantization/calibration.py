@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from requant.data.artifact import HELDOUT, TRAIN, documents_of_tasks
 from requant.data.chat_template import dialect, read_rules, render
 from requant.data.checks import check_control
 from requant.data.formats import Row
@@ -52,7 +53,7 @@ def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Cali
     Raises:
         ContractError: If no row is left.
     """
-    train = read_rows(data / "train.jsonl")
+    train = read_rows(data / TRAIN)
     measured = _measured_texts(data)
     words = dialect(tokenizer, read_rules(data))
     order = random.Random(seed).sample(range(len(train)), len(train))
@@ -69,7 +70,7 @@ def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Cali
             dropped += 1
     if not taken:
         raise ContractError(
-            f"calibration: all {len(train)} rows of {data / 'train.jsonl'} are also held out or "
+            f"calibration: all {len(train)} rows of {data / TRAIN} are also held out or "
             "evaluated on, or spell control tokens, so figures of the quantized model would mean "
             "nothing; give training and held-out files with different rows"
         )
@@ -87,9 +88,9 @@ def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Cali
 
 
 def _measured_texts(data: Path) -> set[str]:
-    heldout = data / "heldout.jsonl"
+    heldout = data / HELDOUT
     texts = {text for row in read_rows(heldout) for text in _answers(row)}
-    for path in sorted((data / "evaluation").glob("*.jsonl")):
+    for path in documents_of_tasks(data):
         with path.open() as file:
             texts |= {_normalised(text) for line in file for text in _strings(json.loads(line))}
     return texts

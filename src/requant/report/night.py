@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from requant.evaluation.artifact import Scores
 from requant.report.drawing import drawn_curve
 from requant.report.headline import figure, headline
 from requant.report.page import render
@@ -13,7 +14,6 @@ from requant.store import StageRecord
 from requant.store.records import Curve
 from requant.wording import duration
 
-Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
 """model -> task -> metric -> value, stderr"""
 
 StageState = Literal["done", "cached", "off", "failed", "not reached"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from requant.config.operations import CommandAction, CopyAction, PostAction
 from requant.errors import ContractError, TransientError
-from requant.store import ArtifactRef, Store, describe, locked, verify
+from requant.store import ArtifactRef, Store, describe, locked, materialise, verify
 
 TAIL_CHARACTERS = 2000
 CURRENT = "current"
@@ -50,7 +50,7 @@ def check_release(store: Store, ref: ArtifactRef, prompt: str, tokens: int, devi
         ContractError: If the model gives no token or a logit that is not finite.
     """
     verify(store, ref)
-    return answer(store.object_path(ref.digest), prompt, tokens, device)
+    return answer(materialise(store, ref.digest), prompt, tokens, device)
 
 
 def answer(folder: Path, prompt: str, tokens: int, device: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from requant.comparison.divergence import Fidelity
 from requant.config.training import ContinueTrain
+from requant.data.artifact import HELDOUT
 from requant.errors import ContractError
 from requant.execution.stage import Metrics, Stage, StageContext, empty_folder
 from requant.merging.change import Change
@@ -82,7 +83,7 @@ def _save(
     from requant.merging.proof import stored_in
     from requant.merging.trained import write_trained
 
-    batches = batches_for(model, data / "heldout.jsonl", section.heldout_rows)
+    batches = batches_for(model, data / HELDOUT, section.heldout_rows)
 
     def save(dtype: str | None) -> tuple[Mapping[str, Change], Rounding, Fidelity]:
         changes = write_trained(model, trained, context.out, tied=tied, dtype=dtype)

@@ -9,10 +9,12 @@ from typing import Any
 from requant.canonical import canonical_json
 from requant.config.evaluation import Evaluate
 from requant.config.task_names import PAST_PERPLEXITY
+from requant.data.artifact import EVALUATION, HELDOUT, TRAIN
 from requant.data.formats import Row
 from requant.data.rows import answer, normalised, write_jsonl
 from requant.data.samples import read_rows
 from requant.errors import ContractError
+from requant.evaluation.artifact import PAIRED, SAMPLES, SCORES
 from requant.evaluation.lm_eval import (
     TaskScores,
     is_likelihood,
@@ -73,7 +75,7 @@ def execute(
     counts: Metrics = {}
     if section.generated_tasks:
         counts = _write_past(past, data, section.past_rows, context)
-        folders = (data / "evaluation", context.work / "past")
+        folders = (data / EVALUATION, context.work / "past")
         generated = [task for folder in folders for task in local_tasks(folder, work)]
     manager = task_manager(work, section.tasks)
     chain = [name for name in CHAIN if name in models]
@@ -136,13 +138,13 @@ def past_heldout(past: Sequence[Path], data: Path, limit: int) -> tuple[list[Row
         The rows, and those that tonight trains on: a model that has read the answers proves
         nothing.
     """
-    trained = {normalised(row) for row in read_rows(data / "train.jsonl")}
-    seen = {normalised(row) for row in read_rows(data / "heldout.jsonl")}
+    trained = {normalised(row) for row in read_rows(data / TRAIN)}
+    seen = {normalised(row) for row in read_rows(data / HELDOUT)}
     nights: list[list[Row]] = []
     left_out: list[Row] = []
     for folder in past:
         kept: list[Row] = []
-        for row in read_rows(folder / "heldout.jsonl"):
+        for row in read_rows(folder / HELDOUT):
             text = normalised(row)
             if text in seen:
                 continue
@@ -226,13 +228,13 @@ def _write(out: Path, scores: Scores) -> None:
         }
         for model, tasks in scores.items()
     }
-    (out / "scores.json").write_bytes(canonical_json(table))
-    (out / "paired.json").write_bytes(canonical_json(compare(scores)))
+    (out / SCORES).write_bytes(canonical_json(table))
+    (out / PAIRED).write_bytes(canonical_json(compare(scores)))
     for model, tasks in scores.items():
         for task, result in tasks.items():
             if result.documents:
                 rows = [asdict(document) for document in result.documents]
-                write_jsonl(out / "samples" / f"{model}.{file_name(task)}.jsonl", rows)
+                write_jsonl(out / SAMPLES / f"{model}.{file_name(task)}.jsonl", rows)
 
 
 def _document_metric(result: TaskScores) -> str:

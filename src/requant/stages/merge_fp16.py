@@ -12,6 +12,7 @@ from requant.canonical import canonical_json
 from requant.comparison.divergence import Batch
 from requant.comparison.folders import batches_for, folder_loss, old_batches
 from requant.config.merge import MergeFp16
+from requant.data.artifact import HELDOUT
 from requant.errors import ContractError, ParityError
 from requant.execution.stage import Metrics, Stage, StageContext, empty_folder
 from requant.merging import (
@@ -107,7 +108,7 @@ def execute(
         return _build(plan_of(variant), out, section, context)
 
     def batches_of(model: Path) -> list[Batch]:
-        return batches_for(model, data / "heldout.jsonl", section.parity_rows)
+        return batches_for(model, data / HELDOUT, section.parity_rows)
 
     chosen = variants[0]
     losses: Metrics = {}
@@ -218,7 +219,7 @@ def _choose(
         new, old = (
             folder_loss(folder, batches, context.device, context.reporter)
             for batches in (
-                batches_for(folder, data / "heldout.jsonl", section.parity_rows),
+                batches_for(folder, data / HELDOUT, section.parity_rows),
                 old_batches(folder, data, section.parity_rows),
             )
         )

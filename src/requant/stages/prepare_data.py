@@ -13,6 +13,7 @@ from requant.config.task_names import (
     RESPONSE_CHOICE,
 )
 from requant.corpus import corpus_digest, topics
+from requant.data.artifact import EVALUATION, HELDOUT, TRAIN
 from requant.data.chat_template import write_rules
 from requant.data.formats import Row
 from requant.data.rows import write_jsonl
@@ -44,8 +45,8 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         context.reporter.message(line)
     rows = night_rows(split_rows(sources, section, context.seed), section, context.seed)
     train, heldout = rows.train, rows.heldout
-    write_jsonl(context.out / "train.jsonl", train)
-    write_jsonl(context.out / "heldout.jsonl", heldout)
+    write_jsonl(context.out / TRAIN, train)
+    write_jsonl(context.out / HELDOUT, heldout)
     write_rules(context.out, rules_of(section))
     (context.out / CARD_NAME).write_bytes(canonical_json(_card(sources)))
     documents = _write_tasks(section, context, heldout, choice_task, read_old_text(section))
@@ -122,7 +123,7 @@ def _write_tasks(
     choice_task: str,
     old_text: str,
 ) -> dict[str, int]:
-    folder = context.out / "evaluation"
+    folder = context.out / EVALUATION
     limit = section.max_evaluation_rows
     made = night_documents(heldout, old_text, limit, context.seed)
     counts = {}

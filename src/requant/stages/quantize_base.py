@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.config.quantizing import QuantizeBase
+from requant.data.artifact import HELDOUT
 from requant.errors import ConfigError, ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.models.provenance import weights_digest, write_provenance
@@ -166,7 +167,7 @@ def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
     fidelity = compare_folders(
         base,
         context.out,
-        data / "heldout.jsonl",
+        data / HELDOUT,
         rows=FIDELITY_ROWS,
         device=context.device,
         reporter=context.reporter,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from requant.config.quantizing import RequantizeGptq
+from requant.data.artifact import HELDOUT
 from requant.errors import ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.models.folder import CALIBRATION_NAME, served_dtype, stored_dtype
@@ -68,7 +69,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     fidelity = compare_folders(
         model,
         context.out,
-        data / "heldout.jsonl",
+        data / HELDOUT,
         rows=section.fidelity_rows,
         device=context.device,
         reporter=context.reporter,

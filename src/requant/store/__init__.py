@@ -9,6 +9,7 @@
 Only this package builds paths below the state folder.
 """
 
+from requant.store.content import holds, materialise, read_file
 from requant.store.layout import ArtifactRef, Store, store_of
 from requant.store.locks import locked
 from requant.store.manifest import Manifest, ManifestEntry, describe, hash_file
@@ -36,8 +37,11 @@ __all__ = [
     "describe",
     "find_object",
     "hash_file",
+    "holds",
     "locked",
+    "materialise",
     "publish",
+    "read_file",
     "read_record",
     "store_of",
     "touch_record",

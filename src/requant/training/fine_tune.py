@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.config.training import Optimisation
+from requant.data.artifact import TRAIN
 from requant.data.samples import encode_data, summary
 from requant.errors import TerminalError
 from requant.execution.stage import Metrics, StageContext
@@ -56,7 +57,7 @@ def fine_tune(
 
     found = encode_data(
         tokenizer,
-        data / "train.jsonl",
+        data / TRAIN,
         optimisation.max_length,
         optimisation.too_long,
         context.reporter,

@@ -1,0 +1,22 @@
+"""The dataset artifact that prepare_data makes: where what lies in its folder.
+
+train.jsonl      rows of tonight, in the order of the night
+heldout.jsonl    rows that are never trained on
+evaluation/      one lm-eval task a pair of files: <task>.yaml and <task>.jsonl
+"""
+
+from pathlib import Path
+
+TRAIN = "train.jsonl"
+HELDOUT = "heldout.jsonl"
+EVALUATION = "evaluation"
+
+
+def task_documents(data: Path, task: str) -> Path:
+    """Return the file of a task's documents, one JSON object a line."""
+    return data / EVALUATION / f"{task}.jsonl"
+
+
+def documents_of_tasks(data: Path) -> list[Path]:
+    """List the files of documents of all tasks."""
+    return sorted((data / EVALUATION).glob("*.jsonl"))
