@@ -18,23 +18,20 @@ if TYPE_CHECKING:
 BOM = b"\xef\xbb\xbf"
 
 
-def read_file(
-    path: Path, columns: "Columns", unknown: Literal["list", "refuse"], cache: Path
-) -> list[Parsed]:
+def read_file(path: Path, columns: "Columns", unknown: Literal["list", "refuse"]) -> list[Parsed]:
     """Read and check a .jsonl or .parquet file.
 
     Args:
         path: The file.
         columns: Where a row keeps its conversation.
         unknown: What to do about columns and fields that nothing reads.
-        cache: Folder for the Arrow copy `datasets` makes of Parquet.
 
     Raises:
         ContractError: On the first bad row, naming file, line, value and expected shape.
     """
     # JSONL is read here and not by `datasets`: Arrow guesses one type a column, so it fails on
     # rows that differ, without their line, and turns text that looks like dates into dates.
-    read = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path, cache)
+    read = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
     return _parsed(read, columns, unknown)
 
 
@@ -46,6 +43,8 @@ def read_hub(
     cache: Path,
 ) -> list[Parsed]:
     """Read and check a split of a dataset on the Hugging Face hub; arguments as `read_file`.
+
+    `datasets` keeps its Arrow copy of the split in `cache`.
 
     Raises:
         ConfigError: If repository, subset or split do not exist.
@@ -139,16 +138,17 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
             yield place, row
 
 
-def _parquet_rows(path: Path, cache: Path) -> Iterator[tuple[str, Any]]:
-    import datasets
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    # Not by `datasets`, which takes a path for a pattern: week[1].parquet would be week1.parquet.
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
-    try:
-        with quiet_datasets():
-            table = datasets.load_dataset(
-                "parquet", data_files=str(path), split="train", cache_dir=str(cache)
-            )
-    # Arrow's own errors are ValueErrors.
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise ContractError(f"{path}: is not Parquet: {error.__cause__ or error}") from error
-    for number, row in enumerate(table, 1):
-        yield f"{path}, row {number}", row
+    with path.open("rb") as file:
+        try:
+            number = 0
+            for batch in ParquetFile(file).iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+        except (ArrowException, OSError) as error:
+            raise ContractError(f"{path}: is not Parquet: {error}") from error

@@ -67,7 +67,7 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
         paths = {f"train.{index}": path for index, path in enumerate(source.train)}
         paths |= {"heldout": source.heldout} if source.heldout else {}
         named = {
-            field: read_file(require(path, field), section.columns, section.unknown_fields, cache)
+            field: read_file(require(path, field), section.columns, section.unknown_fields)
             for field, path in paths.items()
         }
         names = {field: str(path) for field, path in paths.items()}

@@ -3,6 +3,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from chain import micro_config
@@ -180,6 +182,20 @@ def test_a_file_that_is_not_parquet_is_refused_by_name(tmp_path: Path) -> None:
     train.write_text("no parquet")
     with pytest.raises(ContractError, match=r"train\.parquet: is not Parquet"):
         prepare_data.execute(section(train), make_context(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["week[1].parquet", "a::b.parquet", "*.parquet", "ü {1}?.parquet"])
+def test_a_parquet_file_is_opened_by_its_name_and_no_other(tmp_path: Path, name: str) -> None:
+    # Each is what some name would match as a pattern.
+    for number, other in enumerate((name, "week1.parquet", "a", "ü {1}x.parquet")):
+        columns = {"prompt": [f"{number}-{row}" for row in range(9)], "completion": ["yes"] * 9}
+        with (tmp_path / other).open("wb") as file:
+            pq.write_table(pa.table(columns), file)
+    context = make_context(tmp_path / "run")
+    prepare_data.execute(section(tmp_path / name), context)
+    parts = [(context.out / f"{part}.jsonl").read_text() for part in ("train", "heldout")]
+    read = [json.loads(line)["messages"][0]["content"] for line in "".join(parts).splitlines()]
+    assert sorted(read) == [f"0-{row}" for row in range(9)]
 
 
 def test_digests_follow_the_bytes_not_the_paths(tmp_path: Path) -> None:
