@@ -507,6 +507,25 @@ def test_relative_database_does_not_follow_the_working_folder(
     )
 
 
+@pytest.mark.parametrize("name", ["night #1", "100%41", "dätä [v1] {x}"])
+def test_the_database_lies_in_the_state_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    state = tmp_path / name
+    state.mkdir()
+    uri = tracking.prepare_database(None, state)
+    parent = tracking.open_parent(uri, "named", "flow-n", "night", {})
+    tracking.close_parent(parent, "FINISHED", "", "", {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (state / "mlflow.db").stat().st_size > 0
+
+
+def test_a_state_folder_that_no_address_can_name_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "what?" / "state"
+    state.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"state: .*what\?/state holds '\?', which ends a file's"):
+        tracking.prepare_database(None, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["what?"]
+
+
 def test_server_that_is_away_does_not_stop_a_training(
     night: tracking.TrackingRun, uri: str
 ) -> None:
