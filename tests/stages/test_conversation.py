@@ -1,5 +1,6 @@
 """Training text is what serving sees: whole ids, loss on the answer, nothing lost unsaid."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,20 @@ def test_what_is_trained_is_what_the_template_gives(
         ends = [at for at, token in enumerate(whole) if token == tokenizer.eos_token_id]
         assert ends[-1] >= start
     assert found.report.counts["straddling_tokens"] == straddling
+
+
+def test_a_text_past_the_length_a_tokenizer_names_is_no_warning(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    tokenizer.model_max_length = 8
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert len(tokenizer("word " * 40)["input_ids"]) > tokenizer.model_max_length
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.records == []
 
 
 def test_a_sentencepiece_answer_is_not_given_a_space_that_serving_never_sees() -> None:

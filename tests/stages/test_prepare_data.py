@@ -11,6 +11,7 @@ from requant.config.sections import PrepareData
 from requant.corpus import corpus_digest
 from requant.errors import ConfigError, ContractError, RequantError
 from requant.preflight import find_problems
+from requant.quiet import quiet_logs
 from requant.rendering import Rules, read_rules
 from requant.row_sources import night_rows, read_sources, split_rows
 from requant.stages import prepare_data
@@ -175,11 +176,15 @@ def test_the_first_bad_row_is_named_by_file_line_and_value(tmp_path: Path, line:
         prepare_data.execute(section(train), make_context(tmp_path))
 
 
-def test_a_file_that_is_not_parquet_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_refused_by_name_and_nothing_else_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train = tmp_path / "train.parquet"
     train.write_text("no parquet")
+    quiet_logs()
     with pytest.raises(ContractError, match=r"train\.parquet: is not Parquet"):
         prepare_data.execute(section(train), make_context(tmp_path))
+    assert caplog.records == []
 
 
 def test_digests_follow_the_bytes_not_the_paths(tmp_path: Path) -> None:
