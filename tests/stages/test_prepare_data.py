@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -311,3 +312,24 @@ def test_nothing_to_learn_is_known_before_the_night(
     )
     (found,) = map(str, find_problems(config))
     assert found.startswith(text)
+
+
+def test_a_broken_template_is_one_problem_of_the_base_and_not_of_the_rows(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    train = write(tmp_path / "t.jsonl", rows(0, 20))
+    config = micro_config(
+        tmp_path / "state",
+        prepare_base={"source": {"kind": "folder", "path": str(base)}},
+        # Rows of all three parts: trained, held out, and left out tonight.
+        prepare_data={"source": {"kind": "files", "train": [str(train)]}, "max_rows": 4},
+    )
+    found = [str(p) for p in find_problems(config) if "chat template" in p.text]
+    (problem,) = found
+    assert problem.startswith(
+        f"prepare_base.source: chat template: {base}/chat_template.jinja, line 2: unexpected '}}'"
+    )
+    assert "(20 rows, the first is" in problem
