@@ -188,6 +188,21 @@ def test_a_file_that_is_not_parquet_is_refused_by_name_and_nothing_else_is_said(
     assert caplog.records == []
 
 
+def test_rows_that_are_given_twice_are_counted_and_said(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / name, rows(0, 20)) for name in ("a.jsonl", "b.jsonl"))
+    both = PrepareData.model_validate(
+        {"source": {"kind": "files", "train": [str(first), str(second)]}}
+    )
+    context = make_context(tmp_path / "twice")
+    metrics = prepare_data.execute(both, context)
+    assert metrics["duplicate_rows"] == 20
+    (said,) = [text for text in context.reporter.messages if "repeat" in text]
+    assert said.startswith("20 of 40 rows repeat an earlier one, case and white space aside")
+    once = make_context(tmp_path / "once")
+    assert prepare_data.execute(section(first), once)["duplicate_rows"] == 0
+    assert not any("repeat" in text for text in once.reporter.messages)
+
+
 def test_digests_follow_the_bytes_not_the_paths(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", rows(0, 9))
     moved = write(tmp_path / "b.jsonl", rows(0, 9))
