@@ -26,7 +26,7 @@ from tasks.listeners import outlook
 from tasks.pages import night_figures, publish_artifacts, verdict, write_pages
 from tasks.policy import Night, StageTask, record_of, retrying, run_stage_task
 from tasks.preflight import refuse_problems
-from tasks.promote import Promotion, paired_of, promote, register
+from tasks.promote import Promotion, paired_of, promote, register, standing
 from tasks.reporting import quiet_libraries
 
 LOOK_SECONDS = 1.0
@@ -297,7 +297,8 @@ def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promo
     config = night.config
     version = retrying(config)(register, config, night.parent, model, evaluation)
     if not config.promote.auto:
-        return Promotion(version, "challenger", "", to_deploy=False)
+        outcome = retrying(config)(standing, config, version)
+        return Promotion(version, outcome, "", to_deploy=False)
     promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
     if promotion.to_deploy and _of_deployment():
         # `requant run` says it, or deploys by itself.

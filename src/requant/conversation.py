@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,25 @@ from requant.rendering import (
     render,
 )
 from requant.row_checks import check_control, check_rendered
+from requant.row_faults import Fault, listed
 from requant.row_formats import Row
 from requant.stage import Reporter
 from requant.turns import IGNORED, Clipped, Sample, TooLong, encode_turn, fit, sample_of
-
-NAMED = 3
-"""Rows of one kind of problem that are named; the others are counted."""
 
 
 @dataclass(frozen=True)
 class RowReport:
     """What is wrong with rows, and what is in them."""
 
-    problems: list[str]
-    """One line each, naming place and rule; of a kind the first few, then how many more."""
+    faults: tuple[Fault, ...]
     counts: dict[str, float]
     """rows, samples, tokens, trained_tokens, cut_samples, dropped_samples, lost_tokens,
     straddling_tokens, turns_without_loss and rows_with_control_text."""
+
+    @property
+    def problems(self) -> list[str]:
+        """One line each, naming places and rule."""
+        return listed(self.faults)
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,6 @@ class Encoded:
 
     samples: list[Sample]
     report: RowReport
-
-
-@dataclass
-class _Tally:
-    counts: Counter[str] = field(default_factory=Counter)
-    problems: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[Row]:
@@ -160,20 +156,21 @@ def encode_rows(
         The samples, and a report of the rows that gave none, because something is wrong with them.
     """
     words = dialect(tokenizer, rules)
-    tally = _Tally()
+    counts: Counter[str] = Counter()
+    faults: list[Fault] = []
     samples: list[Sample] = []
     for place, row in rows:
-        tally.counts["rows"] += 1
+        counts["rows"] += 1
         try:
-            samples += list(_row_samples(words, row, max_length, too_long, tally.counts))
+            samples += list(_row_samples(words, row, max_length, too_long, counts))
         except RowError as error:
-            tally.problems.setdefault(error.kind, []).append(f"{place}: {error}")
-    tally.counts["samples"] = len(samples)
-    tally.counts["tokens"] = sum(len(sample["input_ids"]) for sample in samples)
-    tally.counts["trained_tokens"] = sum(
+            faults.append(Fault(place, error.kind, str(error), error.of_template))
+    counts["samples"] = len(samples)
+    counts["tokens"] = sum(len(sample["input_ids"]) for sample in samples)
+    counts["trained_tokens"] = sum(
         label != IGNORED for sample in samples for label in sample["labels"]
     )
-    return Encoded(samples, RowReport(_listed(tally.problems), _named(tally.counts)))
+    return Encoded(samples, RowReport(tuple(faults), _named(counts)))
 
 
 def _row_samples(
@@ -236,17 +233,6 @@ def _text_samples(
             yield sample_of(piece, 0)
         else:
             counts["lost_tokens"] += 1
-
-
-def _listed(problems: dict[str, list[str]]) -> list[str]:
-    return [
-        line
-        for kind, texts in problems.items()
-        for line in (
-            *texts[:NAMED],
-            *([f"... and {len(texts) - NAMED} more rows: {kind}"] if len(texts) > NAMED else []),
-        )
-    ]
 
 
 def _named(counts: Counter[str]) -> dict[str, float]:

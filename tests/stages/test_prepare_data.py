@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from requant.config.sections import PrepareData
 from requant.corpus import corpus_digest
 from requant.errors import ConfigError, ContractError, RequantError
 from requant.preflight import find_problems
+from requant.quiet import quiet_logs
 from requant.rendering import Rules, read_rules
 from requant.row_sources import night_rows, read_sources, split_rows
 from requant.stages import prepare_data
@@ -177,11 +179,30 @@ def test_the_first_bad_row_is_named_by_file_line_and_value(tmp_path: Path, line:
         prepare_data.execute(section(train), make_context(tmp_path))
 
 
-def test_a_file_that_is_not_parquet_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_refused_by_name_and_nothing_else_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train = tmp_path / "train.parquet"
     train.write_text("no parquet")
+    quiet_logs()
     with pytest.raises(ContractError, match=r"train\.parquet: is not Parquet"):
         prepare_data.execute(section(train), make_context(tmp_path))
+    assert caplog.records == []
+
+
+def test_rows_that_are_given_twice_are_counted_and_said(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / name, rows(0, 20)) for name in ("a.jsonl", "b.jsonl"))
+    both = PrepareData.model_validate(
+        {"source": {"kind": "files", "train": [str(first), str(second)]}}
+    )
+    context = make_context(tmp_path / "twice")
+    metrics = prepare_data.execute(both, context)
+    assert metrics["duplicate_rows"] == 20
+    (said,) = [text for text in context.reporter.messages if "repeat" in text]
+    assert said.startswith("20 of 40 rows repeat an earlier one, case and white space aside")
+    once = make_context(tmp_path / "once")
+    assert prepare_data.execute(section(first), once)["duplicate_rows"] == 0
+    assert not any("repeat" in text for text in once.reporter.messages)
 
 
 @pytest.mark.parametrize("name", ["week[1].parquet", "a::b.parquet", "*.parquet", "ü {1}?.parquet"])
@@ -322,3 +343,24 @@ def test_nothing_to_learn_is_known_before_the_night(
     )
     (found,) = map(str, find_problems(config))
     assert found.startswith(text)
+
+
+def test_a_broken_template_is_one_problem_of_the_base_and_not_of_the_rows(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    train = write(tmp_path / "t.jsonl", rows(0, 20))
+    config = micro_config(
+        tmp_path / "state",
+        prepare_base={"source": {"kind": "folder", "path": str(base)}},
+        # Rows of all three parts: trained, held out, and left out tonight.
+        prepare_data={"source": {"kind": "files", "train": [str(train)]}, "max_rows": 4},
+    )
+    found = [str(p) for p in find_problems(config) if "chat template" in p.text]
+    (problem,) = found
+    assert problem.startswith(
+        f"prepare_base.source: chat template: {base}/chat_template.jinja, line 2: unexpected '}}'"
+    )
+    assert "(20 rows, the first is" in problem

@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+from requant.cli.nights import cause
+
 HEAVY = ("torch", "transformers", "prefect", "mlflow", "datasets", "gptqmodel", "pydantic")
 
 
@@ -21,3 +25,19 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     commands = "init run status explain schema up down setup promote rollback notify lineage verify"
     for command in [*commands.split(), "gc"]:
         assert f" {command} " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (
+            "Flow run encountered an exception: ConfigError: promote.guard: 'x' is a: b",
+            "promote.guard: 'x' is a: b",
+        ),
+        ("Flow run encountered an exception: KeyError: 'x'", "KeyError: 'x'"),
+        ("promote: the gate refused it", "promote: the gate refused it"),
+        ("", ""),
+    ],
+)
+def test_a_failed_night_says_its_cause_and_not_who_carried_it(message: str, text: str) -> None:
+    assert cause(message) == text

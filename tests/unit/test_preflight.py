@@ -136,14 +136,13 @@ def test_parts_and_guards_are_looked_at_before_the_night(tmp_path: Path) -> None
     assert choice.startswith("promote.guard: 'response_choice' will have 0 documents")
 
 
-def test_what_does_not_guard_is_not_judged(tmp_path: Path) -> None:
-    """`promote.guard` is of automatic promotion: where a person promotes, nothing reads it."""
+def test_a_misspelt_guard_is_found_before_it_is_to_guard(tmp_path: Path) -> None:
     evaluate = {"tasks": ["hellaswag"], "batch_size": 8}
 
     def found(auto: bool) -> list[str]:
         guard = ["old_perplexity", "helaswag"]
         return lines(tmp_path, evaluate=evaluate, promote={"auto": auto, "guard": guard})
 
-    assert found(auto=False) == []
-    (text,) = found(auto=True)
-    assert text.startswith("promote.guard: 'helaswag' is not evaluated")
+    for auto in (False, True):
+        (text,) = found(auto=auto)
+        assert text.startswith("promote.guard: 'helaswag' is not evaluated")

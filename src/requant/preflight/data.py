@@ -1,6 +1,6 @@
 """Can every row of the night be read, divided and rendered, and is there enough to guard with?"""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +22,7 @@ from requant.preflight.base import base_folder, needing_template
 from requant.preflight.evaluation import guards
 from requant.preflight.memory import unless_known
 from requant.preflight.problem import Problem
+from requant.row_faults import Fault, listed
 from requant.row_formats import Row
 from requant.row_sources import night_rows, read_sources, rules_of, split_rows
 from requant.rows import Split
@@ -99,10 +100,7 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
     else:
         taken = {id(row) for part in parts for row in part}
         parts.append(tuple(row.row for row in sources.everything if id(row.row) not in taken))
-    train, heldout, rest = (*parts, ())[:3]
-    yield from _row_problems(config, tokenizer, _placed(train, places), _placed(heldout, places))
-    report = check_rows(tokenizer, _placed(rest, places), rules_of(section))
-    yield from (Problem(FIELD, text) for text in report.problems)
+    yield from _row_problems(config, tokenizer, *(_placed(part, places) for part in parts))
 
 
 def _placed(rows: Iterable[Row], places: dict[int, str]) -> list[tuple[str, Row]]:
@@ -114,20 +112,25 @@ def _row_problems(
     tokenizer: Any,
     train: list[tuple[str, Row]],
     heldout: list[tuple[str, Row]],
+    unused: Sequence[tuple[str, Row]] = (),
 ) -> Iterator[Problem]:
     rules = rules_of(config.prepare_data)
-    said: set[str] = set()
+    # One cause is one problem, whatever parts its rows are in.
+    faults: list[Fault] = []
     for name, limits in _trainings(config).items():
         report = check_rows(tokenizer, train, rules, limits.max_length, limits.too_long)
-        yield from (Problem(FIELD, text) for text in report.problems if text not in said)
-        said |= set(report.problems)
-        if not report.problems and not report.counts["samples"]:
+        faults += report.faults
+        if not report.faults and not report.counts["samples"]:
             text = nothing_left(report.counts, limits.max_length)
             yield Problem(f"{name}.optimisation.max_length", text)
     report = check_rows(tokenizer, heldout, rules)
-    yield from (Problem(FIELD, text) for text in report.problems if text not in said)
-    if not report.problems and not report.counts["samples"]:
+    faults += report.faults
+    if not report.faults and not report.counts["samples"]:
         yield Problem(FIELD, "the held-out part has no assistant turn to measure on; give one")
+    faults += check_rows(tokenizer, unused, rules).faults
+    for field, of_template in (("prepare_base.source", True), (FIELD, False)):
+        texts = listed(fault for fault in faults if fault.of_template == of_template)
+        yield from (Problem(field, text) for text in texts)
 
 
 def _guard_problems(config: Config, rows: Split) -> Iterator[Problem]:

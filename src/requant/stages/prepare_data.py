@@ -27,7 +27,7 @@ from requant.row_sources import (
     rules_of,
     split_rows,
 )
-from requant.rows import write_jsonl
+from requant.rows import normalised, write_jsonl
 from requant.stage import Metrics, Stage, StageContext
 from requant.store.manifest import hash_file
 
@@ -39,7 +39,8 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
 
     Returns:
         Counts: train_rows, heldout_rows, rows_with_ignored_fields (columns or fields that nothing
-        reads), and `<task>_documents` of each generated task.
+        reads), duplicate_rows (rows that repeat an earlier one), and `<task>_documents` of each
+        generated task.
 
     Raises:
         ContractError: On a bad row, an overlap with a given held-out part, or an empty part.
@@ -51,6 +52,13 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     sources = read_sources(section, context.work / "datasets")
     for line in sources.messages:
         context.reporter.message(line)
+    read = [row.row for row in sources.everything]
+    duplicates = len(read) - len(set(map(normalised, read)))
+    if duplicates:
+        context.reporter.message(
+            f"{duplicates} of {len(read)} rows repeat an earlier one, case and white space aside; "
+            "they stay in: remove them from the files where that is not meant"
+        )
     rows = night_rows(split_rows(sources, section, context.seed), section, context.seed)
     train, heldout = rows.train, rows.heldout
     write_jsonl(context.out / "train.jsonl", train)
@@ -62,6 +70,7 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         "train_rows": float(len(train)),
         "heldout_rows": float(len(heldout)),
         "rows_with_ignored_fields": float(sum(bool(row.ignored) for row in sources.everything)),
+        "duplicate_rows": float(duplicates),
         **{f"{task}_documents": float(count) for task, count in documents.items()},
     }
 
