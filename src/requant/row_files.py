@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from requant.errors import ConfigError, ContractError
 from requant.messages import MESSAGE_FIELDS
 from requant.row_formats import Parsed, parse_row
-from requant.wording import shown
+from requant.wording import first_few, shown
 
 if TYPE_CHECKING:
     from requant.config.sections import Columns, HubData
 
 BOM = b"\xef\xbb\xbf"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_file(path: Path, columns: "Columns", unknown: Literal["list", "refuse"]) -> list[Parsed]:
@@ -27,7 +28,8 @@ def read_file(path: Path, columns: "Columns", unknown: Literal["list", "refuse"]
         unknown: What to do about columns and fields that nothing reads.
 
     Raises:
-        ContractError: On the first bad row, naming file, line, value and expected shape.
+        ContractError: Naming file, line, value and expected shape of the bad rows, the first few
+            and how many more.
     """
     # JSONL is read here and not by `datasets`: Arrow guesses one type a column, so it fails on
     # rows that differ, without their line, and turns text that looks like dates into dates.
@@ -48,7 +50,7 @@ def read_hub(
 
     Raises:
         ConfigError: If repository, subset or split do not exist.
-        ContractError: On the first bad row, naming dataset, split and row number.
+        ContractError: Naming dataset, split and row number of the bad rows.
         TransientError: If the hub cannot be reached.
     """
     import datasets
@@ -112,7 +114,17 @@ def quiet_datasets() -> Iterator[None]:
 def _parsed(
     rows: Iterable[tuple[str, Any]], columns: "Columns", unknown: Literal["list", "refuse"]
 ) -> list[Parsed]:
-    found = [parse_row(row, columns, place) for place, row in rows]
+    found: list[Parsed] = []
+    unreadable: list[str] = []
+    for place, row in rows:
+        try:
+            if isinstance(row, ContractError):
+                raise row
+            found.append(parse_row(row, columns, place))
+        except ContractError as error:
+            unreadable.append(str(error))
+    if unreadable:
+        raise ContractError(first_few(unreadable))
     first = next((row for row in found if row.ignored), None)
     if unknown == "refuse" and first is not None:
         listed = ", ".join(f"{name} ({count} rows)" for name, count in count_ignored(found).items())
@@ -125,7 +137,11 @@ def _parsed(
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield place and row of each line; of one that is not JSON the error, so that all are read."""
     with path.open("rb") as file:
+        if file.read(2) in UTF16:
+            raise ContractError(f"{path}: is UTF-16; save it as UTF-8")
+        file.seek(0)
         for number, line in enumerate(file, 1):
             place = f"{path}, line {number}"
             text = line.removeprefix(BOM) if number == 1 else line
@@ -134,7 +150,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise ContractError(f"{place}: is not JSON ({error}): {shown(text)}") from error
+                row = ContractError(f"{place}: is not JSON ({error}): {shown(text)}")
             yield place, row
 
 

@@ -1,7 +1,8 @@
 """The rows a prepare_data section points to, in their training and held-out part."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from requant.config.sections import FilesData, PrepareData, StdlibData
@@ -52,7 +53,8 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
 
     Raises:
         ConfigError: If a file, repository, subset or split does not exist.
-        ContractError: On the first row that cannot be read, naming place, field and value.
+        ContractError: Naming place, field and value of the rows that cannot be read, the first few
+            of each file or split.
         TransientError: If the hub cannot be reached.
     """
     source = section.source
@@ -66,18 +68,26 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
     if isinstance(source, FilesData):
         paths = {f"train.{index}": path for index, path in enumerate(source.train)}
         paths |= {"heldout": source.heldout} if source.heldout else {}
-        named = {
-            field: read_file(require(path, field), section.columns, section.unknown_fields)
-            for field, path in paths.items()
-        }
+        named = _read_all(
+            {
+                field: partial(
+                    read_file, require(path, field), section.columns, section.unknown_fields
+                )
+                for field, path in paths.items()
+            }
+        )
         names = {field: str(path) for field, path in paths.items()}
     else:
         splits = {"train": source.train_split}
         splits |= {"heldout": source.heldout_split} if source.heldout_split else {}
-        named = {
-            field: read_hub(source, split, section.columns, section.unknown_fields, cache)
-            for field, split in splits.items()
-        }
+        named = _read_all(
+            {
+                field: partial(
+                    read_hub, source, split, section.columns, section.unknown_fields, cache
+                )
+                for field, split in splits.items()
+            }
+        )
         names = {field: f"{source.repo}, split {split}" for field, split in splits.items()}
     heldout = named.get("heldout")
     return Sources(
@@ -165,6 +175,20 @@ def require(path: Path, field: str) -> Path:
             f"prepare_data.source.{field}: {path} is not a file; give an existing one"
         )
     return path
+
+
+def _read_all(readers: Mapping[str, Callable[[], list[Parsed]]]) -> dict[str, list[Parsed]]:
+    """Read every source, so that one bad file does not hide what is wrong with the next."""
+    named: dict[str, list[Parsed]] = {}
+    wrong: list[str] = []
+    for field, read in readers.items():
+        try:
+            named[field] = read()
+        except ContractError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ContractError("\n".join(wrong))
+    return named
 
 
 def _docstring_rows(rows: Sequence[Row], part: str) -> tuple[Parsed, ...]:

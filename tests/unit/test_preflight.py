@@ -136,6 +136,21 @@ def test_parts_and_guards_are_looked_at_before_the_night(tmp_path: Path) -> None
     assert choice.startswith("promote.guard: 'response_choice' will have 0 documents")
 
 
+def test_every_unreadable_row_of_every_file_is_listed(tmp_path: Path) -> None:
+    good = json.dumps({"prompt": "q", "response": "a"})
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text("\n".join([good, "{not json", good, "[1]", good, '{"foo": 1}']))
+    second.write_text("\n".join(["{"] * 13))
+    source = {"kind": "files", "train": [str(first), str(second)]}
+    found = lines(tmp_path / "state", prepare_data={"source": source})
+    field = "prepare_data.source: "
+    assert [line.partition(": ")[2].partition(": ")[0] for line in found[:-1]] == [
+        *(f"{first}, line {number}" for number in (2, 4, 6)),
+        *(f"{second}, line {number}" for number in range(1, 11)),
+    ]
+    assert found[-1] == f"{field}... and 3 more rows"
+
+
 def test_a_misspelt_guard_is_found_before_it_is_to_guard(tmp_path: Path) -> None:
     evaluate = {"tasks": ["hellaswag"], "batch_size": 8}
 

@@ -213,6 +213,13 @@ def test_a_surrogate_in_a_file_is_named_by_line_and_field(tmp_path: Path) -> Non
         read_file(path, Columns(), "list")
 
 
+def test_utf16_is_named_as_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "night.jsonl"
+    path.write_text(json.dumps(PAIR) + "\n", encoding="utf-16")
+    with pytest.raises(ContractError, match=r"night\.jsonl: is UTF-16; save it as UTF-8$"):
+        read_file(path, Columns(), "list")
+
+
 def test_texts_of_every_shape_have_an_answer_and_a_side() -> None:
     assert (question({"text": " x "}), answer({"text": " x "})) == ("", "x")
     called = {"messages": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [CALL]}]}

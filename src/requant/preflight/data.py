@@ -29,7 +29,7 @@ from requant.rows import Split
 from requant.stages.prepare_data import content_digests, read_old_text
 
 FIELD = "prepare_data.source"
-VERSION = 3
+VERSION = 4
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 MIN_DOCUMENTS = 2
 """Of a task that guards: one gives no interval."""
@@ -80,9 +80,9 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
             sources = read_sources(section, Path(cache))
         rows = night_rows(split_rows(sources, section, config.seed), section, config.seed)
     except RequantError as error:
-        text = str(error)
-        named = text.startswith("prepare_data")
-        yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
+        for text in str(error).splitlines():
+            named = text.startswith("prepare_data")
+            yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
         return
     yield from _guard_problems(config, rows)
     if folder is None:
