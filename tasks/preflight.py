@@ -30,7 +30,9 @@ def tracking_problems(config: Config) -> Iterator[Problem]:
         try:
             probe(config.tracking.uri)
         except RequantError as error:
-            yield Problem("tracking.uri", str(error), may_pass=is_transient(error))
+            # The text names its field itself.
+            text = str(error).removeprefix("tracking.uri: ")
+            yield Problem("tracking.uri", text, may_pass=is_transient(error))
 
 
 def secret_problems(config: Config) -> Iterator[Problem]:
