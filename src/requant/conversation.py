@@ -33,8 +33,9 @@ class RowReport:
 
     faults: tuple[Fault, ...]
     counts: dict[str, float]
-    """rows, samples, tokens, trained_tokens, cut_samples, dropped_samples, lost_tokens,
-    straddling_tokens, turns_without_loss and rows_with_control_text."""
+    """rows, samples, tokens, trained_tokens, cut_samples, dropped_samples (turns without a prompt
+    among them), lost_tokens, straddling_tokens, turns_without_loss, turns_without_prompt and
+    rows_with_control_text."""
 
     @property
     def problems(self) -> list[str]:
@@ -85,13 +86,26 @@ def encode_data(
     return encoded
 
 
+def too_long_for_all(counts: dict[str, float]) -> bool:
+    """Tell whether it is the length for which turns were dropped, and not what the rows are."""
+    return counts["dropped_samples"] > counts["turns_without_prompt"]
+
+
 def nothing_left(counts: dict[str, float], max_length: int) -> str:
-    """Say why there is nothing to train on."""
-    return (
-        "no row has an assistant turn that carries loss and fits into "
-        f"optimisation.max_length={max_length} tokens ({summary(counts)}); there is nothing to "
-        "learn"
-    )
+    """Say why there is nothing to train on, and the way out of each reason."""
+    without_loss, without_prompt = counts["turns_without_loss"], counts["turns_without_prompt"]
+    long = counts["dropped_samples"] - without_prompt
+    reasons = [
+        f"{number:.0f} {what}"
+        for number, what in (
+            (long, f"do not fit into optimisation.max_length={max_length} tokens (raise it)"),
+            (without_loss, "have weight 0 (give the turns that are to be learned weight 1)"),
+            (without_prompt, "have no message before them (give each the question it answers)"),
+        )
+        if number
+    ]
+    found = f"of the assistant turns {', '.join(reasons)}" if reasons else "every text is one token"
+    return f"nothing to learn in {counts['rows']:.0f} rows: {found}"
 
 
 def summary(counts: dict[str, float]) -> str:
@@ -202,6 +216,7 @@ def _row_samples(
                     "or weight 0, or set optimisation.too_long=drop",
                 )
             counts["dropped_samples"] += 1
+            counts["turns_without_prompt"] += 1
             continue
         last = index == len(messages) - 1
         turn = encode_turn(words, messages[: index + 1], row, as_text, whole if last else None)
@@ -246,6 +261,7 @@ def _named(counts: Counter[str]) -> dict[str, float]:
         "lost_tokens",
         "straddling_tokens",
         "turns_without_loss",
+        "turns_without_prompt",
         "rows_with_control_text",
     )
     return {name: float(counts[name]) for name in names}

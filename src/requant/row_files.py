@@ -123,16 +123,17 @@ def _parsed(
             found.append(parse_row(row, columns, place))
         except ContractError as error:
             unreadable.append(str(error))
-    if unreadable:
-        raise ContractError(first_few(unreadable))
+    problems = [first_few(unreadable)] if unreadable else []
     first = next((row for row in found if row.ignored), None)
     if unknown == "refuse" and first is not None:
         listed = ", ".join(f"{name} ({count} rows)" for name, count in count_ignored(found).items())
-        raise ContractError(
+        problems.append(
             f"{first.place}: {', '.join(first.ignored)}: nothing reads this; in all: {listed}. "
             f"Known fields of a message: {', '.join(MESSAGE_FIELDS)}; beside the conversation: "
             "tools. Remove them, or set prepare_data.unknown_fields=list"
         )
+    if problems:
+        raise ContractError("\n".join(problems))
     return found
 
 

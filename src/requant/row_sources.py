@@ -68,11 +68,10 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
     if isinstance(source, FilesData):
         paths = {f"train.{index}": path for index, path in enumerate(source.train)}
         paths |= {"heldout": source.heldout} if source.heldout else {}
+        require_files(paths)
         named = _read_all(
             {
-                field: partial(
-                    read_file, require(path, field), section.columns, section.unknown_fields
-                )
+                field: partial(read_file, path, section.columns, section.unknown_fields)
                 for field, path in paths.items()
             }
         )
@@ -110,13 +109,14 @@ def split_rows(sources: Sources, section: PrepareData, seed: int) -> Split:
         split = cut(train, section.heldout_fraction, seed)
     else:
         split = Split(train=tuple(train), heldout=tuple(row.row for row in sources.heldout))
-        refuse_overlap(split)
+        refuse_overlap(sources.train, sources.heldout)
     for name, rows in (("training", split.train), ("held-out", split.heldout)):
         if not rows:
             raise ContractError(
                 f"prepare_data: the {name} part is empty (training {len(split.train)}, held-out "
                 f"{len(split.heldout)} rows); give at least two different rows, or change "
                 f"prepare_data.heldout_fraction={section.heldout_fraction}"
+                + "".join(f"; read: {line}" for line in sources.messages)
             )
     return split
 
@@ -164,17 +164,22 @@ def split_by_module(
     return Split(train=_conversations(night), heldout=_conversations(heldout))
 
 
-def require(path: Path, field: str) -> Path:
-    """Return an existing file's path.
+def require_files(paths: Mapping[str, Path]) -> None:
+    """Refuse files that do not exist.
+
+    Args:
+        paths: Field of prepare_data.source -> the file it names.
 
     Raises:
-        ConfigError: Naming the field of prepare_data.source.
+        ConfigError: One line for each, naming the field.
     """
-    if not path.is_file():
-        raise ConfigError(
-            f"prepare_data.source.{field}: {path} is not a file; give an existing one"
-        )
-    return path
+    missing = [
+        f"prepare_data.source.{field}: {path} is not a file; give an existing one"
+        for field, path in paths.items()
+        if not path.is_file()
+    ]
+    if missing:
+        raise ConfigError("\n".join(missing))
 
 
 def _read_all(readers: Mapping[str, Callable[[], list[Parsed]]]) -> dict[str, list[Parsed]]:

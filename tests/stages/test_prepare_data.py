@@ -151,7 +151,10 @@ def test_a_given_heldout_part_that_overlaps_is_refused_by_row(tmp_path: Path) ->
         write(tmp_path / "train.jsonl", rows(0, 6)),
         write(tmp_path / "heldout.jsonl", heldout_rows),
     )
-    with pytest.raises(ContractError, match=r"training row 5 is held-out row 1 too.*How much is 4"):
+    with pytest.raises(
+        ContractError,
+        match=r"2 of 6 .*: .*train.jsonl, line 5 is .*heldout.jsonl, line 1: .*How much is 4",
+    ):
         prepare_data.execute(section(train, heldout), make_context(tmp_path))
 
 
@@ -317,10 +320,21 @@ def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: 
         (
             16,
             "word " * 40,
-            "train_adapter.optimisation.max_length: no row has an assistant turn that carries loss "
-            "and fits into optimisation.max_length=16 tokens (9 rows, 0 samples",
+            "train_adapter.optimisation.max_length: nothing to learn in 9 rows: of the assistant "
+            "turns 9 do not fit into optimisation.max_length=16 tokens (raise it)",
         ),
-        (96, "", "train_adapter.optimisation.max_length: no row has an assistant turn that car"),
+        (
+            96,
+            "",
+            "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have weight "
+            "0 (give the turns that are to be learned weight 1)",
+        ),
+        (
+            96,
+            "alone",
+            "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have no "
+            "message before them (give each the question it answers)",
+        ),
     ],
 )
 def test_nothing_to_learn_is_known_before_the_night(
@@ -328,7 +342,12 @@ def test_nothing_to_learn_is_known_before_the_night(
 ) -> None:
     steps = {"max_steps": 1, "max_length": max_length}
     said = [
-        {"messages": [*row["messages"][:-1], {"role": "assistant", "content": f"{answer}{n}"}]}
+        {
+            "messages": [
+                *(row["messages"][:-1] if answer != "alone" else ()),
+                {"role": "assistant", "content": f"{answer}{n}"},
+            ]
+        }
         if answer
         else {"messages": [*row["messages"][:-1], {**row["messages"][-1], "weight": 0}]}
         for n, row in enumerate(rows(0, 9))

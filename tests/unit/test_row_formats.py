@@ -130,7 +130,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "parts": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}, ANSWER]},
-        "messages[0].content is [{'type': 'text', 'text': 'x'}], expected non-empty text",
+        "messages[0].content is [{'type': 'text', 'text': 'x'}], a list of parts; expected",
     ),
     "a user's call": (
         {"messages": [{**QUESTION, "tool_calls": [CALL]}, ANSWER]},
@@ -166,6 +166,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "messages[1].content: holds '\\ud83d' at character 2, half of a surrogate pair",
     ),
     "surrogate in a name": ({**PAIR, "x\udc00": 1}, ": holds '\\udc00' at character 1"),
+    "null": (
+        {"prompt": "x", "completion": None},
+        "has no column 'messages', nor those of another format (found ['prompt'], null "
+        "['completion']); ",
+    ),
     "output": ({"instruction": "x", "output": ""}, "output is ''; expected non-empty text"),
 }
 
@@ -188,6 +193,8 @@ def test_named_columns_are_taken_as_named() -> None:
     assert parse_row({"dialog": PAIR["messages"]}, named, "f").row == PAIR
     with pytest.raises(ContractError, match=r"has no column 'dialog' \(found \['messages'\]\)"):
         parse_row(PAIR, named, "f")
+    with pytest.raises(ContractError, match="f: a is null; give the row a value, or remove it"):
+        parse_row({"q": "2 + 2?", "a": None}, pair, "f")
 
 
 def test_a_mixed_file_with_bom_and_crlf_is_read_and_said(tmp_path: Path) -> None:

@@ -96,12 +96,19 @@ def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None
         loaded = load(config, overrides)
         check_stages(force, loaded)
         prepare_environment()
+        from requant.errors import RequantError
         from tasks.preflight import problems_of
 
         problems = problems_of(loaded)
         for problem in problems:
             typer.secho(f"problem: {problem}", fg="red", err=True)
-        plans = _plan(loaded, force or [])
+        try:
+            plans = _plan(loaded, force or [])
+        except RequantError as error:
+            # A file that no key can be made without is among the problems.
+            if not set(str(error).splitlines()) <= set(map(str, problems)):
+                raise
+            raise typer.Exit(1) from None
     from requant.cli.console import show, table
 
     rows = table("stage", "would", "digest", "why")

@@ -10,6 +10,7 @@ from requant.config.operations import Deploy, Promote, Runtime, Tracking
 from requant.config.sections import (
     ContinueTrain,
     Evaluate,
+    LocalPath,
     MergeFp16,
     PrepareBase,
     PrepareData,
@@ -40,7 +41,9 @@ class Config(Section):
         pattern=r"^[a-z0-9][a-z0-9.-]*$", description="of the model line, in MLflow too"
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="of every shuffle and initialisation")
-    state: Path = Field(Path(".requant"), description="folder of artifacts, records and databases")
+    state: LocalPath = Field(
+        Path(".requant"), description="folder of artifacts, records and databases"
+    )
 
     prepare_base: PrepareBase
     prepare_data: PrepareData

@@ -8,12 +8,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from requant.combination import Combination
 
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
+LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""YAML and `--set` know no shell that would write out `~`."""
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Relative = Annotated[float, Field(gt=0.0)]
@@ -77,7 +79,7 @@ class FolderBase(Section):
     """An ordinary Hugging Face folder: config.json, *.safetensors, tokenizer files."""
 
     kind: Literal["folder"]
-    path: Path = Field(description="folder", json_schema_extra=NOT_IN_KEY)
+    path: LocalPath = Field(description="folder", json_schema_extra=NOT_IN_KEY)
 
 
 class HubBase(Section):
@@ -117,15 +119,15 @@ class FilesData(Section):
     """Local JSONL or Parquet files."""
 
     kind: Literal["files"]
-    train: tuple[Path, ...] = Field(
+    train: tuple[LocalPath, ...] = Field(
         min_length=1, description=".jsonl or .parquet", json_schema_extra=NOT_IN_KEY
     )
-    heldout: Path | None = Field(
+    heldout: LocalPath | None = Field(
         None,
         description=".jsonl or .parquet; null cuts heldout_fraction off train",
         json_schema_extra=NOT_IN_KEY,
     )
-    old_text: Path | None = Field(
+    old_text: LocalPath | None = Field(
         None,
         description="plain text of the skill to keep; its perplexity is evaluated",
         json_schema_extra=NOT_IN_KEY,
@@ -137,7 +139,11 @@ class FilesData(Section):
         paths = value if isinstance(value, tuple) else (value,) if value else ()
         for path in paths:
             if path.suffix not in {".jsonl", ".parquet"}:
-                raise ValueError(f"{path} must end in .jsonl or .parquet")
+                raise ValueError(
+                    f"{path} must end in .jsonl or .parquet. JSON, CSV and text: datasets."
+                    "load_dataset('json' | 'csv' | 'text', data_files=...)['train'].to_json("
+                    "'rows.jsonl') writes one"
+                )
         return value
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from requant.config import Config
 from requant.config.sections import Optimisation, StdlibData
 from requant.contract import tokenizer_digest
-from requant.conversation import check_rows, nothing_left
+from requant.conversation import check_rows, nothing_left, too_long_for_all
 from requant.errors import RequantError, is_transient
 from requant.evaluation_tasks import (
     DESCRIBE_CHOICE,
@@ -29,7 +29,7 @@ from requant.rows import Split
 from requant.stages.prepare_data import content_digests, read_old_text
 
 FIELD = "prepare_data.source"
-VERSION = 4
+VERSION = 5
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 MIN_DOCUMENTS = 2
 """Of a task that guards: one gives no interval."""
@@ -40,7 +40,11 @@ ALIKE = 16
 def data_problems(config: Config) -> Iterator[Problem]:
     """Read, divide and render every row as the night will."""
     section = config.prepare_data
-    digests = content_digests(section)
+    try:
+        digests = content_digests(section)
+    except RequantError as error:
+        yield from _each(error)
+        return
     folder = base_folder(config)
     if folder is not None and not (folder / "config.json").exists():
         folder = None  # a problem of the base, which is listed there
@@ -80,9 +84,7 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
             sources = read_sources(section, Path(cache))
         rows = night_rows(split_rows(sources, section, config.seed), section, config.seed)
     except RequantError as error:
-        for text in str(error).splitlines():
-            named = text.startswith("prepare_data")
-            yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
+        yield from _each(error)
         return
     yield from _guard_problems(config, rows)
     if folder is None:
@@ -103,6 +105,13 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
     yield from _row_problems(config, tokenizer, *(_placed(part, places) for part in parts))
 
 
+def _each(error: RequantError) -> Iterator[Problem]:
+    """Take an error of several lines for as many problems."""
+    for text in str(error).splitlines():
+        named = text.startswith("prepare_data")
+        yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
+
+
 def _placed(rows: Iterable[Row], places: dict[int, str]) -> list[tuple[str, Row]]:
     return [(places[id(row)], row) for row in rows]
 
@@ -117,12 +126,15 @@ def _row_problems(
     rules = rules_of(config.prepare_data)
     # One cause is one problem, whatever parts its rows are in.
     faults: list[Fault] = []
+    empty: list[Problem] = []
     for name, limits in _trainings(config).items():
         report = check_rows(tokenizer, train, rules, limits.max_length, limits.too_long)
         faults += report.faults
         if not report.faults and not report.counts["samples"]:
-            text = nothing_left(report.counts, limits.max_length)
-            yield Problem(f"{name}.optimisation.max_length", text)
+            too_long = too_long_for_all(report.counts)
+            field = f"{name}.optimisation.max_length" if too_long else FIELD
+            empty.append(Problem(field, nothing_left(report.counts, limits.max_length)))
+    yield from dict.fromkeys(empty)
     report = check_rows(tokenizer, heldout, rules)
     faults += report.faults
     if not report.faults and not report.counts["samples"]:

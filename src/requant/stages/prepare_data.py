@@ -23,7 +23,7 @@ from requant.row_sources import (
     Sources,
     night_rows,
     read_sources,
-    require,
+    require_files,
     rules_of,
     split_rows,
 )
@@ -93,8 +93,8 @@ def content_digests(section: PrepareData) -> dict[str, str]:
     files = {f"train.{index}": path for index, path in enumerate(source.train)}
     files |= {"heldout": source.heldout} if source.heldout else {}
     files |= {"old_text": source.old_text} if source.old_text else {}
-    digests = {role: hash_file(require(path, role)) for role, path in files.items()}
-    return {"old_text": corpus_digest(), **digests}
+    require_files(files)
+    return {"old_text": corpus_digest(), **{role: hash_file(files[role]) for role in files}}
 
 
 def read_old_text(section: PrepareData) -> str:
@@ -106,7 +106,8 @@ def read_old_text(section: PrepareData) -> str:
     source = section.source
     if not isinstance(source, FilesData) or source.old_text is None:
         return "\n\n".join(text for _, text in topics())
-    path = require(source.old_text, "old_text")
+    path = source.old_text
+    require_files({"old_text": path})
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
