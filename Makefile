@@ -21,7 +21,7 @@ test: .venv/ready-dev lint
 	# A tiny model has no work for a second thread, the suite has for a second process.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/e2e -n 2 --dist loadfile
 	# They wait for polls and heartbeats more than they compute.
-	$(BIN)/python -m pytest tests/e2e -n 3 --dist loadfile
+	$(BIN)/python -m pytest tests/e2e -n 2 --dist loadfile
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

@@ -112,6 +112,13 @@ def promote(
     return Promotion(version, "champion", "", to_deploy, notes)
 
 
+def standing(config: Config, version: ModelVersion) -> Outcome:
+    """Tell whether a registered version is the champion already, or waits for a person's word."""
+    serving = versions.champion(registry_of(config))
+    same = serving is not None and serving.version == version.version
+    return "champion" if same else "challenger"
+
+
 def roll_back(config: Config) -> ModelVersion:
     """Let the version serve that did before the champion, and emit `model.promoted` for it.
 

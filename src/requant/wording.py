@@ -1,6 +1,6 @@
 """How values, lists and times are put into messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -8,6 +8,12 @@ def shown(value: Any) -> str:
     """A value as Python writes it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def first_few(lines: Sequence[str], limit: int = 10) -> str:
+    """The first lines of many, one under the other, and how many rows are not named."""
+    more = len(lines) - limit
+    return "\n".join([*lines[:limit], *([f"... and {more} more rows"] if more > 0 else [])])
 
 
 def short_count(count: int) -> str:

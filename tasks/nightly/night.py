@@ -17,7 +17,7 @@ from tasks import tracking
 from tasks.caching import StageResult
 from tasks.nightly.pages import night_figures, publish_artifacts, verdict, write_pages
 from tasks.nightly.way_on import of_deployment
-from tasks.promote import Promotion, paired_of, promote, register
+from tasks.promote import Promotion, paired_of, promote, register, standing
 from tasks.retry import retrying
 from tasks.servers.listeners import outlook
 from tasks.stage_task import Night, StageTask, record_of, run_stage_task
@@ -175,7 +175,8 @@ def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promo
     config = night.config
     version = retrying(config)(register, config, night.parent, model, evaluation)
     if not config.promote.auto:
-        return Promotion(version, "challenger", "", to_deploy=False)
+        outcome = retrying(config)(standing, config, version)
+        return Promotion(version, outcome, "", to_deploy=False)
     promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
     if promotion.to_deploy and of_deployment():
         # `requant run` says it, or deploys by itself.

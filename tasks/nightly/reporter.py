@@ -78,9 +78,6 @@ class TaskReporter:
 def quiet_libraries() -> None:
     """Keep words nobody can act on out of Prefect's log."""
     quiet_logs()
-    # What Prefect still has to send is sent at the end of a run, and each of them counts it aloud.
-    for name in ("APILogWorker", "EventsWorker"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
 

@@ -82,10 +82,10 @@ def start_machine(
     )
     # Each imports for a quarter of a minute, and needs the other for nothing yet.
     launched = [(service, launch(store, service)) for service in (prefect, mlflow)]
-    for service, process in launched:
-        if process is not None:
-            wait_until_ready(store, service, process)
-        yield _said(service, process is not None)
+    for service, started in launched:
+        # One that runs already may have been launched by an `up` that failed before it answered.
+        wait_until_ready(store, service)
+        yield _said(service, started)
     settings["REQUANT_TRACKING_PAGES"] = f"http://127.0.0.1:{mlflow_port}"
     with talking_to(api):
         set_up_server(root, accelerators, processors, settings)

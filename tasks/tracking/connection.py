@@ -123,7 +123,17 @@ def run_page(run: TrackingRun) -> str:
 
 
 def default_uri(state: Path) -> str:
-    """Return the address of the database in a state folder."""
+    """Return the address of the database in a state folder.
+
+    Raises:
+        ConfigError: If its path cannot stand in an address: what follows a question mark is no part
+            of a file's name there, and the database would lie elsewhere.
+    """
+    if "?" in str(state.resolve()):
+        raise ConfigError(
+            f"state: {state.resolve()} holds '?', which ends a file's name in the address of "
+            "MLflow's database; give a folder without it, or tracking.uri the address of a server"
+        )
     return f"{SQLITE}{state.resolve()}/mlflow.db"
 
 

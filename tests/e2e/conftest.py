@@ -13,6 +13,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     said = machine.up()
     assert f"Prefect:  http://127.0.0.1:{machine.prefect_port}" in said
     assert f"MLflow:   http://127.0.0.1:{machine.mlflow_port}" in said
+    # What Prefect has still to send is nothing a person can act on.
+    assert "Still processing" not in said
     yield machine
     assert machine.down().strip() == "stopped: worker, mlflow-server, prefect-server"
     assert "nothing was running" in machine.down()

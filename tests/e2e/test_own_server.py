@@ -78,6 +78,7 @@ NOISE = (
     "no triton",
     "KernelPreference",
     "Writing model shards",
+    "Token indices",
     "Warning",
     "ERROR",
     "Traceback",

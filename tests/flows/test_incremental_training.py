@@ -96,6 +96,8 @@ def test_a_stage_over_its_limit_fails_the_night_and_says_what_to_do(folder: Path
     assert states(output)["evaluate"] == "not reached"
     assert "Missed: merge_fp16.trained_max_kl=1e-09" in output
     assert "use a finer quantize_base.method" in output
+    assert re.search(r"^Failed: merge_fp16", output, re.M)
+    assert "encountered an exception" not in output
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
     failed = client.search_runs([experiment.experiment_id], "attributes.status = 'FAILED'")
@@ -122,6 +124,9 @@ def test_one_document_is_evaluated_and_leaves_what_is_registered(folder: Path) -
 def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     """Its own held-out rows like it: it is the text that no night brings that refuses it."""
     requant("promote", folder / "micro.yaml")
+    assert re.search(
+        r"promote\s+done\s.*version \d+: champion", requant("run", folder / "micro.yaml")
+    )
     draw = random.Random(0)
     with (folder / "noise.jsonl").open("w") as file:
         for _ in range(80):
@@ -270,7 +275,8 @@ def test_the_look_before_the_night_stops_it_before_a_stage_and_status_shows_it(
         "train_adapter.target_modules: c_attn not in this model",
     )
     refused = requant("run", folder / "micro.yaml", *changes, fails=2)
-    plan = requant("status", folder / "micro.yaml", *changes)
+    plan = requant("status", folder / "micro.yaml", *changes, fails=1)
+    assert states(plan)["train_adapter"]
     flow = incremental_training(load_config(folder / "micro.yaml", wrong), return_state=True)
     assert flow.is_failed()
     for text in texts:

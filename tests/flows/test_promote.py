@@ -13,7 +13,7 @@ from requant.errors import ArtifactError, ConfigError
 from requant.store import StageRecord, Store, all_records, verify
 from requant.store.gc import collect, pinned_digests
 from tasks import tracking
-from tasks.promote import promote, register, registry_of, roll_back
+from tasks.promote import promote, register, registry_of, roll_back, standing
 from tasks.tracking import registry as versions
 
 
@@ -87,8 +87,10 @@ def test_the_way_back_is_kept_and_taken(
     first, second = registered
     with pytest.raises(ConfigError, match="micro: has no champion; there is nothing to roll back"):
         roll_back(config)
+    assert standing(config, second) == "challenger"
     for version in (first, second):
         assert promote(config, version).outcome == "champion"
+    assert (standing(config, first), standing(config, second)) == ("challenger", "champion")
     assert pinned_digests(Store(config.state)) == {first.digest, second.digest}
     assert roll_back(config).version == 1
     # The deployment has not said that it is done: repeating goes back no further.

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from alembic import command
+from chain import micro_config
 from mlflow import MlflowClient
 from mlflow.store.db.utils import _get_alembic_config
 from sqlalchemy import create_engine
@@ -23,6 +24,7 @@ from sqlalchemy import create_engine
 from requant.errors import ConfigError, TransientError
 from requant.store import StageRecord, Store
 from tasks import tracking
+from tasks.nightly.preflight import problems_of
 from tasks.tracking import database
 from tasks.tracking.connection import public, transient
 from tasks.tracking.database import holds_nothing
@@ -505,6 +507,32 @@ def test_relative_database_does_not_follow_the_working_folder(
     assert tracking.prepare_database("sqlite:///here.db", tmp_path) == (
         f"sqlite:///{tmp_path.resolve()}/here.db"
     )
+
+
+@pytest.mark.parametrize("name", ["night #1", "100%41", "dätä [v1] {x}"])
+def test_the_database_lies_in_the_state_folder_whatever_its_name(tmp_path: Path, name: str) -> None:
+    state = tmp_path / name
+    state.mkdir()
+    uri = tracking.prepare_database(None, state)
+    parent = tracking.open_parent(uri, "named", "flow-n", "night", {})
+    tracking.close_parent(parent, "FINISHED", "", "", {})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (state / "mlflow.db").stat().st_size > 0
+
+
+def test_a_state_folder_that_no_address_can_name_is_refused(tmp_path: Path) -> None:
+    state = tmp_path / "what?" / "state"
+    state.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"state: .*what\?/state holds '\?', which ends a file's"):
+        tracking.prepare_database(None, state)
+    assert [path.name for path in tmp_path.iterdir()] == ["what?"]
+
+
+def test_a_server_that_is_away_is_one_problem_that_names_its_field_once(tmp_path: Path) -> None:
+    config = micro_config(tmp_path, tracking={"uri": "http://127.0.0.1:9"})
+    (problem,) = (found for found in problems_of(config) if "tracking" in str(found))
+    assert str(problem).startswith("tracking.uri: http://127.0.0.1:9 does not answer (")
+    assert problem.may_pass
 
 
 def test_server_that_is_away_does_not_stop_a_training(

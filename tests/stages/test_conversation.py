@@ -1,5 +1,6 @@
 """Training text is what serving sees: whole ids, loss on the answer, nothing lost unsaid."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from requant.data.chat_template import Rules
+from requant.data.faults import Fault, listed
 from requant.data.samples import Encoded, check_rows, encode_rows
 from requant.data.turns import IGNORED
 from requant.models.tokenizer import load_tokenizer
@@ -163,6 +165,20 @@ def test_what_is_trained_is_what_the_template_gives(
     assert found.report.counts["straddling_tokens"] == straddling
 
 
+def test_a_text_past_the_length_a_tokenizer_names_is_no_warning(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load_tokenizer(tiny_base)
+    tokenizer.model_max_length = 8
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        assert len(tokenizer("word " * 40)["input_ids"]) > tokenizer.model_max_length
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.records == []
+
+
 def test_a_sentencepiece_answer_is_not_given_a_space_that_serving_never_sees() -> None:
     tokenizer = fast("always", "bare")
     sample = encode(tokenizer, TALK[1:3]).samples[0]
@@ -252,30 +268,46 @@ REFUSES_SYSTEM = (
 )
 NO_END = CHATML.replace("<|im_end|>", "")
 NO_PREFIX = CHATML.replace("{{ '<|im_start|>assistant\n' }}", "{{ '<answer>' }}")
-BROKEN = "{% for m in messages %}"
+BROKEN = "{% for m in messages %}\n{{ m.content }\n{{ strftime_now('%Y') }}{% endfor %}"
 SAID = {
     "drops": (DROPS_SYSTEM, "messages[0] (system): does not occur in what the chat template"),
-    "refuses": (REFUSES_SYSTEM, "chat template: System role not supported"),
+    "refuses": (
+        REFUSES_SYSTEM,
+        "chat template: System role not supported; remove the system messages, or take a base",
+    ),
     "endless": (NO_END, "ends without a token that stops the model ('<|im_end|>')"),
     "no prefix": (NO_PREFIX, "the generation prompt is not a prefix of the rendered assistant"),
-    "broken": (BROKEN, "chat template: Unexpected end of template"),
+    "broken": (BROKEN, "its chat_template, line 2: unexpected '}': '{{ m.content }'; mend it"),
     "none": (None, "the tokenizer has no chat template"),
 }
 
 
 @pytest.mark.parametrize("case", SAID)
-def test_a_template_that_does_not_take_a_row_is_one_line_with_its_place(case: str) -> None:
+def test_a_template_that_does_not_take_rows_is_one_line_with_places_and_count(case: str) -> None:
     tokenizer = fast("byte_level", "chatml")
     tokenizer.chat_template, expected = SAID[case]
     report = check_rows(
         tokenizer, [(f"f, line {n}", {"messages": TALK}) for n in range(5)], Rules()
     )
-    assert len(report.problems) == 4
-    assert report.problems[0].startswith("f, line 0: ")
-    assert expected in report.problems[0]
-    assert "\n" not in report.problems[0]
-    assert report.problems[3].startswith("... and 2 more rows: ")
+    (problem,) = report.problems
+    assert expected in problem
+    assert "\n" not in problem
+    if case in {"endless", "broken", "none"}:
+        # No row is to blame.
+        assert problem.endswith(" (5 rows, the first is f, line 0)")
+    else:
+        assert problem.startswith("f, line 0; f, line 1; f, line 2 and 2 more rows: ")
     assert report.counts["samples"] == 0
+
+
+def test_of_a_kind_the_first_causes_are_named_and_the_rest_counted() -> None:
+    causes = [Fault(f"f, line {n}", "kind", f"rule {n // 2}", of_template=False) for n in range(9)]
+    assert listed([*causes, *causes]) == [
+        "f, line 0; f, line 1: rule 0",
+        "f, line 2; f, line 3: rule 1",
+        "f, line 4; f, line 5: rule 2",
+        "... and 3 more rows: kind",
+    ]
 
 
 def test_a_short_text_that_stands_there_by_chance_is_still_missed() -> None:
@@ -295,7 +327,7 @@ def test_fields_the_template_has_no_branch_for_are_named() -> None:
     assert "messages[1].reasoning_content: does not occur" in problem
     calling = [TALK[1], {"role": "assistant", "content": "", "tool_calls": [call]}]
     (problem,) = encode(tokenizer, calling).report.problems
-    assert "messages[1].tool_calls (look_up)" in problem
+    assert problem.count("messages[1].tool_calls (look_up)") == 1
     tokenizer.chat_template = CHATML.replace(
         "m.content + ",
         "(m.reasoning_content or '') + m.content + ((m.tool_calls or '') | string) +",

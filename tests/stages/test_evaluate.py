@@ -1,8 +1,10 @@
 import json
 import math
+import random
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from string import ascii_letters
 
 import pytest
 from scipy.stats import ttest_rel
@@ -195,3 +197,32 @@ def test_a_figure_of_all_documents_is_kept_and_said_not_to_be_compared(
     assert context.reporter.messages[-1] == (  # type: ignore[attr-defined]
         "not compared document by document, as no metric is a number for each: whole (brier_score)"
     )
+
+
+def test_text_without_a_space_and_answers_longer_than_the_model_are_evaluated(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    # A folder whose name would be a pattern that does not match itself.
+    data = tmp_path / "data [v1]"
+    shutil.copytree(tiny_data, data)
+    word = "".join(random.Random(0).choices(ascii_letters, k=600))
+    tasks = data / "evaluation"
+    (tasks / "old_perplexity.jsonl").write_text(json.dumps({"id": 0, "text": word}) + "\n")
+    choices = {"question": "Which?", "choices": [word, "a", "b", "c"], "answer": 0}
+    lines = (json.dumps({"id": number, **choices}) + "\n" for number in range(2))
+    (tasks / "describe_choice.jsonl").write_text("".join(lines))
+    context = make_context(tmp_path / "run")
+    metrics = evaluate.execute(
+        Evaluate(limit=2), context, data=data, base=tiny_base, requantized=tiny_base
+    )
+    assert metrics["base/old_perplexity/byte_perplexity"] > 1
+    assert "base/old_perplexity/word_perplexity" not in metrics
+    messages = context.reporter.messages  # type: ignore[attr-defined]
+    assert "base on old_perplexity: word_perplexity is too large for a number: left out" in messages
+    (cut,) = [text for text in messages if text.startswith("base: 2 requests are longer than")]
+    assert cut.endswith("their prompts lost tokens from the beginning, 2 answers from the end")
+    # The guard judges by log-likelihoods, which are ordinary numbers.
+    pairs = json.loads((context.out / "paired.json").read_text())
+    assert {pair["metric"] for pair in pairs if pair["task"] == "old_perplexity"} == {
+        "log_likelihood"
+    }

@@ -1,8 +1,11 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from chain import micro_config
@@ -12,6 +15,7 @@ from requant.corpus import corpus_digest
 from requant.data.chat_template import Rules, read_rules
 from requant.data.sources import night_rows, read_sources, split_rows
 from requant.errors import ConfigError, ContractError, RequantError
+from requant.machine.quiet import quiet_logs
 from requant.preflight import find_problems
 from requant.stages import prepare_data
 from requant.store.manifest import describe
@@ -147,7 +151,10 @@ def test_a_given_heldout_part_that_overlaps_is_refused_by_row(tmp_path: Path) ->
         write(tmp_path / "train.jsonl", rows(0, 6)),
         write(tmp_path / "heldout.jsonl", heldout_rows),
     )
-    with pytest.raises(ContractError, match=r"training row 5 is held-out row 1 too.*How much is 4"):
+    with pytest.raises(
+        ContractError,
+        match=r"2 of 6 .*: .*train.jsonl, line 5 is .*heldout.jsonl, line 1: .*How much is 4",
+    ):
         prepare_data.execute(section(train, heldout), make_context(tmp_path))
 
 
@@ -175,11 +182,44 @@ def test_the_first_bad_row_is_named_by_file_line_and_value(tmp_path: Path, line:
         prepare_data.execute(section(train), make_context(tmp_path))
 
 
-def test_a_file_that_is_not_parquet_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_refused_by_name_and_nothing_else_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train = tmp_path / "train.parquet"
     train.write_text("no parquet")
+    quiet_logs()
     with pytest.raises(ContractError, match=r"train\.parquet: is not Parquet"):
         prepare_data.execute(section(train), make_context(tmp_path))
+    assert caplog.records == []
+
+
+def test_rows_that_are_given_twice_are_counted_and_said(tmp_path: Path) -> None:
+    first, second = (write(tmp_path / name, rows(0, 20)) for name in ("a.jsonl", "b.jsonl"))
+    both = PrepareData.model_validate(
+        {"source": {"kind": "files", "train": [str(first), str(second)]}}
+    )
+    context = make_context(tmp_path / "twice")
+    metrics = prepare_data.execute(both, context)
+    assert metrics["duplicate_rows"] == 20
+    (said,) = [text for text in context.reporter.messages if "repeat" in text]
+    assert said.startswith("20 of 40 rows repeat an earlier one, case and white space aside")
+    once = make_context(tmp_path / "once")
+    assert prepare_data.execute(section(first), once)["duplicate_rows"] == 0
+    assert not any("repeat" in text for text in once.reporter.messages)
+
+
+@pytest.mark.parametrize("name", ["week[1].parquet", "a::b.parquet", "*.parquet", "ü {1}?.parquet"])
+def test_a_parquet_file_is_opened_by_its_name_and_no_other(tmp_path: Path, name: str) -> None:
+    # Each is what some name would match as a pattern.
+    for number, other in enumerate((name, "week1.parquet", "a", "ü {1}x.parquet")):
+        columns = {"prompt": [f"{number}-{row}" for row in range(9)], "completion": ["yes"] * 9}
+        with (tmp_path / other).open("wb") as file:
+            pq.write_table(pa.table(columns), file)
+    context = make_context(tmp_path / "run")
+    prepare_data.execute(section(tmp_path / name), context)
+    parts = [(context.out / f"{part}.jsonl").read_text() for part in ("train", "heldout")]
+    read = [json.loads(line)["messages"][0]["content"] for line in "".join(parts).splitlines()]
+    assert sorted(read) == [f"0-{row}" for row in range(9)]
 
 
 def test_digests_follow_the_bytes_not_the_paths(tmp_path: Path) -> None:
@@ -280,10 +320,21 @@ def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: 
         (
             16,
             "word " * 40,
-            "train_adapter.optimisation.max_length: no row has an assistant turn that carries loss "
-            "and fits into optimisation.max_length=16 tokens (9 rows, 0 samples",
+            "train_adapter.optimisation.max_length: nothing to learn in 9 rows: of the assistant "
+            "turns 9 do not fit into optimisation.max_length=16 tokens (raise it)",
         ),
-        (96, "", "train_adapter.optimisation.max_length: no row has an assistant turn that car"),
+        (
+            96,
+            "",
+            "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have weight "
+            "0 (give the turns that are to be learned weight 1)",
+        ),
+        (
+            96,
+            "alone",
+            "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have no "
+            "message before them (give each the question it answers)",
+        ),
     ],
 )
 def test_nothing_to_learn_is_known_before_the_night(
@@ -291,7 +342,12 @@ def test_nothing_to_learn_is_known_before_the_night(
 ) -> None:
     steps = {"max_steps": 1, "max_length": max_length}
     said = [
-        {"messages": [*row["messages"][:-1], {"role": "assistant", "content": f"{answer}{n}"}]}
+        {
+            "messages": [
+                *(row["messages"][:-1] if answer != "alone" else ()),
+                {"role": "assistant", "content": f"{answer}{n}"},
+            ]
+        }
         if answer
         else {"messages": [*row["messages"][:-1], {**row["messages"][-1], "weight": 0}]}
         for n, row in enumerate(rows(0, 9))
@@ -306,3 +362,24 @@ def test_nothing_to_learn_is_known_before_the_night(
     )
     (found,) = map(str, find_problems(config))
     assert found.startswith(text)
+
+
+def test_a_broken_template_is_one_problem_of_the_base_and_not_of_the_rows(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    train = write(tmp_path / "t.jsonl", rows(0, 20))
+    config = micro_config(
+        tmp_path / "state",
+        prepare_base={"source": {"kind": "folder", "path": str(base)}},
+        # Rows of all three parts: trained, held out, and left out tonight.
+        prepare_data={"source": {"kind": "files", "train": [str(train)]}, "max_rows": 4},
+    )
+    found = [str(p) for p in find_problems(config) if "chat template" in p.text]
+    (problem,) = found
+    assert problem.startswith(
+        f"prepare_base.source: chat template: {base}/chat_template.jinja, line 2: unexpected '}}'"
+    )
+    assert "(20 rows, the first is" in problem

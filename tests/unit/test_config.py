@@ -122,13 +122,19 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ({"prepare_base__source__heads": 3}, "heads=3 must divide hidden_size=256"),
         ({"prepare_base__source": {"kind": "hub", "repo": "x"}}, "repo: got 'x'"),
         ({"prepare_data__source": {"kind": "files", "train": ["a.csv"]}}, "a.csv must end in"),
+        ({"prepare_data__source": {"kind": "files", "train": "a.jsonl"}}, r"list, such as \[a.jso"),
+        (
+            {"prepare_data__source": {"kind": "files", "train": ["a.jsonl"], "night": 2}},
+            r"prepare_data.source: night: of kind stdlib, and kind is 'files'; valid: heldout, "
+            r"kind, old_text, train\. .*--set 'prepare_data.source=\{kind: files, train: ...\}'",
+        ),
         ({"prepare_data__columns": {"prompt": "q"}}, "give either messages, or prompt and respo"),
         ({"train_adapter__alpha": float("nan")}, "train_adapter.alpha: got nan"),
         ({"evaluate__generated_tasks": False}, "leave nothing to evaluate"),
         ({"prepare_base__source": {"kind": "folder"}}, "prepare_base.source.path: missing"),
         (
             {"deploy__action": {"kind": "post", "url": "http://x", "folder": "y"}},
-            r"deploy.action.folder: unknown field \(value 'y'\)",
+            r"deploy.action: folder: of kind copy, and kind is 'post'; valid: kind, seconds",
         ),
         (
             {"deploy__action": {"kind": "post", "url": "http://me:pw@x"}},
@@ -168,6 +174,21 @@ def test_overrides_reach_any_depth_and_keep_their_neighbours() -> None:
     assert config.train_adapter.rank == 4
     assert config.train_adapter.optimisation.learning_rate == 1e-4
     assert config.train_adapter.optimisation.batch_size == 8
+
+
+def test_a_home_is_written_out_in_every_path() -> None:
+    config = load_config(
+        CONFIGS / "tiny.yaml",
+        [
+            "state=~/night",
+            "prepare_base.source={kind: folder, path: ~/base}",
+            "prepare_data.source={kind: files, train: [~/a.jsonl], heldout: ~/b.jsonl}",
+            "deploy.action={kind: copy, folder: ~/served}",
+        ],
+    )
+    text = config.model_dump_json()
+    assert "~" not in text
+    assert text.count(f'"{Path.home()}/') == 5
 
 
 @pytest.mark.parametrize(

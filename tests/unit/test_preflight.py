@@ -127,8 +127,16 @@ def test_parts_and_guards_are_looked_at_before_the_night(tmp_path: Path) -> None
     assert empty.startswith(
         "prepare_data: the training part is empty (training 0, held-out 9 rows)"
     )
+    assert empty.endswith(f"; read: {same}: 9 rows, prompt and response")
     (overlap,) = found(train=[many], heldout=many)
-    assert "prepare_data.source: training row 1 is held-out row 1 too" in overlap
+    assert overlap.startswith(
+        "prepare_data.source: 60 of 60 training rows are held-out rows too; the first: "
+        f"{many}, line 1 is {many}, line 1: "
+    )
+    assert found(train=[f"{many}.jsonl", f"{none}.jsonl"], heldout=many) == [
+        f"prepare_data.source.train.{number}: {path}.jsonl is not a file; give an existing one"
+        for number, path in enumerate((many, none))
+    ]
     (blank,) = found(train=[many], old_text=str(none))
     assert blank.endswith("none.txt is empty; give text, or null")
     few, choice = found(train=[many], heldout=same, old_text=str(short), promote=auto)
@@ -136,14 +144,31 @@ def test_parts_and_guards_are_looked_at_before_the_night(tmp_path: Path) -> None
     assert choice.startswith("promote.guard: 'response_choice' will have 0 documents")
 
 
-def test_what_does_not_guard_is_not_judged(tmp_path: Path) -> None:
-    """`promote.guard` is of automatic promotion: where a person promotes, nothing reads it."""
+def test_every_unreadable_row_of_every_file_is_listed(tmp_path: Path) -> None:
+    good = json.dumps({"prompt": "q", "response": "a"})
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    odd = json.dumps({"prompt": "q", "response": "a", "id": 1})
+    first.write_text("\n".join([odd, "{not json", good, "[1]", good, '{"foo": 1}']))
+    second.write_text("\n".join(["{"] * 13))
+    source = {"kind": "files", "train": [str(first), str(second)]}
+    data = {"source": source, "unknown_fields": "refuse"}
+    found = lines(tmp_path / "state", prepare_data=data)
+    field = "prepare_data.source: "
+    assert f"{first}, line 1: id: nothing reads this" in found.pop(3)
+    assert [line.partition(": ")[2].partition(": ")[0] for line in found[:-1]] == [
+        *(f"{first}, line {number}" for number in (2, 4, 6)),
+        *(f"{second}, line {number}" for number in range(1, 11)),
+    ]
+    assert found[-1] == f"{field}... and 3 more rows"
+
+
+def test_a_misspelt_guard_is_found_before_it_is_to_guard(tmp_path: Path) -> None:
     evaluate = {"tasks": ["hellaswag"], "batch_size": 8}
 
     def found(auto: bool) -> list[str]:
         guard = ["old_perplexity", "helaswag"]
         return lines(tmp_path, evaluate=evaluate, promote={"auto": auto, "guard": guard})
 
-    assert found(auto=False) == []
-    (text,) = found(auto=True)
-    assert text.startswith("promote.guard: 'helaswag' is not evaluated")
+    for auto in (False, True):
+        (text,) = found(auto=auto)
+        assert text.startswith("promote.guard: 'helaswag' is not evaluated")

@@ -130,7 +130,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "parts": (
         {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}, ANSWER]},
-        "messages[0].content is [{'type': 'text', 'text': 'x'}], expected non-empty text",
+        "messages[0].content is [{'type': 'text', 'text': 'x'}], a list of parts; expected",
     ),
     "a user's call": (
         {"messages": [{**QUESTION, "tool_calls": [CALL]}, ANSWER]},
@@ -166,6 +166,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "messages[1].content: holds '\\ud83d' at character 2, half of a surrogate pair",
     ),
     "surrogate in a name": ({**PAIR, "x\udc00": 1}, ": holds '\\udc00' at character 1"),
+    "null": (
+        {"prompt": "x", "completion": None},
+        "has no column 'messages', nor those of another format (found ['prompt'], null "
+        "['completion']); ",
+    ),
     "output": ({"instruction": "x", "output": ""}, "output is ''; expected non-empty text"),
 }
 
@@ -188,13 +193,15 @@ def test_named_columns_are_taken_as_named() -> None:
     assert parse_row({"dialog": PAIR["messages"]}, named, "f").row == PAIR
     with pytest.raises(ContractError, match=r"has no column 'dialog' \(found \['messages'\]\)"):
         parse_row(PAIR, named, "f")
+    with pytest.raises(ContractError, match="f: a is null; give the row a value, or remove it"):
+        parse_row({"q": "2 + 2?", "a": None}, pair, "f")
 
 
 def test_a_mixed_file_with_bom_and_crlf_is_read_and_said(tmp_path: Path) -> None:
     path = tmp_path / "night.jsonl"
     rows = [PAIR, {"instruction": "2 + 2?", "output": "4", "id": 1}, PAIR]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, rows)).encode() + b"\r\n\r\n")
-    found = read_file(path, Columns(), "list", tmp_path)
+    found = read_file(path, Columns(), "list")
     assert [row.row for row in found] == [PAIR] * 3
     assert [row.place for row in found] == [f"{path}, line {number}" for number in (1, 2, 3)]
     assert count_ignored(found) == {"id": 1}
@@ -203,14 +210,21 @@ def test_a_mixed_file_with_bom_and_crlf_is_read_and_said(tmp_path: Path) -> None
         "night.jsonl: not read: id (1 rows)",
     ]
     with pytest.raises(ContractError, match=r"line 2: id: nothing reads this; in all: id \(1 rows"):
-        read_file(path, Columns(), "refuse", tmp_path)
+        read_file(path, Columns(), "refuse")
 
 
 def test_a_surrogate_in_a_file_is_named_by_line_and_field(tmp_path: Path) -> None:
     path = tmp_path / "night.jsonl"
     path.write_text(json.dumps(PAIR) + '\n{"prompt": "a\\ud800", "completion": "b"}\n')
     with pytest.raises(ContractError, match=r"line 2: prompt: holds '\\ud800' at character 1"):
-        read_file(path, Columns(), "list", tmp_path)
+        read_file(path, Columns(), "list")
+
+
+def test_utf16_is_named_as_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "night.jsonl"
+    path.write_text(json.dumps(PAIR) + "\n", encoding="utf-16")
+    with pytest.raises(ContractError, match=r"night\.jsonl: is UTF-16; save it as UTF-8$"):
+        read_file(path, Columns(), "list")
 
 
 def test_texts_of_every_shape_have_an_answer_and_a_side() -> None:

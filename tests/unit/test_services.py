@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from requant.errors import ConfigError, TransientError
-from requant.machine.services import Service, address, running, start, stop
+from requant.machine.services import (
+    Service,
+    address,
+    answers,
+    launch,
+    running,
+    start,
+    stop,
+    wait_until_ready,
+)
 from requant.store import Store
 
 
@@ -40,6 +49,24 @@ def test_one_that_runs_elsewhere_is_named(tmp_path: Path) -> None:
         start(store, moved)
     assert stop(store, "pages")
     assert address(store, "pages") is None
+
+
+def test_one_that_was_launched_before_is_waited_for(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as free:
+        port = free.server_port
+    serve = (
+        "import time, http.server as h; time.sleep(0.5); "
+        f"h.test(h.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')"
+    )
+    health = f"http://127.0.0.1:{port}/"
+    service = Service("pages", (sys.executable, "-c", serve), {}, health)
+    assert launch(store, service)
+    assert not answers(health)
+    assert not launch(store, service)
+    wait_until_ready(store, service)
+    assert answers(health)
+    assert stop(store, "pages")
 
 
 def test_the_number_of_another_process_is_not_taken_for_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,34 @@ def errors() -> Iterator[None]:
         text = f"{type(error).__name__}: {error}; a server is away: try again; where that is the"
         typer.secho(f"{text} model hub, HF_HUB_OFFLINE=1 works without it", fg="red", err=True)
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that what is half-written goes.
+
+    An interrupt in the middle of a library's C code may come out as an error of the library's own;
+    after a signal every error is the interrupt.
+    """
+    came: list[int] = []
+
+    def end(number: int, frame: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = {
+        number: signal.signal(number, end)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def load(path: Path, overrides: list[str] | None) -> "Config":

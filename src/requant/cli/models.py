@@ -1,13 +1,12 @@
 """Commands on model folders, without a pipeline: merge adapters, compare two models."""
 
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from requant.cli.common import errors
+from requant.cli.common import ended_by_signals, errors
 from requant.combination import Combination
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def merge(
     """Merge peft adapters into a model, with every check of the pipeline."""
     from rich.progress import Progress
 
-    with errors():
+    with errors(), ended_by_signals():
         from requant.comparison.text import file_batches
         from requant.merging import Mix
         from requant.merging.command import (
@@ -84,9 +83,6 @@ def merge(
             untie=untie,
             limits=_limits(limit or []),
         )
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            # As Ctrl-C does: what is half-written goes.
-            signal.signal(number, signal.default_int_handler)
         plan = plan_request(request)
         batches = (lambda model: file_batches(model, text, sequences)) if parity else None
         if batches:

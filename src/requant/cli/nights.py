@@ -1,5 +1,6 @@
 """Commands of a night: run it, say what it would do, and why."""
 
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,7 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
 
         print_summary(summary, page)
     if not state.is_completed():
-        typer.secho(f"{state.name}: {state.message}", fg="red", err=True)
+        typer.secho(f"{state.name}: {cause(state.message or '')}", fg="red", err=True)
         command = again("run", config, overrides)
         if not state.is_cancelled():
             typer.echo(
@@ -90,16 +91,24 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
 
 
 def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -> None:
-    """Show what `run` would do and why, without doing it."""
+    """Show what `run` would do and why, without doing it; exit status 1 if it would be refused."""
     with errors():
         loaded = load(config, overrides)
         check_stages(force, loaded)
         prepare_environment()
+        from requant.errors import RequantError
         from tasks.nightly.preflight import problems_of
 
-        for problem in problems_of(loaded):
+        problems = problems_of(loaded)
+        for problem in problems:
             typer.secho(f"problem: {problem}", fg="red", err=True)
-        plans = _plan(loaded, force or [])
+        try:
+            plans = _plan(loaded, force or [])
+        except RequantError as error:
+            # A file that no key can be made without is among the problems.
+            if not set(str(error).splitlines()) <= set(map(str, problems)):
+                raise
+            raise typer.Exit(1) from None
     from requant.cli.console import show, table
 
     rows = table("stage", "would", "digest", "why")
@@ -107,6 +116,8 @@ def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None
         digest = plan.record.digest[:12] if plan.record else ""
         rows.add_row(plan.stage, plan.state, digest, plan.reason)
     show(rows)
+    if problems:
+        raise typer.Exit(1)
 
 
 def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:
@@ -138,6 +149,16 @@ def schema() -> None:
     from requant.config.loading import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
+
+
+def cause(message: str) -> str:
+    """Take what Prefect and Python put before an error's own text off a state's message."""
+    from requant import errors as ours
+
+    text = re.sub(r"^Flow run encountered an exception:? ", "", message)
+    kind, _, rest = text.partition(": ")
+    # The name of another error is part of what it says ("KeyError: 'x'").
+    return rest if rest and hasattr(ours, kind) else text
 
 
 def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":

@@ -165,7 +165,7 @@ def size_ratio(folder: Path, original: Path) -> float:
 
     widest: int = getattr(torch, served_dtype(original)).itemsize
     served: int = sum(
-        math.prod(header.shape) * min(widest, getattr(torch, TORCH_NAMES[header.dtype]).itemsize)
+        min(header.end - header.start, widest * math.prod(header.shape))
         for header in read_headers(original).values()
         if header.dtype in TORCH_NAMES
     )

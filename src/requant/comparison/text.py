@@ -41,7 +41,7 @@ def file_batches(model: Path, path: Path | None, sequences: int) -> list[Batch]:
             raise ConfigError(f"--text {path}: is not UTF-8: {error}") from error
         return text_batches(tokenizer, chunks(content)[:sequences], FIDELITY_TOKENS)
     try:
-        rows = [(row.place, row.row) for row in read_file(path, Columns(), "list", path.parent)]
+        rows = [(row.place, row.row) for row in read_file(path, Columns(), "list")]
     except ContractError as error:
         raise ConfigError(f"--text {error}") from error
     texts = [row["text"] for _, row in rows if "text" in row]

@@ -12,7 +12,7 @@ from requant.config.fit import check_stages_fit
 from requant.config.merge import MergeFp16
 from requant.config.operations import Deploy, Promote, Runtime, Tracking
 from requant.config.quantizing import QuantizeBase, RequantizeGptq
-from requant.config.section import Section
+from requant.config.section import LocalPath, Section
 from requant.config.training import ContinueTrain, TrainAdapter
 
 StageName = Literal[
@@ -36,7 +36,9 @@ class Config(Section):
         pattern=r"^[a-z0-9][a-z0-9.-]*$", description="of the model line, in MLflow too"
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="of every shuffle and initialisation")
-    state: Path = Field(Path(".requant"), description="folder of artifacts, records and databases")
+    state: LocalPath = Field(
+        Path(".requant"), description="folder of artifacts, records and databases"
+    )
 
     prepare_base: PrepareBase
     prepare_data: PrepareData

@@ -1,11 +1,10 @@
 """prepare_base: where the 16-bit original comes from."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from requant.config.section import NOT_IN_KEY, Positive, Relative, Section
+from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Relative, Section
 
 
 class StdlibBase(Section):
@@ -37,7 +36,7 @@ class FolderBase(Section):
     """An ordinary Hugging Face folder: config.json, *.safetensors, tokenizer files."""
 
     kind: Literal["folder"]
-    path: Path = Field(description="folder", json_schema_extra=NOT_IN_KEY)
+    path: LocalPath = Field(description="folder", json_schema_extra=NOT_IN_KEY)
 
 
 class HubBase(Section):

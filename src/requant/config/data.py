@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from requant.config.section import NOT_IN_KEY, Positive, Section
+from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Section
 
 
 class StdlibData(Section):
@@ -27,15 +27,15 @@ class FilesData(Section):
     """Local JSONL or Parquet files."""
 
     kind: Literal["files"]
-    train: tuple[Path, ...] = Field(
+    train: tuple[LocalPath, ...] = Field(
         min_length=1, description=".jsonl or .parquet", json_schema_extra=NOT_IN_KEY
     )
-    heldout: Path | None = Field(
+    heldout: LocalPath | None = Field(
         None,
         description=".jsonl or .parquet; null cuts heldout_fraction off train",
         json_schema_extra=NOT_IN_KEY,
     )
-    old_text: Path | None = Field(
+    old_text: LocalPath | None = Field(
         None,
         description="plain text of the skill to keep; its perplexity is evaluated",
         json_schema_extra=NOT_IN_KEY,
@@ -47,7 +47,11 @@ class FilesData(Section):
         paths = value if isinstance(value, tuple) else (value,) if value else ()
         for path in paths:
             if path.suffix not in {".jsonl", ".parquet"}:
-                raise ValueError(f"{path} must end in .jsonl or .parquet")
+                raise ValueError(
+                    f"{path} must end in .jsonl or .parquet. JSON, CSV and text: datasets."
+                    "load_dataset('json' | 'csv' | 'text', data_files=...)['train'].to_json("
+                    "'rows.jsonl') writes one"
+                )
         return value
 
 

@@ -69,7 +69,8 @@ def parse_config(document: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem, document)}" for problem in error.errors())
+        lines = dict.fromkeys(_explain(problem, document) for problem in error.errors())
+        problems = "\n".join(f"  {line}" for line in lines)
         raise ConfigError(f"{origin}: the configuration cannot work:\n{problems}") from error
 
 
@@ -108,18 +109,18 @@ def _assign(document: Any, keys: list[str], value: Any, override: str) -> dict[s
 
 
 def _explain(problem: Any, document: Mapping[str, Any]) -> str:
-    location = _without_tags(problem["loc"])
+    location, models, kinds = _located(problem["loc"])
     field = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        valid = _field_names(location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), valid, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        return (
-            f"{field}: unknown field (value {problem['input']!r}){hint} valid: {', '.join(valid)}"
-        )
+        owners = [str(_kind(model)) for model in kinds if location[-1] in model.model_fields]
+        if owners:
+            return _of_other_kind(location[:-1], owners, models[0], document)
+        return f"{field}: {_unknown(str(location[-1]), problem['input'], models)}"
     if problem["type"] == "missing":
         return f"{field}: missing; it has no default, see configs/tiny.yaml"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "tuple_type":
+        message = f"Expected a list, such as [{problem['input']}]"
     if not field:
         return message
     if isinstance(problem["input"], (dict, BaseModel)):
@@ -129,20 +130,57 @@ def _explain(problem: Any, document: Mapping[str, Any]) -> str:
     return f"{field}: got {given}. {message}"
 
 
-def _without_tags(location: Iterable[Any]) -> list[Any]:
-    """Drop what is not in the file: the `kind` by which pydantic names the branch of a union."""
+def _unknown(name: str, value: Any, models: list[type[BaseModel]]) -> str:
+    valid = _field_names(models)
+    near = difflib.get_close_matches(name, valid, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"unknown field (value {value!r}){hint} valid: {', '.join(valid)}"
+
+
+def _of_other_kind(
+    location: list[Any], owners: list[str], chosen: type[BaseModel], document: Mapping[str, Any]
+) -> str:
+    """Say of all fields at once that they were written for another kind."""
+    kind, section = _kind(chosen), ".".join(map(str, location))
+    given: Any = document
+    for part in location:
+        given = given[part]
+    foreign = ", ".join(name for name in given if name not in chosen.model_fields)
+    needed = "".join(
+        f", {name}: ..."
+        for name, info in chosen.model_fields.items()
+        if info.is_required() and name != "kind"
+    )
+    return (
+        f"{section}: {foreign}: of kind {' or '.join(owners)}, and kind is {kind!r}; valid: "
+        f"{', '.join(_field_names([chosen]))}. --set 'section.kind=...' keeps the other fields: "
+        f"give the section anew, --set '{section}={{kind: {kind}{needed}}}'"
+    )
+
+
+def _located(
+    location: Iterable[Any],
+) -> tuple[list[Any], list[type[BaseModel]], list[type[BaseModel]]]:
+    """Follow pydantic's location through the configuration.
+
+    Returns:
+        The fields, without what is not in the file: the `kind` by which pydantic names the branch
+        of a union; the sections the last field is looked for in; those of the other kinds.
+    """
     fields: list[Any] = []
     models: list[type[BaseModel]] = [Config]
+    holders, others = models, list[type[BaseModel]]()
     chosen = False
     for part in location:
-        is_tag = not chosen and any(_kind(model) == part for model in models)
-        if is_tag:
+        if not chosen and any(_kind(model) == part for model in models):
+            others = [model for model in models if _kind(model) != part]
             models = [model for model in models if _kind(model) == part]
             chosen = True
             continue
         fields.append(part)
+        holders, others = models, others if chosen else []
         models, chosen = _below(models, part), False
-    return fields
+    return fields, holders, others
 
 
 def _kind(model: type[BaseModel]) -> str | None:
@@ -150,10 +188,7 @@ def _kind(model: type[BaseModel]) -> str | None:
     return get_args(field.annotation)[0] if field else None
 
 
-def _field_names(location: list[Any]) -> list[str]:
-    models: list[type[BaseModel]] = [Config]
-    for part in location:
-        models = _below(models, part)
+def _field_names(models: list[type[BaseModel]]) -> list[str]:
     return sorted({name for model in models for name in model.model_fields})
 
 

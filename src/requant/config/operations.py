@@ -1,11 +1,10 @@
 """The sections that say where a night runs and what becomes of its model. None is in any key."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from requant.config.section import Positive, Relative, Section
+from requant.config.section import LocalPath, Positive, Relative, Section
 
 
 class Promote(Section):
@@ -30,7 +29,7 @@ class CopyAction(Section):
     """Copy the model to a folder, where `current` points at the one that serves."""
 
     kind: Literal["copy"]
-    folder: Path = Field(description="gets a folder per digest and the link `current`")
+    folder: LocalPath = Field(description="gets a folder per digest and the link `current`")
 
 
 class CommandAction(Section):

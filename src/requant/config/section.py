@@ -4,9 +4,10 @@ A section is also what enters the stage's key: a field marked `not_in_key` does 
 bytes a stage produces (or is represented by the digest of the content it points to).
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
@@ -36,6 +37,8 @@ def _key_fields(section: BaseModel) -> dict[str, Any]:
     return fields
 
 
+LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
+"""YAML and `--set` know no shell that would write out `~`."""
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Relative = Annotated[float, Field(gt=0.0)]

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from requant.canonical import canonical_json
 from requant.data.formats import Row
 from requant.data.messages import Message
 from requant.errors import ContractError
 from requant.json_file import read_object
+from requant.wording import shown
+
+if TYPE_CHECKING:
+    from jinja2 import TemplateSyntaxError
 
 RULES_NAME = "template.json"
 """File of a dataset artifact that holds the rules."""
@@ -32,11 +36,18 @@ class Rules:
 
 
 class RowError(ContractError):
-    """A row that cannot be trained on or measured; `kind` is what such rows are counted by."""
+    """A row that cannot be trained on or measured.
 
-    def __init__(self, kind: str, text: str) -> None:
+    Args:
+        kind: What such rows are counted by.
+        text: Rule and way out.
+        of_template: Every row would fail so: the chat template is to blame.
+    """
+
+    def __init__(self, kind: str, text: str, *, of_template: bool = False) -> None:
         super().__init__(text)
         self.kind = kind
+        self.of_template = of_template
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,7 @@ def refuse_endless(words: Dialect) -> RowError:
         f"({', '.join(map(repr, tokens)) or 'the model has none'}), so it would never learn to "
         "stop; let the template write it after each answer, name the template's own in "
         "generation_config.json (eos_token_id), or set prepare_data.end_token=allow",
+        of_template=True,
     )
 
 
@@ -153,6 +165,8 @@ def _apply(words: Dialect, messages: Sequence[Message], row: Row, **options: Any
     given = [
         {name: value for name, value in message.items() if name != "weight"} for message in messages
     ]
+    from jinja2 import TemplateSyntaxError
+
     try:
         template = words.tokenizer.get_chat_template(None, row.get("tools"))
     except ValueError as error:
@@ -160,16 +174,47 @@ def _apply(words: Dialect, messages: Sequence[Message], row: Row, **options: Any
             "no chat template",
             "the tokenizer has no chat template, and rows of messages need one; add "
             "chat_template.jinja to the model, or give rows of plain text (column text)",
+            of_template=True,
         ) from error
-    if "strftime_now" in template:
-        template = _frozen_clock(words.rules.clock) + template
+    clock = _frozen_clock(words.rules.clock) if "strftime_now" in template else ""
     try:
         return words.tokenizer.apply_chat_template(
-            given, tools=row.get("tools"), chat_template=template, **options
+            given, tools=row.get("tools"), chat_template=clock + template, **options
         )
+    except TemplateSyntaxError as error:
+        raise _uncompiled(words.tokenizer, template, error, clock.count("\n")) from error
     # A template is a program: it raises what it likes.
     except Exception as error:
-        raise RowError("template error", f"chat template: {error}") from error
+        raise RowError(
+            "template error", f"chat template: {error}; {_way_out(error, messages)}"
+        ) from error
+
+
+def _uncompiled(
+    tokenizer: Any, template: str, error: "TemplateSyntaxError", added: int
+) -> RowError:
+    """The error of a template that is no Jinja; `added` lines stand before its own."""
+    folder = Path(str(tokenizer.name_or_path or ""))
+    own = folder / "chat_template.jinja"
+    place = str(own) if own.exists() else f"{folder / 'tokenizer_config.json'}, its chat_template"
+    number = error.lineno - added
+    line = template.split("\n")[number - 1 : number]
+    return RowError(
+        "template that does not compile",
+        f"chat template: {place}, line {number}: {error.message}: {shown(''.join(line))}; mend it "
+        "there, in the model that prepare_base.source names",
+        of_template=True,
+    )
+
+
+def _way_out(error: Exception, messages: Sequence[Message]) -> str:
+    roles = {message["role"] for message in messages}
+    if "system" in roles and "system" in str(error).lower():
+        return (
+            "remove the system messages, or take a base (prepare_base.source) whose template has "
+            "a branch for them"
+        )
+    return "change the row, or mend the template of the model that prepare_base.source names"
 
 
 def _frozen_clock(clock: str) -> str:

@@ -55,7 +55,8 @@ def check_rendered(words: Dialect, row: Row, whole: str) -> None:
     Raises:
         RowError: Naming the message.
     """
-    lost = [name for name, text in _parts(row) if not _occurs(text, whole)]
+    # Of a tool call both the name and each argument may be missing.
+    lost = list(dict.fromkeys(name for name, text in _parts(row) if not _occurs(text, whole)))
     lost = lost or _dropped_by_shape(words, row)
     if lost:
         raise RowError(

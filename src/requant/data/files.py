@@ -10,31 +10,30 @@ from typing import TYPE_CHECKING, Any, Literal
 from requant.data.formats import Parsed, parse_row
 from requant.data.messages import MESSAGE_FIELDS
 from requant.errors import ConfigError, ContractError
-from requant.wording import shown
+from requant.wording import first_few, shown
 
 if TYPE_CHECKING:
     from requant.config.data import Columns, HubData
 
 BOM = b"\xef\xbb\xbf"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_file(
-    path: Path, columns: "Columns", unknown: Literal["list", "refuse"], cache: Path
-) -> list[Parsed]:
+def read_file(path: Path, columns: "Columns", unknown: Literal["list", "refuse"]) -> list[Parsed]:
     """Read and check a .jsonl or .parquet file.
 
     Args:
         path: The file.
         columns: Where a row keeps its conversation.
         unknown: What to do about columns and fields that nothing reads.
-        cache: Folder for the Arrow copy `datasets` makes of Parquet.
 
     Raises:
-        ContractError: On the first bad row, naming file, line, value and expected shape.
+        ContractError: Naming file, line, value and expected shape of the bad rows, the first few
+            and how many more.
     """
     # JSONL is read here and not by `datasets`: Arrow guesses one type a column, so it fails on
     # rows that differ, without their line, and turns text that looks like dates into dates.
-    read = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path, cache)
+    read = _jsonl_rows(path) if path.suffix == ".jsonl" else _parquet_rows(path)
     return _parsed(read, columns, unknown)
 
 
@@ -47,9 +46,11 @@ def read_hub(
 ) -> list[Parsed]:
     """Read and check a split of a dataset on the Hugging Face hub; arguments as `read_file`.
 
+    `datasets` keeps its Arrow copy of the split in `cache`.
+
     Raises:
         ConfigError: If repository, subset or split do not exist.
-        ContractError: On the first bad row, naming dataset, split and row number.
+        ContractError: Naming dataset, split and row number of the bad rows.
         TransientError: If the hub cannot be reached.
     """
     import datasets
@@ -113,20 +114,35 @@ def quiet_datasets() -> Iterator[None]:
 def _parsed(
     rows: Iterable[tuple[str, Any]], columns: "Columns", unknown: Literal["list", "refuse"]
 ) -> list[Parsed]:
-    found = [parse_row(row, columns, place) for place, row in rows]
+    found: list[Parsed] = []
+    unreadable: list[str] = []
+    for place, row in rows:
+        try:
+            if isinstance(row, ContractError):
+                raise row
+            found.append(parse_row(row, columns, place))
+        except ContractError as error:
+            unreadable.append(str(error))
+    problems = [first_few(unreadable)] if unreadable else []
     first = next((row for row in found if row.ignored), None)
     if unknown == "refuse" and first is not None:
         listed = ", ".join(f"{name} ({count} rows)" for name, count in count_ignored(found).items())
-        raise ContractError(
+        problems.append(
             f"{first.place}: {', '.join(first.ignored)}: nothing reads this; in all: {listed}. "
             f"Known fields of a message: {', '.join(MESSAGE_FIELDS)}; beside the conversation: "
             "tools. Remove them, or set prepare_data.unknown_fields=list"
         )
+    if problems:
+        raise ContractError("\n".join(problems))
     return found
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield place and row of each line; of one that is not JSON the error, so that all are read."""
     with path.open("rb") as file:
+        if file.read(2) in UTF16:
+            raise ContractError(f"{path}: is UTF-16; save it as UTF-8")
+        file.seek(0)
         for number, line in enumerate(file, 1):
             place = f"{path}, line {number}"
             text = line.removeprefix(BOM) if number == 1 else line
@@ -135,20 +151,21 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 row = json.loads(text)
             except (ValueError, RecursionError) as error:
-                raise ContractError(f"{place}: is not JSON ({error}): {shown(text)}") from error
+                row = ContractError(f"{place}: is not JSON ({error}): {shown(text)}")
             yield place, row
 
 
-def _parquet_rows(path: Path, cache: Path) -> Iterator[tuple[str, Any]]:
-    import datasets
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    # Not by `datasets`, which takes a path for a pattern: week[1].parquet would be week1.parquet.
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
 
-    try:
-        with quiet_datasets():
-            table = datasets.load_dataset(
-                "parquet", data_files=str(path), split="train", cache_dir=str(cache)
-            )
-    # Arrow's own errors are ValueErrors.
-    except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
-        raise ContractError(f"{path}: is not Parquet: {error.__cause__ or error}") from error
-    for number, row in enumerate(table, 1):
-        yield f"{path}, row {number}", row
+    with path.open("rb") as file:
+        try:
+            number = 0
+            for batch in ParquetFile(file).iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+        except (ArrowException, OSError) as error:
+            raise ContractError(f"{path}: is not Parquet: {error}") from error

@@ -62,7 +62,7 @@ def parse_row(row: Any, columns: "Columns", place: str) -> Parsed:
         raise ContractError(f"{place}: is {shown(row)}; expected an object with named columns")
     _refuse_surrogates(row, place)
     present = {name: value for name, value in row.items() if value is not None}
-    messages, name, used = _conversation(present, columns, place)
+    messages, name, used = _conversation(row, present, columns, place)
     if messages is None:
         text = present["text"]
         if not is_text(text):
@@ -92,15 +92,22 @@ def parse_row(row: Any, columns: "Columns", place: str) -> Parsed:
 
 
 def _conversation(
-    row: Mapping[str, Any], columns: "Columns", place: str
+    given: Mapping[str, Any], row: Mapping[str, Any], columns: "Columns", place: str
 ) -> tuple[list[Any] | None, str, tuple[str, ...]]:
-    """Find the conversation; return its raw messages (None: text), the format, the columns."""
+    """Find the conversation; return its raw messages (None: text), the format, the columns.
+
+    Args:
+        given: All columns, for the errors.
+        row: Those that are not null.
+        columns: As `parse_row`.
+        place: As `parse_row`.
+    """
     if columns.messages is None:
         prompt, answer = str(columns.prompt), str(columns.response)
-        _require(row, (prompt, answer), place)
+        _require(given, (prompt, answer), place)
         return _pair(row, prompt, answer, place)
     if columns.messages in row or columns.messages != "messages":
-        _require(row, (columns.messages,), place)
+        _require(given, (columns.messages,), place)
         return _listed(row, columns.messages, place)
     if "conversations" in row:
         return _listed(row, "conversations", place)
@@ -112,19 +119,26 @@ def _conversation(
     if "text" in row:
         return None, "plain text", ("text",)
     raise ContractError(
-        f"{place}: has no column 'messages', nor those of another format (found {sorted(row)}); "
+        f"{place}: has no column 'messages', nor those of another format ({_columns(given)}); "
         "expected messages, conversations, instruction and output, prompt and completion or "
         "response, or text; set prepare_data.columns to the columns that hold the conversation"
     )
 
 
-def _require(row: Mapping[str, Any], names: tuple[str, ...], place: str) -> None:
+def _require(given: Mapping[str, Any], names: tuple[str, ...], place: str) -> None:
     for name in names:
-        if name not in row:
+        if name not in given:
             raise ContractError(
-                f"{place}: has no column {name!r} (found {sorted(row)}); "
+                f"{place}: has no column {name!r} ({_columns(given)}); "
                 "set prepare_data.columns to the columns that hold the conversation"
             )
+        if given[name] is None:
+            raise ContractError(f"{place}: {name} is null; give the row a value, or remove it")
+
+
+def _columns(given: Mapping[str, Any]) -> str:
+    empty = sorted(name for name, value in given.items() if value is None)
+    return f"found {sorted(given.keys() - set(empty))}" + (f", null {empty}" if empty else "")
 
 
 def _listed(

@@ -38,6 +38,11 @@ def parse_message(message: Any, at: str) -> tuple[Message, list[str]]:
     spoken = isinstance(clean["content"], str) and (
         bool(clean["content"].strip()) or role == "tool" or bool(calls)
     )
+    if isinstance(clean["content"], list):
+        raise ContractError(
+            f"{at}.content is {shown(clean['content'])}, a list of parts; expected one text: join "
+            "the text of the parts, and leave rows with images or sound out"
+        )
     if not spoken or (calls and role != "assistant"):
         found = message.get("content") if not calls else message
         raise ContractError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.canonical import canonical_json
-from requant.data.formats import Row
+from requant.data.formats import Parsed, Row
 from requant.data.messages import Message
 from requant.errors import ContractError
 from requant.wording import shown
@@ -46,20 +46,22 @@ def cut(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     )
 
 
-def refuse_overlap(split: Split) -> None:
-    """Refuse a training row that is also in an explicitly given held-out part.
+def refuse_overlap(train: Sequence[Parsed], heldout: Sequence[Parsed]) -> None:
+    """Refuse training rows that are also in an explicitly given held-out part.
 
     Raises:
-        ContractError: Naming the first such row.
+        ContractError: With their number, and the place and text of the first.
     """
-    heldout = {normalised(row): number for number, row in enumerate(split.heldout, 1)}
-    for number, row in enumerate(split.train, 1):
-        if (other := heldout.get(normalised(row))) is not None:
-            raise ContractError(
-                f"prepare_data.source: training row {number} is held-out row {other} too: "
-                f"{shown(row.get('messages') or row['text'])}; remove it from one of them, or set "
-                "heldout to null to have a part cut off without overlap"
-            )
+    places = {normalised(row.row): row.place for row in reversed(heldout)}
+    both = [row for row in train if normalised(row.row) in places]
+    if both:
+        first = both[0].row
+        raise ContractError(
+            f"prepare_data.source: {len(both)} of {len(train)} training rows are held-out rows "
+            f"too; the first: {both[0].place} is {places[normalised(first)]}: "
+            f"{shown(first.get('messages') or first['text'])}; remove them from one of the two, or "
+            "set heldout to null to have a part cut off without overlap"
+        )
 
 
 def shuffled(rows: Sequence[Row], seed: int, salt: str) -> tuple[Row, ...]:

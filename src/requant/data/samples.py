@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,28 @@ from requant.data.chat_template import (
     render,
 )
 from requant.data.checks import check_control, check_rendered
+from requant.data.faults import Fault, listed
 from requant.data.formats import Row
 from requant.data.turns import IGNORED, Clipped, Sample, TooLong, encode_turn, fit, sample_of
 from requant.errors import ContractError
 from requant.execution.progress import told
 from requant.execution.stage import Reporter
 
-NAMED = 3
-"""Rows of one kind of problem that are named; the others are counted."""
-
 
 @dataclass(frozen=True)
 class RowReport:
     """What is wrong with rows, and what is in them."""
 
-    problems: list[str]
-    """One line each, naming place and rule; of a kind the first few, then how many more."""
+    faults: tuple[Fault, ...]
     counts: dict[str, float]
-    """rows, samples, tokens, trained_tokens, cut_samples, dropped_samples, lost_tokens,
-    straddling_tokens, turns_without_loss and rows_with_control_text."""
+    """rows, samples, tokens, trained_tokens, cut_samples, dropped_samples (turns without a prompt
+    among them), lost_tokens, straddling_tokens, turns_without_loss, turns_without_prompt and
+    rows_with_control_text."""
+
+    @property
+    def problems(self) -> list[str]:
+        """One line each, naming places and rule."""
+        return listed(self.faults)
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,6 @@ class Encoded:
 
     samples: list[Sample]
     report: RowReport
-
-
-@dataclass
-class _Tally:
-    counts: Counter[str] = field(default_factory=Counter)
-    problems: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[Row]:
@@ -89,13 +86,26 @@ def encode_data(
     return encoded
 
 
+def too_long_for_all(counts: dict[str, float]) -> bool:
+    """Tell whether it is the length for which turns were dropped, and not what the rows are."""
+    return counts["dropped_samples"] > counts["turns_without_prompt"]
+
+
 def nothing_left(counts: dict[str, float], max_length: int) -> str:
-    """Say why there is nothing to train on."""
-    return (
-        "no row has an assistant turn that carries loss and fits into "
-        f"optimisation.max_length={max_length} tokens ({summary(counts)}); there is nothing to "
-        "learn"
-    )
+    """Say why there is nothing to train on, and the way out of each reason."""
+    without_loss, without_prompt = counts["turns_without_loss"], counts["turns_without_prompt"]
+    long = counts["dropped_samples"] - without_prompt
+    reasons = [
+        f"{number:.0f} {what}"
+        for number, what in (
+            (long, f"do not fit into optimisation.max_length={max_length} tokens (raise it)"),
+            (without_loss, "have weight 0 (give the turns that are to be learned weight 1)"),
+            (without_prompt, "have no message before them (give each the question it answers)"),
+        )
+        if number
+    ]
+    found = f"of the assistant turns {', '.join(reasons)}" if reasons else "every text is one token"
+    return f"nothing to learn in {counts['rows']:.0f} rows: {found}"
 
 
 def summary(counts: dict[str, float]) -> str:
@@ -160,20 +170,21 @@ def encode_rows(
         The samples, and a report of the rows that gave none, because something is wrong with them.
     """
     words = dialect(tokenizer, rules)
-    tally = _Tally()
+    counts: Counter[str] = Counter()
+    faults: list[Fault] = []
     samples: list[Sample] = []
     for place, row in rows:
-        tally.counts["rows"] += 1
+        counts["rows"] += 1
         try:
-            samples += list(_row_samples(words, row, max_length, too_long, tally.counts))
+            samples += list(_row_samples(words, row, max_length, too_long, counts))
         except RowError as error:
-            tally.problems.setdefault(error.kind, []).append(f"{place}: {error}")
-    tally.counts["samples"] = len(samples)
-    tally.counts["tokens"] = sum(len(sample["input_ids"]) for sample in samples)
-    tally.counts["trained_tokens"] = sum(
+            faults.append(Fault(place, error.kind, str(error), error.of_template))
+    counts["samples"] = len(samples)
+    counts["tokens"] = sum(len(sample["input_ids"]) for sample in samples)
+    counts["trained_tokens"] = sum(
         label != IGNORED for sample in samples for label in sample["labels"]
     )
-    return Encoded(samples, RowReport(_listed(tally.problems), _named(tally.counts)))
+    return Encoded(samples, RowReport(tuple(faults), _named(counts)))
 
 
 def _row_samples(
@@ -205,6 +216,7 @@ def _row_samples(
                     "or weight 0, or set optimisation.too_long=drop",
                 )
             counts["dropped_samples"] += 1
+            counts["turns_without_prompt"] += 1
             continue
         last = index == len(messages) - 1
         turn = encode_turn(words, messages[: index + 1], row, as_text, whole if last else None)
@@ -238,17 +250,6 @@ def _text_samples(
             counts["lost_tokens"] += 1
 
 
-def _listed(problems: dict[str, list[str]]) -> list[str]:
-    return [
-        line
-        for kind, texts in problems.items()
-        for line in (
-            *texts[:NAMED],
-            *([f"... and {len(texts) - NAMED} more rows: {kind}"] if len(texts) > NAMED else []),
-        )
-    ]
-
-
 def _named(counts: Counter[str]) -> dict[str, float]:
     names = (
         "rows",
@@ -260,6 +261,7 @@ def _named(counts: Counter[str]) -> dict[str, float]:
         "lost_tokens",
         "straddling_tokens",
         "turns_without_loss",
+        "turns_without_prompt",
         "rows_with_control_text",
     )
     return {name: float(counts[name]) for name in names}

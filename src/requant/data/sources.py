@@ -1,7 +1,8 @@
 """The rows a prepare_data section points to, in their training and held-out part."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from requant.config.data import FilesData, PrepareData, StdlibData
@@ -52,7 +53,8 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
 
     Raises:
         ConfigError: If a file, repository, subset or split does not exist.
-        ContractError: On the first row that cannot be read, naming place, field and value.
+        ContractError: Naming place, field and value of the rows that cannot be read, the first few
+            of each file or split.
         TransientError: If the hub cannot be reached.
     """
     source = section.source
@@ -66,18 +68,25 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
     if isinstance(source, FilesData):
         paths = {f"train.{index}": path for index, path in enumerate(source.train)}
         paths |= {"heldout": source.heldout} if source.heldout else {}
-        named = {
-            field: read_file(require(path, field), section.columns, section.unknown_fields, cache)
-            for field, path in paths.items()
-        }
+        require_files(paths)
+        named = _read_all(
+            {
+                field: partial(read_file, path, section.columns, section.unknown_fields)
+                for field, path in paths.items()
+            }
+        )
         names = {field: str(path) for field, path in paths.items()}
     else:
         splits = {"train": source.train_split}
         splits |= {"heldout": source.heldout_split} if source.heldout_split else {}
-        named = {
-            field: read_hub(source, split, section.columns, section.unknown_fields, cache)
-            for field, split in splits.items()
-        }
+        named = _read_all(
+            {
+                field: partial(
+                    read_hub, source, split, section.columns, section.unknown_fields, cache
+                )
+                for field, split in splits.items()
+            }
+        )
         names = {field: f"{source.repo}, split {split}" for field, split in splits.items()}
     heldout = named.get("heldout")
     return Sources(
@@ -100,13 +109,14 @@ def split_rows(sources: Sources, section: PrepareData, seed: int) -> Split:
         split = cut(train, section.heldout_fraction, seed)
     else:
         split = Split(train=tuple(train), heldout=tuple(row.row for row in sources.heldout))
-        refuse_overlap(split)
+        refuse_overlap(sources.train, sources.heldout)
     for name, rows in (("training", split.train), ("held-out", split.heldout)):
         if not rows:
             raise ContractError(
                 f"prepare_data: the {name} part is empty (training {len(split.train)}, held-out "
                 f"{len(split.heldout)} rows); give at least two different rows, or change "
                 f"prepare_data.heldout_fraction={section.heldout_fraction}"
+                + "".join(f"; read: {line}" for line in sources.messages)
             )
     return split
 
@@ -154,17 +164,36 @@ def split_by_module(
     return Split(train=_conversations(night), heldout=_conversations(heldout))
 
 
-def require(path: Path, field: str) -> Path:
-    """Return an existing file's path.
+def require_files(paths: Mapping[str, Path]) -> None:
+    """Refuse files that do not exist.
+
+    Args:
+        paths: Field of prepare_data.source -> the file it names.
 
     Raises:
-        ConfigError: Naming the field of prepare_data.source.
+        ConfigError: One line for each, naming the field.
     """
-    if not path.is_file():
-        raise ConfigError(
-            f"prepare_data.source.{field}: {path} is not a file; give an existing one"
-        )
-    return path
+    missing = [
+        f"prepare_data.source.{field}: {path} is not a file; give an existing one"
+        for field, path in paths.items()
+        if not path.is_file()
+    ]
+    if missing:
+        raise ConfigError("\n".join(missing))
+
+
+def _read_all(readers: Mapping[str, Callable[[], list[Parsed]]]) -> dict[str, list[Parsed]]:
+    """Read every source, so that one bad file does not hide what is wrong with the next."""
+    named: dict[str, list[Parsed]] = {}
+    wrong: list[str] = []
+    for field, read in readers.items():
+        try:
+            named[field] = read()
+        except ContractError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ContractError("\n".join(wrong))
+    return named
 
 
 def _docstring_rows(rows: Sequence[Row], part: str) -> tuple[Parsed, ...]:

@@ -1,15 +1,21 @@
 """Run lm-eval on a model, keep one score a document, and compare models document by document."""
 
+import glob
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from requant.errors import ConfigError, ParityError
-from requant.evaluation.lm_eval_model import Tell, watched_model, without_environment
+from requant.evaluation.lm_eval_model import (
+    Tell,
+    infinite_perplexities,
+    watched_model,
+    without_environment,
+)
 from requant.statistics import Paired, paired_difference
 
 BOOTSTRAP_ITERATIONS = 1000
@@ -62,7 +68,8 @@ def local_tasks(folder: Path, work: Path) -> list[str]:
     for path in sorted(folder.glob("*.yaml")):
         task = yaml.safe_load(path.read_text())
         files = {
-            split: str((folder / name).resolve())
+            # `datasets` takes a path for a pattern.
+            split: glob.escape(str((folder / name).resolve()))
             for split, name in task["dataset_kwargs"]["data_files"].items()
         }
         task["dataset_kwargs"] = {"data_files": files, "cache_dir": str(work / "datasets")}
@@ -103,6 +110,7 @@ def score_model(
     chat_template: bool,
     seed: int,
     tell: Tell = lambda done, total: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, TaskScores]:
     """Evaluate a model on tasks.
 
@@ -121,24 +129,31 @@ def score_model(
         chat_template: Render prompts through the tokenizer's chat template.
         seed: Of few-shot sampling and bootstrap.
         tell: Hears how many of lm-eval's requests are done.
+        say: Hears what was cut, and which figure is too large for a number.
 
     Raises:
-        ParityError: If a figure is not finite, naming model, task and document.
+        ParityError: If a score is not finite, naming model, task and document.
     """
     from lm_eval import simple_evaluate
 
     from requant.models.load import quiet_libraries
 
     # lm-eval's bars go to stderr whatever the log level.
-    with quiet_libraries(), without_environment(), redirect_stderr(io.StringIO()):
+    with (
+        quiet_libraries(),
+        without_environment(),
+        infinite_perplexities(),
+        redirect_stderr(io.StringIO()),
+    ):
+        watched = watched_model(
+            tell,
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=batch_size,
+            softmax_dtype="float32",
+        )
         results = simple_evaluate(
-            watched_model(
-                tell,
-                pretrained=model,
-                tokenizer=tokenizer,
-                batch_size=batch_size,
-                softmax_dtype="float32",
-            ),
+            watched,
             tasks=list(tasks),
             task_manager=manager,
             num_fewshot=few_shot,
@@ -152,13 +167,27 @@ def score_model(
             fewshot_random_seed=seed,
         )
     assert results is not None  # only other ranks of a distributed run get None
+    if watched.too_long:
+        say(
+            f"{name}: {watched.too_long} requests are longer than the model's "
+            f"{watched.max_length} positions: their prompts lost tokens from the beginning, "
+            f"{watched.cut_answers} answers from the end"
+        )
     scores = {}
     for task in sorted(results["results"]):
         samples = results["samples"].get(task, [])
+        figures = results["results"][task]
+        for key in [key for key, value in figures.items() if _is_too_large(key, value)]:
+            say(f"{name} on {task}: {key.partition(',')[0]} is too large for a number: left out")
+            del figures[key]
         scores[task] = _task_scores(
-            name, task, results["results"][task], samples, results["higher_is_better"].get(task, {})
+            name, task, figures, samples, results["higher_is_better"].get(task, {})
         )
     return scores
+
+
+def _is_too_large(key: str, value: Any) -> bool:
+    return is_likelihood(key.partition(",")[0]) and value == math.inf
 
 
 def paired(earlier: Sequence[DocumentScore], later: Sequence[DocumentScore]) -> Paired:

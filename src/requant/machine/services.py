@@ -44,17 +44,17 @@ def start(store: Store, service: Service, seconds: float = 120.0) -> bool:
         ConfigError: If something else answers at its address, or it runs at another one.
         TransientError: If it ends or does not answer in time, with its log.
     """
-    process = launch(store, service)
-    if process is not None:
-        wait_until_ready(store, service, process, seconds)
-    return process is not None
+    started = launch(store, service)
+    if started:
+        wait_until_ready(store, service, seconds)
+    return started
 
 
-def launch(store: Store, service: Service) -> "subprocess.Popen[bytes] | None":
+def launch(store: Store, service: Service) -> bool:
     """Start the process of a service unless it runs, and do not wait for it.
 
     Returns:
-        The process, or None where the service runs already.
+        Whether it was started now.
 
     Raises:
         ConfigError: If something else answers at its address, or it runs at another one.
@@ -66,7 +66,7 @@ def launch(store: Store, service: Service) -> "subprocess.Popen[bytes] | None":
                 f"{service.name}: runs already, at {there}, not at {service.health}; use that "
                 "port, or stop it first with `requant down`"
             )
-        return None
+        return False
     if service.health is not None and answers(service.health):
         raise ConfigError(
             f"{service.name}: something else answers at {service.health}; stop it, or give another "
@@ -85,12 +85,10 @@ def launch(store: Store, service: Service) -> "subprocess.Popen[bytes] | None":
         )
     mark = f"{process.pid} {_born(process.pid)}\n{service.health or ''}"
     write_durably(store.service_path(service.name), mark.encode())
-    return process
+    return True
 
 
-def wait_until_ready(
-    store: Store, service: Service, process: "subprocess.Popen[bytes]", seconds: float = 120.0
-) -> None:
+def wait_until_ready(store: Store, service: Service, seconds: float = 120.0) -> None:
     """Wait until a launched service answers, or has run for a while where it serves no page.
 
     Raises:
@@ -99,7 +97,7 @@ def wait_until_ready(
     deadline = time.monotonic() + (seconds if service.health else SETTLE_SECONDS)
     while not (service.health and answers(service.health)):
         late = time.monotonic() > deadline
-        if process.poll() is not None or (late and service.health):
+        if running(store, service.name) is None or (late and service.health):
             stop(store, service.name)
             what = f"does not answer at {service.health}" if service.health else "ended at once"
             log = store.log_path(f"{service.name}.log")

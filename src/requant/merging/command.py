@@ -68,13 +68,14 @@ def plan_request(request: Request) -> MergePlan:
         )
     check_weights(request.base)
     plan = plan_merge(request.base, list(request.adapters), untie=request.untie, mix=request.mix)
-    check_finite(f"--base {request.base}", weight_files(request.base))
-    for folder in request.adapters:
-        check_finite(f"--adapter {folder}", [folder / WEIGHTS_NAME])
     digests = {"original": request.base}
     if request.trained_on is not None:
         check_pairing(request.base, request.trained_on)
         digests["trained_on"] = request.trained_on
+    # From here on every byte is read.
+    check_finite(f"--base {request.base}", weight_files(request.base))
+    for folder in request.adapters:
+        check_finite(f"--adapter {folder}", [folder / WEIGHTS_NAME])
     if recorded := [folder for folder in request.adapters if read_provenance(folder)]:
         wanted = {role: weights_digest(folder, hashed=True) for role, folder in digests.items()}
         for folder in recorded:

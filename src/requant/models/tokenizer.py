@@ -21,7 +21,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     with quiet_libraries():
         from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        folder, local_files_only=True, trust_remote_code=False
+    )
+    # Lengths are limited, and what is cut is counted, after encoding: its warning of "indexing
+    # errors" is given once a tokenizer, and this one has been given.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
 
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")

@@ -1,6 +1,6 @@
 """Can every row of the night be read, divided and rendered, and is there enough to guard with?"""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,9 +14,10 @@ from requant.config.task_names import (
     RESPONSE_CHOICE,
 )
 from requant.config.training import Optimisation
+from requant.data.faults import Fault, listed
 from requant.data.formats import Row
 from requant.data.rows import Split
-from requant.data.samples import check_rows, nothing_left
+from requant.data.samples import check_rows, nothing_left, too_long_for_all
 from requant.data.sources import night_rows, read_sources, rules_of, split_rows
 from requant.errors import RequantError, is_transient
 from requant.evaluation.tasks import night_documents
@@ -28,7 +29,7 @@ from requant.preflight.problem import Problem
 from requant.stages.prepare_data import content_digests, read_old_text
 
 FIELD = "prepare_data.source"
-VERSION = 3
+VERSION = 5
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 MIN_DOCUMENTS = 2
 """Of a task that guards: one gives no interval."""
@@ -39,7 +40,11 @@ ALIKE = 16
 def data_problems(config: Config) -> Iterator[Problem]:
     """Read, divide and render every row as the night will."""
     section = config.prepare_data
-    digests = content_digests(section)
+    try:
+        digests = content_digests(section)
+    except RequantError as error:
+        yield from _each(error)
+        return
     folder = base_folder(config)
     if folder is not None and not (folder / "config.json").exists():
         folder = None  # a problem of the base, which is listed there
@@ -79,9 +84,7 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
             sources = read_sources(section, Path(cache))
         rows = night_rows(split_rows(sources, section, config.seed), section, config.seed)
     except RequantError as error:
-        text = str(error)
-        named = text.startswith("prepare_data")
-        yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
+        yield from _each(error)
         return
     yield from _guard_problems(config, rows)
     if folder is None:
@@ -99,10 +102,14 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
     else:
         taken = {id(row) for part in parts for row in part}
         parts.append(tuple(row.row for row in sources.everything if id(row.row) not in taken))
-    train, heldout, rest = (*parts, ())[:3]
-    yield from _row_problems(config, tokenizer, _placed(train, places), _placed(heldout, places))
-    report = check_rows(tokenizer, _placed(rest, places), rules_of(section))
-    yield from (Problem(FIELD, text) for text in report.problems)
+    yield from _row_problems(config, tokenizer, *(_placed(part, places) for part in parts))
+
+
+def _each(error: RequantError) -> Iterator[Problem]:
+    """Take an error of several lines for as many problems."""
+    for text in str(error).splitlines():
+        named = text.startswith("prepare_data")
+        yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
 
 
 def _placed(rows: Iterable[Row], places: dict[int, str]) -> list[tuple[str, Row]]:
@@ -114,20 +121,28 @@ def _row_problems(
     tokenizer: Any,
     train: list[tuple[str, Row]],
     heldout: list[tuple[str, Row]],
+    unused: Sequence[tuple[str, Row]] = (),
 ) -> Iterator[Problem]:
     rules = rules_of(config.prepare_data)
-    said: set[str] = set()
+    # One cause is one problem, whatever parts its rows are in.
+    faults: list[Fault] = []
+    empty: list[Problem] = []
     for name, limits in _trainings(config).items():
         report = check_rows(tokenizer, train, rules, limits.max_length, limits.too_long)
-        yield from (Problem(FIELD, text) for text in report.problems if text not in said)
-        said |= set(report.problems)
-        if not report.problems and not report.counts["samples"]:
-            text = nothing_left(report.counts, limits.max_length)
-            yield Problem(f"{name}.optimisation.max_length", text)
+        faults += report.faults
+        if not report.faults and not report.counts["samples"]:
+            too_long = too_long_for_all(report.counts)
+            field = f"{name}.optimisation.max_length" if too_long else FIELD
+            empty.append(Problem(field, nothing_left(report.counts, limits.max_length)))
+    yield from dict.fromkeys(empty)
     report = check_rows(tokenizer, heldout, rules)
-    yield from (Problem(FIELD, text) for text in report.problems if text not in said)
-    if not report.problems and not report.counts["samples"]:
+    faults += report.faults
+    if not report.faults and not report.counts["samples"]:
         yield Problem(FIELD, "the held-out part has no assistant turn to measure on; give one")
+    faults += check_rows(tokenizer, unused, rules).faults
+    for field, of_template in (("prepare_base.source", True), (FIELD, False)):
+        texts = listed(fault for fault in faults if fault.of_template == of_template)
+        yield from (Problem(field, text) for text in texts)
 
 
 def _guard_problems(config: Config, rows: Split) -> Iterator[Problem]:

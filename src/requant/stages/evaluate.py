@@ -214,6 +214,7 @@ def _score(
                 chat_template=chat_template,
                 seed=context.seed,
                 tell=lambda done, total: context.reporter.progress(done, total, unit),
+                say=context.reporter.message,
             )
     del model
     clear_memory()

@@ -16,8 +16,15 @@ from requant.corpus import corpus_digest, topics
 from requant.data.artifact import EVALUATION, HELDOUT, TRAIN
 from requant.data.chat_template import write_rules
 from requant.data.formats import Row
-from requant.data.rows import write_jsonl
-from requant.data.sources import Sources, night_rows, read_sources, require, rules_of, split_rows
+from requant.data.rows import normalised, write_jsonl
+from requant.data.sources import (
+    Sources,
+    night_rows,
+    read_sources,
+    require_files,
+    rules_of,
+    split_rows,
+)
 from requant.errors import ConfigError
 from requant.evaluation.tasks import night_documents, write_choice_task, write_perplexity_task
 from requant.execution.stage import Metrics, Stage, StageContext
@@ -31,7 +38,8 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
 
     Returns:
         Counts: train_rows, heldout_rows, rows_with_ignored_fields (columns or fields that nothing
-        reads), and `<task>_documents` of each generated task.
+        reads), duplicate_rows (rows that repeat an earlier one), and `<task>_documents` of each
+        generated task.
 
     Raises:
         ContractError: On a bad row, an overlap with a given held-out part, or an empty part.
@@ -43,6 +51,13 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     sources = read_sources(section, context.work / "datasets")
     for line in sources.messages:
         context.reporter.message(line)
+    read = [row.row for row in sources.everything]
+    duplicates = len(read) - len(set(map(normalised, read)))
+    if duplicates:
+        context.reporter.message(
+            f"{duplicates} of {len(read)} rows repeat an earlier one, case and white space aside; "
+            "they stay in: remove them from the files where that is not meant"
+        )
     rows = night_rows(split_rows(sources, section, context.seed), section, context.seed)
     train, heldout = rows.train, rows.heldout
     write_jsonl(context.out / TRAIN, train)
@@ -54,6 +69,7 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         "train_rows": float(len(train)),
         "heldout_rows": float(len(heldout)),
         "rows_with_ignored_fields": float(sum(bool(row.ignored) for row in sources.everything)),
+        "duplicate_rows": float(duplicates),
         **{f"{task}_documents": float(count) for task, count in documents.items()},
     }
 
@@ -76,8 +92,8 @@ def content_digests(section: PrepareData) -> dict[str, str]:
     files = {f"train.{index}": path for index, path in enumerate(source.train)}
     files |= {"heldout": source.heldout} if source.heldout else {}
     files |= {"old_text": source.old_text} if source.old_text else {}
-    digests = {role: hash_file(require(path, role)) for role, path in files.items()}
-    return {"old_text": corpus_digest(), **digests}
+    require_files(files)
+    return {"old_text": corpus_digest(), **{role: hash_file(files[role]) for role in files}}
 
 
 def read_old_text(section: PrepareData) -> str:
@@ -89,7 +105,8 @@ def read_old_text(section: PrepareData) -> str:
     source = section.source
     if not isinstance(source, FilesData) or source.old_text is None:
         return "\n\n".join(text for _, text in topics())
-    path = require(source.old_text, "old_text")
+    path = source.old_text
+    require_files({"old_text": path})
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
