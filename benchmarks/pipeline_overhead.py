@@ -15,19 +15,23 @@ from chain import Silent
 from flows.incremental_training import chain
 from requant.config.loading import load_config
 from requant.execution.stage import StageContext
+from requant.execution.walk import walk
 
 config = load_config(Path("configs/tiny.yaml"))
 root = Path(sys.argv[1])
 
-def call(task, **inputs):
-    out, work = root / task.stage.name, root / f"{task.stage.name}.work"
-    out.mkdir(), work.mkdir()
-    context = StageContext(out, work, config.seed, "cpu", Silent())
-    given = {role: folder for role, folder in inputs.items() if folder}
-    task.stage.execute(getattr(config, task.stage.name), context, **given)
-    return out
+class Bare:
+    def take(self, task, section, inputs):
+        out, work = root / task.stage.name, root / f"{task.stage.name}.work"
+        out.mkdir(), work.mkdir()
+        context = StageContext(out, work, config.seed, "cpu", Silent())
+        task.stage.execute(section, context, **inputs)
+        return out
 
-chain(config, call, lambda adapter: {})
+    def past(self, tonight):
+        return {}
+
+walk(chain, config, Bare())
 """
 
 

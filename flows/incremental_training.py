@@ -1,13 +1,11 @@
 """The night: base and data, six stages, promotion, one flow."""
 
-from collections.abc import Mapping
-from typing import Protocol, TypeVar
-
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
 from requant.config import Config, StageName
+from requant.execution.walk import Call, Past, Result, walk
 from tasks.continue_train import continue_train
 from tasks.evaluate import evaluate
 from tasks.merge_fp16 import merge_fp16
@@ -19,27 +17,8 @@ from tasks.requantize_gptq import requantize_gptq
 from tasks.stage_task import StageTask
 from tasks.train_adapter import train_adapter
 
-Result = TypeVar("Result")
 
-
-class Call(Protocol[Result]):
-    """Runs, or plans, one stage. None where the configuration switches the stage off."""
-
-    def __call__(self, task: StageTask, **inputs: Result | None) -> Result | None:
-        """Hand the inputs (those that are not None) to the stage by role."""
-
-
-class Past(Protocol[Result]):
-    """Finds what past nights left of the kind of tonight's result, by the role it takes.
-
-    Adapters that are merged with tonight's, datasets whose held-out rows are evaluated too.
-    """
-
-    def __call__(self, tonight: Result | None) -> Mapping[str, Result]:
-        """Empty where the configuration asks for none."""
-
-
-def chain(config: Config, call: Call[Result], past: Past[Result]) -> None:
+def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> None:
     """Say which stage takes whose output; a stage that is off hands on what it was given."""
     # Data first: a bad row must be refused before a base is fetched or trained.
     data = call(prepare_data)
@@ -86,7 +65,7 @@ def incremental_training(
     """
     try:
         with night_of(config, force or []) as night:
-            chain(config, night.call, night.past)
+            walk(chain, config, night)
             night.promote()
     except NightSkipped as skipped:
         return Cancelled(message=str(skipped))

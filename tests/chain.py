@@ -1,16 +1,18 @@
 """The whole chain without Prefect: the same wiring, keys and store, for tests and benchmarks."""
 
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import yaml
 
 from flows.incremental_training import chain
 from requant.config import Config
+from requant.config.section import Section
 from requant.execution.key import stage_key
 from requant.execution.past_nights import past_of
 from requant.execution.perform import perform
+from requant.execution.walk import walk
 from requant.store import StageRecord, Store, artifact_of
 from tasks.stage_task import StageTask
 
@@ -66,34 +68,42 @@ class Silent:
     def message(self, text: str) -> None: ...
 
 
-def run_chain(config: Config, force: Iterable[str] = ()) -> dict[str, StageRecord]:
-    """Perform every stage that is on; return stage name to record."""
-    store = Store(config.state)
-    records: dict[str, StageRecord] = {}
+class Performed:
+    """A way through the chain that performs each stage, and nothing besides."""
 
-    def call(task: StageTask, **inputs: StageRecord | None) -> StageRecord | None:
-        stage = task.stage
-        section = getattr(config, stage.name)
-        if not config.runs(stage.name):
-            return None
-        refs = {role: artifact_of(store, record) for role, record in inputs.items() if record}
-        key = stage_key(stage, section, refs, config.seed)
-        records[stage.name] = perform(
+    def __init__(self, config: Config, force: Iterable[str] = ()) -> None:
+        self.records: dict[str, StageRecord] = {}
+        self._config = config
+        self._store = Store(config.state)
+        self._force = force
+
+    def off(self, stage: str) -> None: ...
+
+    def take(
+        self, task: StageTask, section: Section, inputs: Mapping[str, StageRecord]
+    ) -> StageRecord:
+        store, stage, seed = self._store, task.stage, self._config.seed
+        refs = {role: artifact_of(store, record) for role, record in inputs.items()}
+        self.records[stage.name] = perform(
             store,
             stage,
-            key,
+            stage_key(stage, section, refs, seed),
             section,
             refs,
-            seed=config.seed,
+            seed=seed,
             device="cpu",
             reporter=Silent(),
-            force=stage.name in force,
-            labels={"pipeline": config.name},
+            force=stage.name in self._force,
+            labels={"pipeline": self._config.name},
         )
-        return records[stage.name]
+        return self.records[stage.name]
 
-    def past(tonight: StageRecord | None) -> dict[str, StageRecord]:
-        return past_of(store, tonight, config) if tonight else {}
+    def past(self, tonight: StageRecord) -> Mapping[str, StageRecord]:
+        return past_of(self._store, tonight, self._config)
 
-    chain(config, call, past)
-    return records
+
+def run_chain(config: Config, force: Iterable[str] = ()) -> dict[str, StageRecord]:
+    """Perform every stage that is on; return stage name to record."""
+    performed = Performed(config, force)
+    walk(chain, config, performed)
+    return performed.records

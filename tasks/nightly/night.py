@@ -7,6 +7,7 @@ from prefect import Task, get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from requant.config.section import Section
 from requant.execution.key import stage_key
 from requant.execution.past_nights import TAKES_PAST, lost_datasets, past_of
 from requant.execution.progress import done_line
@@ -24,7 +25,7 @@ from tasks.stage_task import Night, StageTask, record_of, run_stage_task
 
 
 class OpenNight:
-    """Calls stages one after the other and remembers what came of each."""
+    """Runs stages one after the other and remembers what came of each: a `Way` of the walk."""
 
     def __init__(self, night: Night) -> None:
         self._night = night
@@ -32,34 +33,32 @@ class OpenNight:
         self._promotion: Promotion | None = None
         self._notes: list[str] = []
 
-    def call(self, task: StageTask, **inputs: StageResult | None) -> StageResult | None:
-        """Run one stage, or skip it where its section is off; see `flows.incremental_training`."""
-        stage = task.stage
-        config = self._night.config
-        if not config.runs(stage.name):
-            self._rows.append(StageRow(stage.name, "off"))
-            return None
-        given = {role: result for role, result in inputs.items() if result is not None}
-        refs = {role: result.artifact for role, result in given.items()}
+    def off(self, stage: str) -> None:
+        """Note a stage that is switched off."""
+        self._rows.append(StageRow(stage, "off"))
+
+    def take(
+        self, task: StageTask, section: Section, inputs: Mapping[str, StageResult]
+    ) -> StageResult:
+        """Run one stage."""
+        stage, config = task.stage, self._night.config
+        refs = {role: result.artifact for role, result in inputs.items()}
         with self._blaming(stage.name):
-            section = getattr(config, stage.name)
             key = retrying(config)(stage_key, stage, section, refs, config.seed)
-            result, state = run_stage_task(task, self._night, key, given)
+            result, state = run_stage_task(task, self._night, key, inputs)
             cached = state.name == "Cached"
             record = record_of(self._night.store, result)
             touch_record(self._night.store, record)
             if cached:
-                retrying(config)(self._track_cached, record, given)
+                retrying(config)(self._track_cached, record, inputs)
         came: StageState = "cached" if cached else "done"
         self._rows.append(StageRow(stage.name, came, record))
         seconds = None if cached else record.seconds
         get_run_logger().info(done_line(stage.name, came, seconds, headline(record)))
         return result
 
-    def past(self, tonight: StageResult | None) -> dict[str, StageResult]:
+    def past(self, tonight: StageResult) -> dict[str, StageResult]:
         """Find what past nights left that the configuration uses with tonight's."""
-        if tonight is None or tonight.stage not in TAKES_PAST:
-            return {}
         store, config = self._night.store, self._night.config
         with self._blaming(TAKES_PAST[tonight.stage]):
             record = record_of(store, tonight)

@@ -165,8 +165,9 @@ def _plan(config: "Config", force: list[str]) -> "list[PlannedStage]":
     prepare_environment()
     from flows.incremental_training import chain
     from requant.execution.plan import Plan
+    from requant.execution.walk import walk
     from requant.store import Store
 
     plan = Plan(Store(config.state.resolve()), config, force)
-    chain(config, plan.call, plan.past)
+    walk(chain, config, plan)
     return plan.stages

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from requant.config import Config, Section
 from requant.execution.key import StageKey, stage_key
 from requant.execution.past_nights import past_of
 from requant.execution.stage import Stage
+from requant.execution.walk import HasStage
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
 from requant.store.attempts import all_attempts, in_words, read_attempt
 
@@ -27,13 +28,6 @@ class PlannedStage:
     """Of the cached artifact."""
 
 
-class HasStage(Protocol):
-    """A task, of which planning needs the stage alone."""
-
-    @property
-    def stage(self) -> Stage: ...
-
-
 @dataclass(frozen=True)
 class Difference:
     """One field in which two stage keys differ; None where a side lacks it."""
@@ -47,7 +41,7 @@ class Difference:
 
 
 class Plan:
-    """What a run would do, filled by handing `call` to `flows.incremental_training.chain`."""
+    """What a run would do: a `requant.execution.walk.Way`."""
 
     def __init__(self, store: Store, config: Config, force: Collection[str]) -> None:
         self.stages: list[PlannedStage] = []
@@ -55,26 +49,22 @@ class Plan:
         self._config = config
         self._force = force
 
-    def call(self, task: HasStage, **inputs: PlannedStage | None) -> PlannedStage | None:
-        """Plan one stage; None where the configuration switches it off."""
-        stage = task.stage
-        if not self._config.runs(stage.name):
-            self.stages.append(PlannedStage(stage.name, "off", f"{stage.name}.enabled=false"))
-            return None
-        plan = plan_stage(
-            self._store,
-            stage,
-            getattr(self._config, stage.name),
-            {role: given for role, given in inputs.items() if given is not None},
-            seed=self._config.seed,
-            force=stage.name in self._force,
-        )
-        self.stages.append(plan)
-        return plan
+    def off(self, stage: str) -> None:
+        """Note a stage that is switched off."""
+        self.stages.append(PlannedStage(stage, "off", f"{stage}.enabled=false"))
 
-    def past(self, tonight: PlannedStage | None) -> dict[str, PlannedStage]:
+    def take(
+        self, task: HasStage, section: Section, inputs: Mapping[str, PlannedStage]
+    ) -> PlannedStage:
+        """Plan one stage."""
+        stage, force = task.stage, task.stage.name in self._force
+        seed = self._config.seed
+        self.stages.append(plan_stage(self._store, stage, section, inputs, seed=seed, force=force))
+        return self.stages[-1]
+
+    def past(self, tonight: PlannedStage) -> dict[str, PlannedStage]:
         """Plan with what past nights left; not before tonight's own is there."""
-        if tonight is None or tonight.record is None:
+        if tonight.record is None:
             return {}
         found = past_of(self._store, tonight.record, self._config)
         return {
