@@ -117,6 +117,9 @@ def test_pairs_follow_the_chain_and_end_with_first_against_last(
     same = old["base", "requantized"]
     assert (same["mean"], same["low"], same["high"]) == (0, 0, 0)
     assert all(p["higher_is_better"] for p in pairs)
+    base = json.loads((evaluated[0] / "scores.json").read_text())["base"]
+    assert base["describe_choice"]["acc"]["higher_is_better"] is True
+    assert base["old_perplexity"]["byte_perplexity"]["higher_is_better"] is False
     assert {p["metric"] for p in pairs} == {"acc", "log_likelihood"}
 
 

@@ -29,7 +29,7 @@ from requant.merging import (
     write_plan,
 )
 from requant.merging.change import Change
-from requant.merging.proof import Parity, check_parity, check_result, measure_parity
+from requant.merging.parity import Parity, check_parity, check_result, measure_parity
 from requant.merging.rounding import Rounding, check_rounding
 from requant.merging.updates import interpolated
 from requant.merging.vocabulary import Vocabulary
@@ -39,6 +39,7 @@ from requant.stages import merge_fp16, quantize_base, train_adapter
 from requant.statistics import Estimate
 
 SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5, trained_max_loss=1.0)
+LIMITS = SECTION.limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,11 +149,11 @@ def test_a_merge_that_does_not_do_what_the_adapter_does(
         match=r"layers.0.*.weight.*: the output is off by up to .* merged against "
         r"original\+adapter .* against the quantized base\+adapter",
     ):
-        check_parity(measured, SECTION.model_copy(update={"parity_max_kl": 1e-9}))
+        check_parity(measured, dataclasses.replace(LIMITS, parity_max_kl=1e-9))
     # The logits tell as well.
     blind = dataclasses.replace(measured, modules={})
     with pytest.raises(ParityError, match=r"does not do what .* likely a missed module or a wrong"):
-        check_parity(blind, SECTION.model_copy(update={"parity_max_kl": 1e-9}))
+        check_parity(blind, dataclasses.replace(LIMITS, parity_max_kl=1e-9))
 
 
 @pytest.mark.parametrize("dropped", ["layers.14.self_attn.k_proj", "layers.27.mlp.down_proj"])
@@ -175,12 +176,12 @@ def test_one_missed_module_of_a_deep_model_is_named(dropped: str, tmp_path: Path
             batches=[(torch.arange(100).unsqueeze(0),) * 2],
             device="cpu",
         )
-    check_parity(parity[right], SECTION)
+    check_parity(parity[right], LIMITS)
     # What the logits show of it is lost in the rounding of the others.
     shown = parity[wrong].metrics["parity_kl"] / parity[wrong].metrics["update_kl"]
     assert shown < (2 * parity[wrong].rounding_ratio) ** 2
     with pytest.raises(ParityError, match=rf"merge_fp16: model.{dropped}.weight: the output is"):
-        check_parity(parity[wrong], SECTION)
+        check_parity(parity[wrong], LIMITS)
 
 
 def test_a_diverged_adapter_is_refused(altered: Inputs, tmp_path: Path) -> None:
@@ -226,22 +227,22 @@ def test_over_a_limit_both_figures_are_named(inputs: Inputs, tmp_path: Path) -> 
     }  # fmt: skip
     harmless = Rounding(0.0, 1.0, Estimate(0.0, 0.0), Estimate(1.0, 0.1))
     parity = Parity(good, {"a.weight": 0.05}, harmless, 0.02, "bfloat16")
-    check_parity(parity, SECTION)
+    check_parity(parity, LIMITS)
     # What nobody publishes may be as coarse as it will.
     robbed = dataclasses.replace(parity, rounding=dataclasses.replace(harmless, kl=1.0))
-    check_parity(robbed, SECTION, published=False)
+    check_parity(robbed, LIMITS, published=False)
     with pytest.raises(ParityError, match="is too coarse for the update"):
-        check_parity(robbed, SECTION)
+        check_parity(robbed, LIMITS)
     for name in good:
         with pytest.raises(ParityError):
-            check_parity(dataclasses.replace(parity, metrics={**good, name: float("nan")}), SECTION)
+            check_parity(dataclasses.replace(parity, metrics={**good, name: float("nan")}), LIMITS)
     with pytest.raises(ParityError, match="moves the model by 1e-06 nats per token, too little"):
-        check_parity(dataclasses.replace(parity, metrics={**good, "update_kl": 1e-6}), SECTION)
+        check_parity(dataclasses.replace(parity, metrics={**good, "update_kl": 1e-6}), LIMITS)
     for error in (0.2, float("nan")):
         with pytest.raises(ParityError, match=r"a.weight: the output is off by up to"):
-            check_parity(dataclasses.replace(parity, modules={"a.weight": error}), SECTION)
+            check_parity(dataclasses.replace(parity, modules={"a.weight": error}), LIMITS)
     with pytest.raises(ParityError, match=r"what was combined loses 2 nats per token"):
-        check_result(2.0, SECTION)
+        check_result(2.0, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_over_a_limit_both_figures_are_named(inputs: Inputs, tmp_path: Path) -> 
 )
 def test_rounding_is_judged_by_harm_and_says_what_helps(dtype: str, helps: str) -> None:
     right = Rounding(0.006, 1.1, Estimate(0.023, 0.004), Estimate(1.03, 0.09))
-    check_rounding(right, dtype, SECTION)
+    check_rounding(right, dtype, LIMITS)
     nan = float("nan")
     for harm, limit in [
         ({"kl": 0.08}, r"over merge_fp16.rounding_max_kl_share=0.05\."),
@@ -262,13 +263,13 @@ def test_rounding_is_judged_by_harm_and_says_what_helps(dtype: str, helps: str) 
         ({"loss": Estimate(0.15, 0.014)}, r"over merge_fp16.rounding_max_loss_share=0.1\."),
     ]:
         with pytest.raises(ParityError, match=f"{dtype} is too coarse .*{limit}.*{helps}"):
-            check_rounding(dataclasses.replace(right, **harm), dtype, SECTION)
+            check_rounding(dataclasses.replace(right, **harm), dtype, LIMITS)
     # A KL of what float32 sums differ by is none.
     still = dataclasses.replace(right, kl=1e-9, update_kl=-1e-9)
     assert still.kl_share == 0
     # Of so few tokens the loss tells nothing, nor does it of one sequence.
     for error in (0.03, nan):
-        check_rounding(dataclasses.replace(right, loss=Estimate(0.15, error)), dtype, SECTION)
+        check_rounding(dataclasses.replace(right, loss=Estimate(0.15, error)), dtype, LIMITS)
 
 
 def coarse(inputs: Inputs, folder: Path, share: float) -> Inputs:
@@ -307,7 +308,7 @@ def test_where_rounding_takes_half_a_fault_is_still_named(
         }[fault]  # fmt: skip
         if bad:
             with pytest.raises(ParityError, match=rf"{re.escape(first)}.*: the output is off by"):
-                check_parity(measured, SECTION.model_copy(update={"parity_max_kl": 1e-12}))
+                check_parity(measured, dataclasses.replace(LIMITS, parity_max_kl=1e-12))
 
 
 # -------------------------------------------------------------------- what is merged into
@@ -440,9 +441,9 @@ def test_a_wrong_share_of_a_past_night_is_refused(
         plan = plan_merge(inputs.original, adapters, mix=Mix(weights=weights))
         changes[folder] = write_plan(plan, folder)
     assert asked.beside == [(inputs.adapter, 0.6), (yesterdays, 0.4)]
-    check_parity(inputs.measured(right, changes[right], asked.beside), SECTION)
+    check_parity(inputs.measured(right, changes[right], asked.beside), LIMITS)
     with pytest.raises(ParityError, match="the output is off by up to"):
-        check_parity(inputs.measured(wrong, changes[wrong], asked.beside), SECTION)
+        check_parity(inputs.measured(wrong, changes[wrong], asked.beside), LIMITS)
     assert scaled(asked, 0.5).beside == [(inputs.adapter, 0.3), (yesterdays, 0.2)]
     assert plan_merge(inputs.original, adapters, mix=Mix("ties")).beside is None
 

@@ -16,10 +16,19 @@ from requant.wording import duration
 from tests.nights import CHAIN, make_night
 
 SCORES = {
-    "base": {"choice": {"acc": {"value": 0.31, "stderr": 0.05}}},
+    "base": {
+        "choice": {
+            "acc": {"value": 0.31, "stderr": 0.05, "higher_is_better": True},
+            "of an old version": {"value": 1.0, "stderr": None},
+        }
+    },
     "requantized": {
-        "choice": {"acc": {"value": 0.41, "stderr": 0.04}},
-        "docstrings": {"word_perplexity": {"value": 61.2, "stderr": None}},
+        "choice": {"acc": {"value": 0.41, "stderr": 0.04, "higher_is_better": True}},
+        "docstrings": {
+            "word_perplexity": {"value": 61.2, "stderr": None, "higher_is_better": False},
+            # No word in its name says so, and a page must not guess.
+            "brier_score": {"value": 0.2, "stderr": None, "higher_is_better": False},
+        },
     },
 }
 PAIRED = [
@@ -102,9 +111,11 @@ def test_scores_keep_a_cell_for_each_model() -> None:
     rows = score_table(SCORES)
     assert [(row["task"], row["metric"], row["better"]) for row in rows] == [
         ("choice", "acc", "higher"),
+        ("choice", "of an old version", ""),
+        ("docstrings", "brier_score", "lower"),
         ("docstrings", "word_perplexity", "lower"),
     ]
-    assert rows[1]["cells"] == [None, {"value": "61.2", "stderr": ""}]
+    assert rows[3]["cells"] == [None, {"value": "61.2", "stderr": ""}]
 
 
 def test_report_stands_alone(night: dict[str, StageRecord]) -> None:

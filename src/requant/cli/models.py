@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from requant.comparison.divergence import Fidelity
-    from requant.config.merge import MergeFp16
+    from requant.config.merge import MergeLimits
 
 Text = Annotated[
     Path | None,
@@ -139,18 +139,20 @@ def compare(
     _print_comparison(fidelity, len(batches))
 
 
-def _limits(given: "Sequence[str]") -> "MergeFp16":
+def _limits(given: "Sequence[str]") -> "MergeLimits":
+    from dataclasses import fields
+
     from pydantic import ValidationError
 
-    from requant.config.merge import MergeFp16
+    from requant.config.merge import MergeFp16, MergeLimits
     from requant.errors import ConfigError
 
-    names = [name for name in MergeFp16.model_fields if "max_" in name or "min_" in name]
+    names = [field.name for field in fields(MergeLimits)]
     values = dict(text.partition("=")[::2] for text in given)
     if unknown := sorted(values.keys() - set(names)):
         raise ConfigError(f"--limit {unknown[0]}: is no limit; expected one of {', '.join(names)}")
     try:
-        return MergeFp16.model_validate(values)
+        return MergeFp16.model_validate(values).limits
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])

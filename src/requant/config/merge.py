@@ -1,11 +1,25 @@
 """merge_fp16: into what, of how much, and within which limits."""
 
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from requant.combination import Combination
 from requant.config.section import NOT_IN_KEY, Fraction, Positive, Relative, Section, StoredDtype
+
+
+@dataclass(frozen=True)
+class MergeLimits:
+    """How far off a merge may be: the fields of `MergeFp16` of the same names."""
+
+    parity_max_kl: float
+    parity_max_module: float
+    rounding_max_kl_share: float
+    rounding_max_loss_share: float
+    trained_max_kl: float
+    trained_min_agreement: float
+    trained_max_loss: float
 
 
 class MergeFp16(Section):
@@ -102,6 +116,11 @@ class MergeFp16(Section):
                 "them, tonight's first"
             )
         return self
+
+    @property
+    def limits(self) -> MergeLimits:
+        """What a merge is held to, without the rest of the section."""
+        return MergeLimits(**{item.name: getattr(self, item.name) for item in fields(MergeLimits)})
 
     @property
     def tries(self) -> bool:

@@ -9,8 +9,9 @@ SCORES = "scores.json"
 PAIRED = "paired.json"
 SAMPLES = "samples"
 
-Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
-"""Model -> task -> metric -> {value, stderr}."""
+Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | bool | None]]]]
+"""Model -> task -> metric -> {value, stderr, higher_is_better}; the last one is missing in those of
+requant's first weeks."""
 
 
 def read_scores(folder: Path) -> Scores:

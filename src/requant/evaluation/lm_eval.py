@@ -35,6 +35,8 @@ class Score:
 
     value: float
     stderr: float | None
+    higher_is_better: bool | None
+    """As lm-eval says it of the task; None where it does not."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def _task_scores(
         )
     )
     return TaskScores(
-        metrics=_estimates(model, task, figures),
+        metrics=_scores(model, task, figures, higher_is_better),
         documents=tuple(documents),
         main=main,
         higher_is_better=main is not None
@@ -232,8 +234,10 @@ def _task_scores(
     )
 
 
-def _estimates(model: str, task: str, figures: Mapping[str, Any]) -> dict[str, Score]:
-    estimates = {}
+def _scores(
+    model: str, task: str, figures: Mapping[str, Any], higher_is_better: Mapping[str, bool]
+) -> dict[str, Score]:
+    scores = {}
     for key, value in sorted(figures.items()):
         metric, separator, result_filter = key.partition(",")
         if not separator or metric.endswith("_stderr") or not isinstance(value, (int, float)):
@@ -247,8 +251,10 @@ def _estimates(model: str, task: str, figures: Mapping[str, Any]) -> dict[str, S
         name = metric if result_filter == "none" else f"{metric}_{result_filter}"
         # lm-eval writes "N/A" where it has none, NaN where there is one document.
         known = isinstance(stderr, (int, float)) and math.isfinite(stderr)
-        estimates[name] = Score(float(value), float(stderr or 0.0) if known else None)
-    return estimates
+        scores[name] = Score(
+            float(value), float(stderr or 0.0) if known else None, higher_is_better.get(metric)
+        )
+    return scores
 
 
 def is_likelihood(metric: str) -> bool:

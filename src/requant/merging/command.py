@@ -1,24 +1,21 @@
 """A merge outside the pipeline: any Hugging Face folders, the same checks, one atomic result."""
 
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
 from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from requant.canonical import canonical_json
 from requant.comparison.divergence import Batch
-from requant.config.merge import MergeFp16
+from requant.config.merge import MergeFp16, MergeLimits
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics
 from requant.json_file import read_object
-from requant.merging.change import Change
 from requant.merging.plan import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
-from requant.merging.proof import check_parity, check_result, measure_parity, stored_in
-from requant.merging.rounding import check_rounding, measure_rounding
+from requant.merging.proof import Merged, Setting, prove
 from requant.models.config import quantization_of, read_model_config
 from requant.models.finite import check_finite
 from requant.models.folder import MERGE_NAME
@@ -41,8 +38,7 @@ class Request:
     dtype: str | None = None
     """torch name of the floating dtype to write; None keeps each tensor's own."""
     untie: bool = False
-    limits: MergeFp16 = field(default_factory=MergeFp16)
-    """Of them the limits alone are read."""
+    limits: MergeLimits = MergeFp16().limits
 
 
 def plan_request(request: Request) -> MergePlan:
@@ -125,7 +121,19 @@ def merge_request(
         (partial / MERGE_NAME).write_bytes(canonical_json(per_tensor(changes)))
         metrics = totals(changes)
         if batches is not None:
-            metrics |= _prove(request, plan, partial, changes, batches, device)
+            metrics |= prove(
+                Merged(plan, partial, changes),
+                (plan_merge(request.base, [one], untie=request.untie) for one in request.adapters),
+                Setting(
+                    original=request.base,
+                    trained_on=request.trained_on or request.base,
+                    batches=batches,
+                    device=device,
+                    limits=request.limits,
+                    dtype=request.dtype,
+                    work=work,
+                ),
+            )
         try:
             if out.exists():
                 out.rmdir()
@@ -155,61 +163,3 @@ def _folder_beside(out: Path) -> Iterator[Path]:
         with suppress(OSError):
             for folder in missing:
                 folder.rmdir()
-
-
-def _prove(
-    request: Request,
-    plan: MergePlan,
-    merged: Path,
-    changes: Mapping[str, Change],
-    batches: Callable[[Path], list[Batch]],
-    device: str,
-) -> Metrics:
-    """Measure what was merged; where nothing unmerged computes the same, each adapter whole.
-
-    Returns:
-        The figures, of the adapter that was furthest off where there are several proofs.
-    """
-
-    def measured(plan: MergePlan, folder: Path, changes: Mapping[str, Change]) -> Metrics:
-        parity = measure_parity(
-            merged=folder,
-            changes=changes,
-            original=request.base,
-            trained_on=request.trained_on or request.base,
-            adapters=plan.beside or [],
-            batches=batches(folder),
-            device=device,
-            vocabulary=plan.vocabulary.config.get("vocab_size"),
-        )
-        check_parity(parity, request.limits, published=folder == merged)
-        return parity.metrics
-
-    if plan.beside is not None:
-        return {**measured(plan, merged, changes), "parity_of_result": 1.0}
-    proofs: list[Metrics] = []
-    for adapter in request.adapters:
-        whole = plan_merge(request.base, [adapter], untie=request.untie)
-        with tempfile.TemporaryDirectory(dir=merged.parent) as name:
-            alone = write_plan(whole, Path(name), dtype=request.dtype)
-            proofs.append(measured(whole, Path(name), alone))
-    worst = max(proofs, key=lambda metrics: metrics["parity_kl"])
-    with tempfile.TemporaryDirectory(dir=merged.parent) as name:
-        write_plan(plan, Path(name), dtype="float32")
-        rounding, result = measure_rounding(
-            Path(name),
-            merged,
-            request.base,
-            batches(merged),
-            device,
-            vocabulary=plan.vocabulary.config.get("vocab_size"),
-        )
-    check_rounding(rounding, stored_in(merged, changes), request.limits)
-    change = result.loss_candidate - max(metrics["trained_loss_reference"] for metrics in proofs)
-    check_result(change, request.limits)
-    return {
-        **worst,
-        **rounding.as_metrics(),
-        "parity_of_result": 0.0,
-        "result_loss_change": change,
-    }

@@ -1,238 +1,117 @@
-"""Whether a merged model is what was trained: module by module, by its logits, and its limits."""
+"""The proof of a merge: measured on held-out text against what was trained, and held to limits."""
 
-import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from requant.comparison.divergence import Batch, compare_log_probs, exceeds
-from requant.comparison.folders import folder_log_probs
-from requant.config.merge import MergeFp16
-from requant.errors import ParityError
-from requant.execution.progress import told
-from requant.execution.stage import Metrics, Reporter
+from requant.comparison.divergence import Batch
+from requant.config.merge import MergeLimits
+from requant.execution.stage import Metrics, Reporter, empty_folder
 from requant.merging.change import Change
-from requant.merging.module_outputs import PROBES, ModuleChange, watch_modules
-from requant.merging.rounding import Rounding, check_rounding, rounding_of
-from requant.models.headers import TORCH_NAMES, read_headers
-from requant.wording import some
-
-if TYPE_CHECKING:
-    import torch
-
-
-PROVABLE = 5
-"""Times the arithmetic's own noise that an update must be for its faults to stand out."""
-NOISE_MARGIN = 1.2
-"""Times what rounding did to the weights that it may do to a module's outputs: of SmolLM2-135M's
-210 modules in bfloat16, rounding ratios 0.60 to 0.99, the worst was 1.03."""
-LEAST_KEPT = 0.1
-"""Share of an update that must be left for its direction to be known better than that."""
-CHANCE = 1.5
-"""Standard errors of an update of rank one that a slope may be off by the choice of inputs, because
-what rounding does follows the update; the worst of those modules was 0.59."""
-LOGITS_MARGIN = 2
-"""Times its rounding ratio that a model's logits may be off, squared a share of the update's KL:
-there the measured factor was 0.12 to 0.69."""
+from requant.merging.parity import check_parity, check_result, measure_parity, stored_in
+from requant.merging.plan import MergePlan, write_plan
+from requant.merging.rounding import check_rounding, measure_rounding
 
 
 @dataclass(frozen=True)
-class Parity:
-    """A merged model beside what it stands for."""
+class Merged:
+    """A merged model that was written."""
 
-    metrics: Metrics
-    modules: Mapping[str, float]
-    """Of each merged tensor, how far its module's output is off beyond rounding, as a share of what
-    the adapter changes in it."""
-    rounding: Rounding
-    rounding_ratio: float
-    """Of the merged model, all tensors together."""
-    dtype: str
-    """torch name of what most of the merged tensors are stored in."""
+    plan: MergePlan
+    folder: Path
+    changes: Mapping[str, Change]
+    """What merging did to each of its tensors."""
 
 
-def measure_parity(
-    *,
-    merged: Path,
-    changes: Mapping[str, Change],
-    original: Path,
-    trained_on: Path,
-    adapters: Sequence[tuple[Path, float]],
-    batches: list[Batch],
-    device: str,
-    vocabulary: int | None = None,
-    reporter: Reporter | None = None,
-) -> Parity:
-    """Measure a merged model on held-out text, in float32.
+@dataclass(frozen=True)
+class Setting:
+    """What merged models are proved against, and on what."""
+
+    original: Path
+    """The model that was merged into, as a folder that loads."""
+    trained_on: Path
+    batches: Callable[[Path], list[Batch]]
+    """Encodes the held-out text with a model's tokenizer."""
+    device: str
+    limits: MergeLimits
+    dtype: str | None
+    """torch name of the floating dtype that is written; None keeps each tensor's own."""
+    work: Path
+    """Where models are written that only the proof needs."""
+    reporter: Reporter | None = None
+
+
+def prove(merged: Merged, wholes: Iterable[MergePlan], setting: Setting) -> Metrics:
+    """Prove a merged model, or refuse it.
+
+    Parity is proved on the result itself where adapters beside the base compute the same: whole
+    adapters, shares of LoRA ones, weighted sums of them. Of anything else (ties, dare, a share of a
+    DoRA) nothing unmerged is the twin; then each adapter, merged whole by the same code, is proved,
+    and the result is held to the loss of what was trained and to what rounding did to it.
 
     Args:
-        merged: What is measured.
-        changes: What merging did to each of its tensors.
-        original: The model that was merged into.
-        trained_on: The model the adapters were trained on.
-        adapters: What was merged, `MergePlan.beside`.
-        batches: What the models read.
-        device: cpu or cuda.
-        vocabulary: Rows of the embedding, where the adapter brings another number.
-        reporter: Hears how far it is.
+        merged: The result.
+        wholes: Plans that merge one adapter each, whole, into the same base; written where needed.
+        setting: What against, and on what.
 
     Returns:
-        parity_*: merged against original+adapter, unmerged, and parity_module_error, the worst
-        module's (a missed module or a wrong scale shows there), of parity_modules; rounding_* and
-        update_*: see `Rounding`; trained_*: merged against trained_on+adapter (what quantization
-        costs the hand-over).
+        The figures of `measure_parity`, of the adapter that was furthest off where there are
+        several proofs; parity_of_result (1: of the result, 0: of adapters merged whole), then with
+        result_loss_change (of the result over what was trained) and the rounding_* of the result
+        against itself written in float32.
+
+    Raises:
+        ParityError: If a figure is over its limit.
     """
-
-    def run(
-        what: str,
-        folder: Path,
-        adapters: Sequence[tuple[Path, float]] = (),
-        watch: Callable[[Any], None] = lambda model: None,
-    ) -> "Iterator[torch.Tensor]":
-        return folder_log_probs(
-            folder,
-            told(batches, reporter, f"texts of {what}"),
-            device,
-            adapters=adapters,
-            exact=True,
-            vocabulary=vocabulary,
-            watch=watch,
-        )
-
-    found: list[ModuleChange] = []
-    reference = list(
-        run("the original with adapter", original, adapters, watch_modules(merged, found))
+    if merged.plan.beside is not None:
+        return {**_parity(merged, setting, published=True), "parity_of_result": 1.0}
+    proofs: list[Metrics] = []
+    alone = setting.work / "alone"
+    for whole in wholes:
+        changes = write_plan(whole, empty_folder(alone), dtype=setting.dtype)
+        proofs.append(_parity(Merged(whole, alone, changes), setting, published=False))
+    worst = max(proofs, key=lambda metrics: metrics["parity_kl"])
+    # One model at a time beside the result: a disk is as full as a night leaves it.
+    unrounded = empty_folder(alone)
+    write_plan(merged.plan, unrounded, dtype="float32")
+    rounding, result = measure_rounding(
+        unrounded,
+        merged.folder,
+        setting.original,
+        setting.batches(merged.folder),
+        setting.device,
+        setting.reporter,
+        vocabulary=_rows(merged.plan),
     )
-    parity = compare_log_probs(reference, run("the merged model", merged), batches)
-    rounding = rounding_of(
-        parity, compare_log_probs(reference, run("the original", original), batches)
-    )
-    trained = parity
-    if trained_on != original:
-        # Two such lists at once are what fills the memory.
-        del reference
-        reference = list(run("what was trained", trained_on, adapters))
-        trained = compare_log_probs(reference, run("the merged model", merged), batches)
-    modules = {tensor: _off(module, changes) for module in found for tensor in module.tensors}
-    metrics = {
-        **parity.as_metrics("parity_"),
-        "parity_module_error": max(modules.values(), default=0.0),
-        "parity_modules": float(sum(module.slope is not None for module in found)),
+    check_rounding(rounding, stored_in(merged.folder, merged.changes), setting.limits)
+    trained = max(metrics["trained_loss_reference"] for metrics in proofs)
+    loss_change = result.loss_candidate - trained
+    check_result(loss_change, setting.limits)
+    return {
+        **worst,
         **rounding.as_metrics(),
-        **trained.as_metrics("trained_"),
-        "trained_loss_change": trained.loss_change,
-        "parity_tokens": float(parity.tokens),
+        "parity_of_result": 0.0,
+        "result_loss_change": loss_change,
     }
-    ratio = sum(changes.values(), start=Change()).rounding_ratio
-    return Parity(metrics, modules, rounding, ratio, stored_in(merged, changes))
 
 
-def _off(module: ModuleChange, changes: Mapping[str, Change]) -> float:
-    """How far a module's output is off beyond rounding, as a share of what the adapter changes.
-
-    Along the update by what rounding kept of it in the weights, across it by what rounding put
-    there.
-    """
-    change = sum((changes.get(name, Change()) for name in module.tensors), start=Change())
-    across = module.noise - NOISE_MARGIN * change.noise_ratio
-    if module.slope is None:
-        return module.noise
-    chance = CHANCE * change.noise_ratio / PROBES**0.5
-    # Half of an update of which rounding kept a fifth is off by a tenth of the whole.
-    along = (abs(module.slope - change.kept_share) - chance) / max(change.kept_share, LEAST_KEPT)
-    return math.nan if math.isnan(along + across) else max(along, across, 0.0)
-
-
-def stored_in(folder: Path, names: Iterable[str]) -> str:
-    """Return the torch name of the dtype that most of these tensors of a folder have."""
-    headers = read_headers(folder)
-    counted = Counter(headers[name].dtype for name in names if name in headers)
-    return TORCH_NAMES[counted.most_common(1)[0][0]] if counted else "nothing"
-
-
-def check_parity(parity: Parity, section: MergeFp16, *, published: bool = True) -> None:
-    """Refuse a merge that does not reproduce what was trained.
-
-    Args:
-        parity: From `measure_parity`.
-        section: Limits.
-        published: Whether it is of what is published; rounding of anything else harms nobody.
-
-    Raises:
-        ParityError: With both distances, the limit, the likely cause and the way out.
-    """
-    metrics = parity.metrics
-    both = (
-        f"merged against original+adapter {metrics['parity_kl']:.3g} nats per token, against the "
-        f"quantized base+adapter that was trained {metrics['trained_kl']:.3g} (agreement "
-        f"{metrics['trained_agreement']:.3g}, loss {metrics['trained_loss_change']:+.3g}); the "
-        f"adapter itself moves the model by {metrics['update_kl']:.3g}"
+def _parity(merged: Merged, setting: Setting, *, published: bool) -> Metrics:
+    parity = measure_parity(
+        merged=merged.folder,
+        changes=merged.changes,
+        original=setting.original,
+        trained_on=setting.trained_on,
+        adapters=merged.plan.beside or [],
+        batches=setting.batches(merged.folder),
+        device=setting.device,
+        vocabulary=_rows(merged.plan),
+        reporter=setting.reporter,
     )
-    if math.isnan(metrics["update_kl"]):
-        raise ParityError(f"merge_fp16: the adapter's outputs are not finite: {both}; retrain it")
-    if metrics["update_kl"] < PROVABLE * section.parity_max_kl:
-        raise ParityError(
-            f"merge_fp16: the adapter moves the model by {metrics['update_kl']:.3g} nats per "
-            f"token, too little to tell a right merge from a wrong one (at least {PROVABLE} times "
-            f"merge_fp16.parity_max_kl={section.parity_max_kl:g}); train longer or with a higher "
-            "learning rate, or lower that limit"
-        )
-    over = {
-        name: error
-        for name, error in parity.modules.items()
-        if exceeds(error, section.parity_max_module)
-    }
-    if over:
-        raise ParityError(
-            f"merge_fp16: {some(over)}: the output is off by up to {max(over.values()):.3g} of "
-            f"what the adapter changes in it, limit merge_fp16.parity_max_module="
-            f"{section.parity_max_module:g} beyond rounding; 1 is a module that was missed, 0.5 "
-            f"half its scale, 2 the wrong sign. {both}; check that adapter and original belong "
-            "together"
-        )
-    explained = (LOGITS_MARGIN * parity.rounding_ratio) ** 2 * metrics["update_kl"]
-    if exceeds(metrics["parity_kl"], section.parity_max_kl + explained):
-        raise ParityError(
-            f"merge_fp16: the merge does not do what the adapter does: {both}. The first is over "
-            f"{section.parity_max_kl + explained:.3g} (merge_fp16.parity_max_kl="
-            f"{section.parity_max_kl:g}, and what rounding can do, which takes "
-            f"{parity.rounding_ratio:.3g} of the update's norm); likely a missed module or a wrong "
-            "scale: check that adapter and original belong together. Where the model routes tokens "
-            "(experts) rounding alone may do it: compare with dtype float32"
-        )
-    if published:
-        check_rounding(parity.rounding, parity.dtype, section)
-    kept = {
-        "trained_max_kl": metrics["trained_kl"] <= section.trained_max_kl,
-        "trained_min_agreement": metrics["trained_agreement"] >= section.trained_min_agreement,
-        "trained_max_loss": metrics["trained_loss_change"] <= section.trained_max_loss,
-    }
-    over_limit = [
-        f"merge_fp16.{name}={getattr(section, name):g}" for name in kept if not kept[name]
-    ]
-    if over_limit:
-        raise ParityError(
-            f"merge_fp16: the merged model is not the one that was trained: {both}. Missed: "
-            f"{', '.join(over_limit)}; likely the quantized base is far from the original: use a "
-            "finer quantize_base.method, or merge_fp16.base=dequantized"
-        )
+    check_parity(parity, setting.limits, published=published)
+    return parity.metrics
 
 
-def check_result(loss_change: float, section: MergeFp16) -> None:
-    """Refuse a combination of adapters that predicts the held-out text worse than tonight's did.
-
-    Args:
-        loss_change: Of the result over trained_on+tonight's adapter, nats per token.
-        section: Limits.
-
-    Raises:
-        ParityError: With the change, its limit and the way out.
-    """
-    if exceeds(loss_change, section.trained_max_loss):
-        raise ParityError(
-            f"merge_fp16: what was combined loses {loss_change:.3g} nats per token against what "
-            f"was trained, limit merge_fp16.trained_max_loss={section.trained_max_loss:g}; give "
-            "tonight's adapter a larger weight, or another combine or scales"
-        )
+def _rows(plan: MergePlan) -> int | None:
+    """Return the rows of the embedding, where the adapter brings another number."""
+    rows: int | None = plan.vocabulary.config.get("vocab_size")
+    return rows

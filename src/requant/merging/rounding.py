@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from requant.comparison.divergence import Batch, Fidelity, compare_log_probs, exceeds
 from requant.comparison.folders import folder_log_probs
-from requant.config.merge import MergeFp16
+from requant.config.merge import MergeLimits
 from requant.config.training import ContinueTrain
 from requant.errors import ParityError
 from requant.execution.progress import told
@@ -103,13 +103,13 @@ def measure_rounding(
     return rounding_of(stored, found), stored
 
 
-def limits_missed(rounding: Rounding, section: MergeFp16 | ContinueTrain) -> list[str]:
-    """Name the limits of a section that rounding is over."""
-    allowed = section.rounding_max_loss_share * abs(rounding.gain.mean)
+def limits_missed(rounding: Rounding, limits: MergeLimits | ContinueTrain) -> list[str]:
+    """Name the limits that rounding is over."""
+    allowed = limits.rounding_max_loss_share * abs(rounding.gain.mean)
     # The error of a single sequence is unknown; then the KL alone judges.
     sure = STANDARD_ERRORS * rounding.loss.error
     over = {
-        "rounding_max_kl_share": exceeds(rounding.kl_share, section.rounding_max_kl_share),
+        "rounding_max_kl_share": exceeds(rounding.kl_share, limits.rounding_max_kl_share),
         "rounding_max_loss_share": rounding.loss.mean - sure > allowed,
     }
     return [name for name, missed in over.items() if missed]
@@ -126,24 +126,24 @@ def describe_rounding(rounding: Rounding, dtype: str) -> str:
     )
 
 
-def check_rounding(rounding: Rounding, dtype: str, section: MergeFp16 | ContinueTrain) -> None:
+def check_rounding(rounding: Rounding, dtype: str, limits: MergeLimits | ContinueTrain) -> None:
     """Refuse weights that rounding robbed of what was learned.
 
     Args:
         rounding: What it did.
         dtype: torch name of what was written.
-        section: Limits.
+        limits: Of the stage.
 
     Raises:
         ParityError: With the figures, the limit and what helps.
     """
-    missed = limits_missed(rounding, section)
+    missed = limits_missed(rounding, limits)
     if not missed:
         return
-    stage = "merge_fp16" if isinstance(section, MergeFp16) else "continue_train"
-    limits = ", ".join(f"{stage}.{name}={getattr(section, name):g}" for name in missed)
+    stage = "merge_fp16" if isinstance(limits, MergeLimits) else "continue_train"
+    over = ", ".join(f"{stage}.{name}={getattr(limits, name):g}" for name in missed)
     raise ParityError(
-        f"{stage}: {describe_rounding(rounding, dtype)}; over {limits}. {_way_out(stage, dtype)}"
+        f"{stage}: {describe_rounding(rounding, dtype)}; over {over}. {_way_out(stage, dtype)}"
     )
 
 

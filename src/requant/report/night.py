@@ -1,7 +1,7 @@
 """One night as one self-contained page: stages, scores, which step cost what, training curves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,10 +14,7 @@ from requant.store import StageRecord
 from requant.store.records import Curve
 from requant.wording import duration
 
-"""model -> task -> metric -> value, stderr"""
-
 StageState = Literal["done", "cached", "off", "failed", "not reached"]
-LOWER_IS_BETTER = ("perplexity", "loss", "bits", "kl", "error")
 
 
 @dataclass(frozen=True)
@@ -111,16 +108,17 @@ def score_table(scores: Scores) -> list[dict[str, Any]]:
         {
             "task": task,
             "metric": metric,
-            "better": "lower" if lower_is_better(metric) else "higher",
+            "better": _better(tasks.get(task, {}).get(metric, {}) for tasks in scores.values()),
             "cells": [_cell(tasks.get(task, {}).get(metric)) for tasks in scores.values()],
         }
         for task, metric in names
     ]
 
 
-def lower_is_better(metric: str) -> bool:
-    """Tell by its name whether a metric falls as a model gets better."""
-    return any(word in metric.lower() for word in LOWER_IS_BETTER)
+def _better(cells: Iterable[Mapping[str, float | bool | None]]) -> str:
+    """Say in which direction a metric is better, as its task says it; empty where it does not."""
+    said = {cell.get("higher_is_better") for cell in cells} - {None}
+    return ("higher" if said.pop() else "lower") if said else ""
 
 
 def _row(row: StageRow) -> dict[str, str]:
@@ -135,7 +133,7 @@ def _row(row: StageRow) -> dict[str, str]:
     }
 
 
-def _cell(score: Mapping[str, float | None] | None) -> dict[str, str] | None:
+def _cell(score: Mapping[str, float | bool | None] | None) -> dict[str, str] | None:
     value = (score or {}).get("value")
     if value is None:
         return None

@@ -27,8 +27,7 @@ from requant.merging import (
     write_plan,
 )
 from requant.merging.change import Change
-from requant.merging.proof import check_parity, check_result, measure_parity, stored_in
-from requant.merging.rounding import check_rounding, measure_rounding
+from requant.merging.proof import Merged, Setting, prove
 from requant.models.folder import MERGE_NAME
 from requant.models.provenance import check_provenance, read_provenance, weights_digest
 
@@ -59,10 +58,6 @@ def execute(
 ) -> Metrics:
     """Merge, measure the merge against the models it stands for, and keep the best where several.
 
-    Parity is proved on the result itself where adapters beside the base compute the same: whole
-    adapters, shares of LoRA ones, weighted sums of them. Of anything else (ties, dare, a share of a
-    DoRA) nothing unmerged is the twin; then tonight's adapter, merged whole by the same code, is.
-
     Args:
         section: What to merge into, what to try, and limits.
         context: Of the stage.
@@ -73,11 +68,9 @@ def execute(
         **past: Adapters of past nights: past_1 is last night's.
 
     Returns:
-        merged_tensors, rounding_ratio, kept_share, changed_share; the figures of `measure_parity`,
-        and parity_of_result (1: of the result, 0: of tonight's adapter merged whole), then with
-        result_loss_change (of the result over what was trained) and the rounding_* of the result
-        against itself written in float32; of each model that was tried
-        loss_new/<base>-<scale> and loss_old/..., chosen_scale, chosen_dequantized.
+        merged_tensors, rounding_ratio, kept_share, changed_share; the figures of `prove`, which
+        is given tonight's adapter whole; of each model that was tried loss_new/<base>-<scale> and
+        loss_old/..., chosen_scale, chosen_dequantized.
 
     Raises:
         ContractError: If an adapter does not fit the original, or was trained on another one.
@@ -100,12 +93,14 @@ def execute(
         for base, scale in product(bases, section.scales)
     ]
 
+    stored = None if section.dtype == "original" else section.dtype
+
     def plan_of(variant: Variant) -> MergePlan:
         plan = scaled(plans[variant.adapters], variant.scale)
         return onto_dequantized(plan, trained_on) if variant.base == "dequantized" else plan
 
     def build(variant: Variant, out: Path) -> Mapping[str, Change]:
-        return _build(plan_of(variant), out, section, context)
+        return _build(plan_of(variant), out, stored, context)
 
     def batches_of(model: Path) -> list[Batch]:
         return batches_for(model, data / HELDOUT, section.parity_rows)
@@ -117,43 +112,19 @@ def execute(
     context.reporter.message("merging")
     changes = build(chosen, context.out)
     metrics = losses | totals(changes)
-    proved, proof = chosen, context.out
-    if plan_of(chosen).beside is None:
-        # Nothing unmerged computes the same; the same code on tonight's adapter, whole, has a twin.
-        proved, proof = Variant(chosen.base, 1.0, "tonight"), empty_folder(context.work / "proof")
-        changes = build(proved, proof)
     context.reporter.message("measuring parity")
-    rows = plans["tonight"].vocabulary.config.get("vocab_size")
-    parity = measure_parity(
-        merged=proof,
-        changes=changes,
-        original=_reference(proved.base, plans["tonight"], trained_on, context.work),
+    setting = Setting(
+        original=_reference(chosen.base, plans["tonight"], trained_on, context.work),
         trained_on=trained_on,
-        adapters=plan_of(proved).beside or [],
-        batches=batches_of(proof),
+        batches=batches_of,
         device=context.device,
-        vocabulary=rows,
+        limits=section.limits,
+        dtype=stored,
+        work=context.work,
         reporter=context.reporter,
     )
-    check_parity(parity, section, published=proved == chosen)
-    metrics |= parity.metrics | {"parity_of_result": float(proved == chosen)}
-    if proved != chosen:
-        unrounded = empty_folder(context.work / "unrounded")
-        write_plan(plan_of(chosen), unrounded, dtype="float32")
-        rounding, result = measure_rounding(
-            unrounded,
-            context.out,
-            _reference(chosen.base, plans["tonight"], trained_on, context.work),
-            batches_of(context.out),
-            context.device,
-            context.reporter,
-            vocabulary=rows,
-        )
-        loss_change = result.loss_candidate - parity.metrics["trained_loss_reference"]
-        metrics |= rounding.as_metrics() | {"result_loss_change": loss_change}
-        check_rounding(rounding, stored_in(context.out, changes), section)
-        check_result(loss_change, section)
-    return metrics
+    whole = plan_of(Variant(chosen.base, 1.0, "tonight"))
+    return metrics | prove(Merged(plan_of(chosen), context.out, changes), [whole], setting)
 
 
 def _check_belongs(adapter: Path, original: Path, trained_on: Path) -> None:
@@ -178,9 +149,8 @@ def _weights(weights: Sequence[float], adapters: int) -> tuple[float, ...]:
 
 
 def _build(
-    plan: MergePlan, out: Path, section: MergeFp16, context: StageContext
+    plan: MergePlan, out: Path, dtype: str | None, context: StageContext
 ) -> Mapping[str, Change]:
-    dtype = None if section.dtype == "original" else section.dtype
     changes = write_plan(
         plan,
         out,
