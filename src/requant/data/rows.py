@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from requant.canonical import canonical_json
-from requant.data.formats import Parsed, Row
-from requant.data.messages import Message
-from requant.errors import ContractError
-from requant.wording import shown
+from requant.data.formats import Row
+from requant.data.overlap import normalised
 
 
 @dataclass(frozen=True)
@@ -46,36 +44,9 @@ def cut(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     )
 
 
-def refuse_overlap(train: Sequence[Parsed], heldout: Sequence[Parsed]) -> None:
-    """Refuse training rows that are also in an explicitly given held-out part.
-
-    Raises:
-        ContractError: With their number, and the place and text of the first.
-    """
-    places = {normalised(row.row): row.place for row in reversed(heldout)}
-    both = [row for row in train if normalised(row.row) in places]
-    if both:
-        first = both[0].row
-        raise ContractError(
-            f"prepare_data.source: {len(both)} of {len(train)} training rows are held-out rows "
-            f"too; the first: {both[0].place} is {places[normalised(first)]}: "
-            f"{shown(first.get('messages') or first['text'])}; remove them from one of the two, or "
-            "set heldout to null to have a part cut off without overlap"
-        )
-
-
 def shuffled(rows: Sequence[Row], seed: int, salt: str) -> tuple[Row, ...]:
     """Return the rows in an order that depends on `seed` and `salt` alone."""
     return tuple(random.Random(f"{seed}-{salt}").sample(rows, len(rows)))
-
-
-def normalised(row: Row) -> str:
-    """The row's text with case and white space evened out; what differs elsewhere stays apart."""
-    if "text" in row:
-        return f"text:{_even(row['text'])}"
-    said = [f"{message['role']}:{_even(message['content'])}" for message in row["messages"]]
-    said += [canonical_json(found).decode() for found in map(_calls, row["messages"]) if found]
-    return "\0".join(said)
 
 
 def answer(row: Row) -> str:
@@ -100,11 +71,3 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 def _point(row: Row, seed: int) -> float:
     digest = hashlib.sha256(f"heldout-{seed}\0{normalised(row)}".encode()).hexdigest()
     return int(digest[:13], 16) / 16**13
-
-
-def _calls(message: Message) -> list[Any]:
-    return list(message.get("tool_calls", ()))
-
-
-def _even(text: str) -> str:
-    return " ".join(text.casefold().split())

@@ -10,7 +10,8 @@ from requant.corpus import Docstring, bucket, docstrings, in_base, instruction
 from requant.data.chat_template import Rules
 from requant.data.files import count_ignored, describe, read_file, read_hub
 from requant.data.formats import Parsed, Row
-from requant.data.rows import Split, conversation, cut, refuse_overlap, shuffled
+from requant.data.overlap import refuse_overlap
+from requant.data.rows import Split, conversation, cut, shuffled
 from requant.errors import ConfigError, ContractError
 
 

@@ -1,17 +1,15 @@
 """Calibration text for GPTQ: from the training distribution, never from what is measured on."""
 
 import hashlib
-import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.data.artifact import HELDOUT, TRAIN, documents_of_tasks
+from requant.data.artifact import TRAIN
 from requant.data.chat_template import dialect, read_rules, render
 from requant.data.checks import check_control
-from requant.data.formats import Row
+from requant.data.overlap import answers, measured_texts
 from requant.data.samples import read_rows
 from requant.errors import ContractError
 
@@ -54,7 +52,7 @@ def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Cali
         ContractError: If no row is left.
     """
     train = read_rows(data / TRAIN)
-    measured = _measured_texts(data)
+    measured = measured_texts(data)
     words = dialect(tokenizer, read_rules(data))
     order = random.Random(seed).sample(range(len(train)), len(train))
     taken: list[int] = []
@@ -64,7 +62,7 @@ def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Cali
             break
         # Only ids could keep control tokens that a text spells apart, and this is text.
         spells_control = check_control(words, train[index])
-        if not spells_control and measured.isdisjoint(_answers(train[index])):
+        if not spells_control and measured.isdisjoint(answers(train[index])):
             taken.append(index)
         else:
             dropped += 1
@@ -85,37 +83,3 @@ def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Cali
         dropped=dropped,
         seed=seed,
     )
-
-
-def _measured_texts(data: Path) -> set[str]:
-    heldout = data / HELDOUT
-    texts = {text for row in read_rows(heldout) for text in _answers(row)}
-    for path in documents_of_tasks(data):
-        with path.open() as file:
-            texts |= {_normalised(text) for line in file for text in _strings(json.loads(line))}
-    return texts
-
-
-def _answers(row: Row) -> set[str]:
-    if "text" in row:
-        return {_normalised(row["text"])}
-    return {
-        _normalised(message["content"])
-        for message in row["messages"]
-        if message["role"] == "assistant" and message["content"].strip()
-    }
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-
-
-def _normalised(text: str) -> str:
-    return " ".join(text.casefold().split())

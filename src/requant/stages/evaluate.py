@@ -11,7 +11,8 @@ from requant.config.evaluation import Evaluate
 from requant.config.task_names import PAST_PERPLEXITY
 from requant.data.artifact import EVALUATION, HELDOUT, TRAIN
 from requant.data.formats import Row
-from requant.data.rows import answer, normalised, write_jsonl
+from requant.data.overlap import normalised
+from requant.data.rows import answer, write_jsonl
 from requant.data.samples import read_rows
 from requant.errors import ContractError
 from requant.evaluation.artifact import PAIRED, SAMPLES, SCORES

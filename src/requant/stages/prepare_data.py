@@ -16,7 +16,8 @@ from requant.corpus import corpus_digest, topics
 from requant.data.artifact import EVALUATION, HELDOUT, TRAIN
 from requant.data.chat_template import write_rules
 from requant.data.formats import Row
-from requant.data.rows import normalised, write_jsonl
+from requant.data.overlap import duplicates
+from requant.data.rows import write_jsonl
 from requant.data.sources import (
     Sources,
     night_rows,
@@ -52,10 +53,10 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     for line in sources.messages:
         context.reporter.message(line)
     read = [row.row for row in sources.everything]
-    duplicates = len(read) - len(set(map(normalised, read)))
-    if duplicates:
+    repeated = duplicates(read)
+    if repeated:
         context.reporter.message(
-            f"{duplicates} of {len(read)} rows repeat an earlier one, case and white space aside; "
+            f"{repeated} of {len(read)} rows repeat an earlier one, case and white space aside; "
             "they stay in: remove them from the files where that is not meant"
         )
     rows = night_rows(split_rows(sources, section, context.seed), section, context.seed)
@@ -69,7 +70,7 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         "train_rows": float(len(train)),
         "heldout_rows": float(len(heldout)),
         "rows_with_ignored_fields": float(sum(bool(row.ignored) for row in sources.everything)),
-        "duplicate_rows": float(duplicates),
+        "duplicate_rows": float(repeated),
         **{f"{task}_documents": float(count) for task, count in documents.items()},
     }
 

@@ -1,0 +1,86 @@
+"""Which rows are the same text: what may not be both trained on and measured on."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from requant.canonical import canonical_json
+from requant.data.artifact import HELDOUT, documents_of_tasks
+from requant.data.formats import Parsed, Row
+from requant.data.messages import Message
+from requant.data.samples import read_rows
+from requant.errors import ContractError
+from requant.wording import shown
+
+
+def even(text: str) -> str:
+    """A text with case and white space evened out."""
+    return " ".join(text.casefold().split())
+
+
+def normalised(row: Row) -> str:
+    """The row's text, evened out; what differs elsewhere stays apart."""
+    if "text" in row:
+        return f"text:{even(row['text'])}"
+    said = [f"{message['role']}:{even(message['content'])}" for message in row["messages"]]
+    said += [canonical_json(found).decode() for found in map(_calls, row["messages"]) if found]
+    return "\0".join(said)
+
+
+def answers(row: Row) -> set[str]:
+    """Every text of the assistant's, or the whole of a plain text, evened out."""
+    if "text" in row:
+        return {even(row["text"])}
+    return {
+        even(message["content"])
+        for message in row["messages"]
+        if message["role"] == "assistant" and message["content"].strip()
+    }
+
+
+def duplicates(rows: Sequence[Row]) -> int:
+    """Count the rows that repeat an earlier one."""
+    return len(rows) - len(set(map(normalised, rows)))
+
+
+def refuse_overlap(train: Sequence[Parsed], heldout: Sequence[Parsed]) -> None:
+    """Refuse training rows that are also in an explicitly given held-out part.
+
+    Raises:
+        ContractError: With their number, and the place and text of the first.
+    """
+    places = {normalised(row.row): row.place for row in reversed(heldout)}
+    both = [row for row in train if normalised(row.row) in places]
+    if both:
+        first = both[0].row
+        raise ContractError(
+            f"prepare_data.source: {len(both)} of {len(train)} training rows are held-out rows "
+            f"too; the first: {both[0].place} is {places[normalised(first)]}: "
+            f"{shown(first.get('messages') or first['text'])}; remove them from one of the two, or "
+            "set heldout to null to have a part cut off without overlap"
+        )
+
+
+def measured_texts(data: Path) -> set[str]:
+    """Return, evened out, every text of a dataset artifact that models are measured on."""
+    texts = {text for row in read_rows(data / HELDOUT) for text in answers(row)}
+    for path in documents_of_tasks(data):
+        with path.open() as file:
+            texts |= {even(text) for line in file for text in _values(json.loads(line))}
+    return texts
+
+
+def _calls(message: Message) -> list[Any]:
+    return list(message.get("tool_calls", ()))
+
+
+def _values(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _values(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _values(item)
