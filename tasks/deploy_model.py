@@ -16,6 +16,7 @@ from requant.store import Store, locked
 from requant.store.objects import write_durably
 from tasks.policy import may_retry
 from tasks.promote import registry_of
+from tasks.reporting import quiet_libraries
 from tasks.secrets import resolve_secret
 from tasks.tracking import registry as versions
 
@@ -51,6 +52,7 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
         ContractError: If the version has another digest.
         Exception: As `requant.deploy.check_release` and `act`; the former model goes on serving.
     """
+    quiet_libraries()
     registry = registry_of(config)
     store = Store(config.state.resolve())
     action = digest_of(config.deploy.model_dump(mode="json"))
