@@ -256,7 +256,7 @@ def _promotion_row(promotion: Promotion | None, enabled: bool) -> SummaryRow:
         return SummaryRow(stage="promote", state=state, seconds=None, digest=None, headline="")
     return SummaryRow(
         stage="promote",
-        state="failed" if promotion.outcome == "refused" else "done",
+        state="refused" if promotion.outcome == "refused" else "done",
         seconds=None,
         digest=promotion.version.digest,
         headline=promotion.reason or f"version {promotion.version.version}: {promotion.outcome}",

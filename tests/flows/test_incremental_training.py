@@ -155,7 +155,7 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     guard = ["--set", "promote.guard=[old_perplexity, past_heldout_perplexity]"]
     output = requant("run", folder / "micro.yaml", *words, *auto, *guard)
 
-    assert re.search(r"promote\s+failed.*old_perplexity is worse than the base's", output, re.S)
+    assert re.search(r"promote\s+refused.*old_perplexity is worse than the base's", output, re.S)
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
     serving = client.get_model_version_by_alias("micro", "champion")
     noise = client.get_model_version_by_alias("micro", "challenger")

@@ -18,12 +18,13 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from requant.adapters.folder import MERGEABLE, PREFIX
+from requant.adapters.folder import PREFIX
 from requant.errors import ContractError, ParityError
 from requant.merging import Mix, plan_merge, scaled, write_plan
 from requant.merging.lora import is_target
 from requant.merging.stream import write_merged
 from requant.merging.updates import LowRank, Update, merge_low_rank
+from requant.methods import peft_types
 from requant.models.headers import read_shard_header
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
@@ -143,7 +144,7 @@ def test_every_type_peft_has_is_merged_exactly_or_refused(base: Path, tmp_path: 
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     shown = {config.peft_type.value for config in CASES.values()}
-    assert shown == set(MERGEABLE)
+    assert shown == set(peft_types(merges=True))
     save_adapter(base, lora(), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     for kind in {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING} - shown:

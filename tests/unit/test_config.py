@@ -236,3 +236,14 @@ def test_the_schema_beside_the_configs_is_the_one_of_the_code() -> None:
 def test_a_configuration_survives_json() -> None:
     config = parse_config(TINY, origin="t.yaml")
     assert Config.model_validate_json(config.model_dump_json()) == config
+
+
+def test_what_can_be_chosen_is_what_the_table_of_methods_says() -> None:
+    from typing import get_args
+
+    from requant.config.training import TrainAdapter
+    from requant.methods import METHODS
+
+    offered = get_args(TrainAdapter.model_fields["method"].annotation)
+    assert list(offered) == [name for name, method in METHODS.items() if method.trained]
+    assert all(method.merges != method.prompts for method in METHODS.values() if method.trained)

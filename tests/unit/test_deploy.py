@@ -42,6 +42,34 @@ def test_current_moves_in_one_step_and_back(store: Store, tmp_path: Path) -> Non
     assert names == {"current", LOCK, *(item.digest for item, _ in releases)}
 
 
+def test_a_place_that_is_a_file_is_named_by_its_field(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "served").write_text("a file")
+    item, folder = release(store, "first")
+    for place in ("served", "served/below"):
+        action = CopyAction(kind="copy", folder=tmp_path / place)
+        with pytest.raises(
+            ContractError, match=rf"deploy.action.folder: .*/{place} cannot be made"
+        ):
+            act(action, item, folder, no_secret)
+
+
+def test_another_user_may_read_what_serves(store: Store, tmp_path: Path) -> None:
+    draft = store.tmp / "draft"
+    draft.mkdir(parents=True)
+    (draft / "model.safetensors").write_text("weights")
+    (draft / "model.safetensors").chmod(0o600)
+    ref = publish(store, "model", draft)
+    folder = store.object_path(ref.digest)
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (folder / "model.safetensors").stat().st_mode == plain.stat().st_mode
+    (folder / "model.safetensors").chmod(0o600)
+    action = CopyAction(kind="copy", folder=tmp_path / "served")
+    act(action, Release("tiny", 1, ref.digest, ref.uri, {}), folder, no_secret)
+    served = tmp_path / "served" / "current" / "model.safetensors"
+    assert served.stat().st_mode == plain.stat().st_mode
+
+
 def test_a_harmed_copy_is_made_again(store: Store, tmp_path: Path) -> None:
     action = CopyAction(kind="copy", folder=tmp_path / "served")
     item, folder = release(store, "first")

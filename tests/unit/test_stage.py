@@ -73,10 +73,18 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "state")
 
 
-def run(store: Store, section: Shout, force: bool = False):
-    key = stage_key(STAGE, section, {}, seed=0)
+def run(store: Store, section: Shout, force: bool = False, line: str = "tiny"):
     return perform(
-        store, STAGE, key, section, {}, seed=0, device="cpu", reporter=Silent(), force=force
+        store,
+        STAGE,
+        stage_key(STAGE, section, {}, seed=0),
+        section,
+        {},
+        seed=0,
+        device="cpu",
+        reporter=Silent(),
+        force=force,
+        labels={"pipeline": line},
     )
 
 
@@ -207,10 +215,12 @@ def test_key_difference_names_the_field() -> None:
 
 def test_the_plan_says_why(store: Store) -> None:
     def plan(section: Shout, **inputs):
-        return plan_stage(store, STAGE, section, inputs, seed=0)
+        return plan_stage(store, STAGE, section, inputs, seed=0, line="tiny")
 
+    run(store, Shout(word="first"), line="other")
     assert (plan(Shout(word="hey")).state, plan(Shout(word="hey")).reason) == ("run", "never ran")
     record = run(store, Shout(word="hey"))
+    run(store, Shout(word="second"), line="other")
     assert plan(Shout(word="hey")).state == "cached"
     changed = plan(Shout(word="ho"))
     assert (changed.state, changed.reason) == ("run", "config.word: hey -> ho")
@@ -222,7 +232,7 @@ def test_the_plan_says_why(store: Store) -> None:
 
 def test_what_failed_is_told_until_it_ends_well(store: Store) -> None:
     def reason(word: str) -> str:
-        plan = plan_stage(store, STAGE, Shout(word=word), {}, seed=0)
+        plan = plan_stage(store, STAGE, Shout(word=word), {}, seed=0, line="tiny")
         assert plan.state == "run"
         return plan.reason
 
@@ -282,7 +292,7 @@ def test_who_waits_for_a_stage_is_told_for_whom(
     assert read_record(store, key.digest) == record
     assert executions(store) == 1
     assert re.fullmatch(
-        rf"waiting since 0 s for shout of an unnamed line \(process {other.pid} on .*, since .*\), "
+        rf"waiting since 0 s for shout of tiny \(process {other.pid} on .*, since .*\), "
         rf"which holds {store.stage_lock(key.digest)}",
         reporter.lines[0],
     )

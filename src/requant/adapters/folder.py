@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from requant.errors import ContractError
 from requant.json_file import read_object
+from requant.methods import peft_types
 from requant.models.headers import TensorHeader, read_shard_header
 from requant.wording import some
 
@@ -21,16 +22,6 @@ PREFIX = "base_model.model."
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
-
-UNMERGEABLE = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CARTRIDGE", "CPT")
-"""Adapters that add tokens or attention, not weights (`MULTITASK_PROMPT_TUNING` is one too)."""
-
-MERGEABLE = (
-    *("LORA", "TRAINABLE_TOKENS", "ADALORA", "IA3", "VERA", "ROAD", "OFT", "BOFT", "MISS"),
-    *("RANDLORA", "FOURIERFT", "LN_TUNING", "LOHA", "LOKR", "HRA"),
-)
-"""Those shown to merge to peft's own float32 result (tests/stages/test_merging.py). Others read the
-base's weights when their layers are made, and would come out wrong without a word."""
 
 NEUTRAL_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of init_lora_weights that leave the base weights as they were."""
@@ -150,16 +141,18 @@ def _check_type(folder: Path, config: Mapping[str, Any]) -> None:
     if "peft_type" not in config:
         raise ContractError(f"{folder / CONFIG_NAME}: has no peft_type; expected peft's own file")
     kind = str(config["peft_type"])
-    if kind in UNMERGEABLE or kind.endswith("PROMPT_TUNING"):
+    if kind in peft_types(merges=False):
         raise ContractError(
             f"{folder}: peft_type={kind} adds tokens or attention, not weights: it cannot be "
             "merged. Evaluate and serve it as an adapter (merge_fp16.enabled=false), or train "
             "lora or dora"
         )
-    if kind not in MERGEABLE:
+    # Others read the base's weights when their layers are made, and would come out wrong unseen.
+    mergeable = peft_types(merges=True)
+    if kind not in mergeable:
         raise ContractError(
             f"{folder}: peft_type={kind} is not among those requant has shown to merge exactly: "
-            f"{', '.join(MERGEABLE)}. Merge it with peft, in float32, or serve it as an adapter"
+            f"{', '.join(mergeable)}. Merge it with peft, in float32, or serve it as an adapter"
         )
     if kind != "LORA":
         return

@@ -10,7 +10,7 @@ from requant.config.task_names import (
     PAST_PERPLEXITY,
     RESPONSE_CHOICE,
 )
-from requant.config.training import UNMERGEABLE_METHODS
+from requant.methods import METHODS
 
 if TYPE_CHECKING:
     from requant.config import Config
@@ -40,10 +40,12 @@ def check_stages_fit(config: "Config") -> None:
 def _check_trainable(config: "Config") -> None:
     quantized = config.quantize_base.method if config.quantize_base.enabled else None
     method = config.train_adapter.method
-    if method == "dora" and quantized in {"gptq", "int8"}:
+    refused = METHODS[method].refuses
+    if quantized in refused:
+        valid = " or ".join(name for name in ("nf4", "int8", "gptq") if name not in refused)
         raise ValueError(
-            f"train_adapter.method: 'dora' cannot train on quantize_base.method={quantized!r} "
-            "(peft refuses it); valid with dora: quantize_base.method=nf4 or "
+            f"train_adapter.method: {method!r} cannot train on quantize_base.method={quantized!r} "
+            f"(peft refuses it); valid with {method}: quantize_base.method={valid} or "
             "quantize_base.enabled=false"
         )
     if "all-linear" in config.train_adapter.target_modules and quantized == "gptq":
@@ -57,7 +59,7 @@ def _check_nothing_is_lost(config: "Config") -> None:
     """An adapter is merged, or evaluated as it is; a base is not quantized for nobody."""
     trains, merges = config.train_adapter.enabled, config.merge_fp16.enabled
     method = config.train_adapter.method
-    if trains and merges and method in UNMERGEABLE_METHODS:
+    if trains and merges and not METHODS[method].merges:
         raise ValueError(
             f"train_adapter.method: {method!r} adds tokens, not weights: it cannot be merged. "
             "Evaluate and serve it as an adapter (merge_fp16.enabled=false, "

@@ -44,10 +44,6 @@ class Optimisation(Section):
         return self
 
 
-UNMERGEABLE_METHODS = ("prefix_tuning", "prompt_tuning", "p_tuning")
-"""They train tokens in front of the text, so there is no weight to put them into."""
-
-
 class TrainAdapter(Section):
     """LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on the quantized base."""
 

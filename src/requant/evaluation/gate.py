@@ -43,7 +43,8 @@ def check_gate(
             raise GateError(
                 f"promote: {task} is worse than the base's: {row['metric']} changed by "
                 f"{row['mean']:.4g}, 95% interval {low:.4g} to {high:.4g} over {row['n']} "
-                f"documents; train less, mix in old text, or take {task} out of promote.guard"
+                f"documents; train less (train_adapter.optimisation, merge_fp16.scales), add rows "
+                f"like the old text to prepare_data.source, or take {task} out of promote.guard"
             )
 
 

@@ -10,7 +10,7 @@ from requant.execution.past_nights import past_of
 from requant.execution.stage import Stage
 from requant.execution.walk import HasStage
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
-from requant.store.attempts import all_attempts, in_words, read_attempt
+from requant.store.attempts import Attempt, all_attempts, in_words, read_attempt
 
 State = Literal["cached", "run", "waits", "off"]
 
@@ -58,9 +58,17 @@ class Plan:
     ) -> PlannedStage:
         """Plan one stage."""
         stage, force = task.stage, task.stage.name in self._force
-        seed = self._config.seed
-        self.stages.append(plan_stage(self._store, stage, section, inputs, seed=seed, force=force))
-        return self.stages[-1]
+        plan = plan_stage(
+            self._store,
+            stage,
+            section,
+            inputs,
+            seed=self._config.seed,
+            line=self._config.name,
+            force=force,
+        )
+        self.stages.append(plan)
+        return plan
 
     def past(self, tonight: PlannedStage) -> dict[str, PlannedStage]:
         """Plan with what past nights left; not before tonight's own is there."""
@@ -80,6 +88,7 @@ def plan_stage(
     inputs: Mapping[str, PlannedStage],
     *,
     seed: int,
+    line: str,
     force: bool = False,
 ) -> PlannedStage:
     """Tell what a run would do with one stage.
@@ -90,6 +99,7 @@ def plan_stage(
         section: Its configuration.
         inputs: Role to the plan of the stage that fills it.
         seed: Of the run.
+        line: Model line whose earlier work a change is told against.
         force: Whether the run was asked to execute the stage anyhow.
 
     Raises:
@@ -113,14 +123,18 @@ def plan_stage(
         return PlannedStage(stage.name, "run", in_words(store, attempt))
     if store.record_path(key.digest).exists():
         return PlannedStage(stage.name, "run", reason)
-    return PlannedStage(stage.name, "run", why_not_cached(store, stage.name, key))
+    return PlannedStage(stage.name, "run", why_not_cached(store, stage.name, key, line))
 
 
-def why_not_cached(store: Store, stage: str, key: StageKey) -> str:
-    """Name the fields in which a key differs from the last record of its stage."""
-    past = [record for record in all_records(store) if record.stage == stage]
+def why_not_cached(store: Store, stage: str, key: StageKey, line: str) -> str:
+    """Name the fields in which a key differs from the last record of its stage and line."""
+
+    def ours(item: StageRecord | Attempt) -> bool:
+        return item.stage == stage and item.labels.get("pipeline") == line
+
+    past = [record for record in all_records(store) if ours(record)]
     if not past:
-        attempts = [attempt for attempt in all_attempts(store) if attempt.stage == stage]
+        attempts = [attempt for attempt in all_attempts(store) if ours(attempt)]
         if not attempts:
             return "never ran"
         return f"never ended well; with another key it {in_words(store, attempts[-1])}"

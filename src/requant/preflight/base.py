@@ -8,7 +8,7 @@ from typing import Any
 
 from requant.config import Config
 from requant.config.base import FolderBase, HubBase, StdlibBase
-from requant.config.training import UNMERGEABLE_METHODS
+from requant.methods import METHODS
 from requant.models.base_folder import MODEL_FILES, check_base
 from requant.models.config import read_model_config
 from requant.models.headers import read_headers, weight_files
@@ -185,7 +185,7 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
     train, further = config.train_adapter, config.continue_train
     targets = train.target_modules
     unknown = [name for name in targets if name not in facts.present]
-    named = train.method not in UNMERGEABLE_METHODS and targets != ("all-linear",)
+    named = not METHODS[train.method].prompts and targets != ("all-linear",)
     if train.enabled and named and unknown:
         yield Problem(
             "train_adapter.target_modules",

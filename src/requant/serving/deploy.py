@@ -103,9 +103,17 @@ def copy_release(action: CopyAction, release: Release, folder: Path) -> str:
         What was done.
 
     Raises:
+        ContractError: If the folder cannot be made.
         TransientError: If the bytes that arrived are not those that were sent.
     """
     target = action.folder.resolve() / release.digest
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ContractError(
+            f"deploy.action.folder: {action.folder} cannot be made ({error.strerror}: "
+            f"{error.filename}); give a folder that can be written to"
+        ) from error
     # Several model lines and state folders may deploy to one folder.
     with locked(target.with_name(LOCK), what=f"deploying {release.model}"):
         if not (target.is_dir() and describe(target).digest == release.digest):
@@ -121,7 +129,8 @@ def _copy_whole(folder: Path, target: Path, digest: str) -> None:
     draft = target.with_name(f".{digest}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        shutil.copytree(folder, draft)
+        # Without the modes: who serves may be another user than who trained.
+        shutil.copytree(folder, draft, copy_function=shutil.copyfile)
         if describe(draft).digest != digest:
             raise TransientError(f"deploy: the copy in {target.parent} differs from {folder}")
         shutil.rmtree(target, ignore_errors=True)

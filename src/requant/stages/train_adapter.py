@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from requant.config.training import UNMERGEABLE_METHODS, TrainAdapter
+from requant.config.training import TrainAdapter
 from requant.errors import ContractError, TerminalError
 from requant.execution.stage import Metrics, Stage, StageContext
+from requant.methods import METHODS
 from requant.models.finite import broken_tensors
 from requant.models.provenance import read_provenance, weights_digest, write_provenance
 from requant.wording import short_count, some
@@ -42,7 +43,7 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     # Seeds the random A: without it the same key would give other bytes.
     set_seed(context.seed)
     model = load_model(base, context.device, trainable=True)
-    if section.method not in UNMERGEABLE_METHODS:
+    if not METHODS[section.method].prompts:
         _check_targets(model, section.target_modules)
     sizes = layer_sizes(model)
     model = get_peft_model(model, _peft_config(section))
@@ -133,17 +134,14 @@ def _check_no_experts(adapted: Any) -> None:
 
 
 def _peft_config(section: TrainAdapter) -> Any:
-    from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
-    prompts = {
-        "prefix_tuning": PrefixTuningConfig,
-        "prompt_tuning": PromptTuningConfig,
-        "p_tuning": PromptEncoderConfig,
-    }
-    if section.method in prompts:
-        return prompts[section.method](num_virtual_tokens=section.rank, task_type="CAUSAL_LM")
+    method = METHODS[section.method]
+    make = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method.peft_type)]
+    if method.prompts:
+        return make(num_virtual_tokens=section.rank, task_type="CAUSAL_LM")
     targets = section.target_modules
-    return LoraConfig(
+    return make(
         r=section.rank,
         lora_alpha=section.alpha,
         lora_dropout=section.dropout,

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import uuid
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +35,10 @@ def publish(store: Store, kind: str, folder: Path) -> ArtifactRef:
     for entry in manifest.files:
         _sync(folder / entry.path)
     write_durably(folder / MANIFEST_NAME, canonical_json(manifest.model_dump(mode="json")))
+    # safetensors writes what its owner alone may read, and who serves may be another user.
+    mode = stat.S_IMODE((folder / MANIFEST_NAME).stat().st_mode)
+    for entry in manifest.files:
+        (folder / entry.path).chmod(mode)
     ref = store.ref(kind, manifest.digest)
     target = store.object_path(ref.digest)
     target.parent.mkdir(parents=True, exist_ok=True)
