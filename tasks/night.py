@@ -203,8 +203,10 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
                 yield opened
             except BaseException as error:
                 get_run_logger().error("%s", str(error) or type(error).__name__)
-                get_run_logger().error("%s", way_on())
-                opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
+                failed = isinstance(error, Exception)
+                when = "when the cause is mended" if failed else "to go on with it"
+                get_run_logger().error("%s: %s", when, way_on())
+                opened.close("FAILED" if failed else "KILLED")
                 raise
             opened.close("FINISHED")
 
@@ -228,12 +230,12 @@ def way_on() -> str:
     """Say what goes on from where the current flow run stopped."""
     if _of_deployment():
         return (
-            f"when the cause is mended: `prefect flow-run retry {flow_run.id}`, the Retry button "
+            f"`prefect flow-run retry {flow_run.id}`, the Retry button "
             "or the next night goes on from what is valid"
         )
     return (
-        "when the cause is mended: `requant run` with this configuration goes on from what is "
-        "valid. Prefect cannot retry this flow run: it is of no deployment"
+        "`requant run` with this configuration goes on from what is valid. Prefect cannot retry "
+        "this flow run: it is of no deployment"
     )
 
 
