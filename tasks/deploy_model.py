@@ -11,7 +11,7 @@ from requant.canonical import digest_of
 from requant.config import Config
 from requant.errors import ConfigError, ContractError
 from requant.models.device import resolve_device
-from requant.serving.deploy import Release, act, check_release
+from requant.serving.deploy import Release, act, check_release, still_there
 from requant.store import Store, locked, materialise
 from requant.store.objects import write_durably
 from tasks.nightly.reporter import quiet_libraries
@@ -69,21 +69,22 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
                 f"{config.name}: version {serving.version} has digest {serving.digest[:12]}, the "
                 f"event names {digest[:12]}; promote it again"
             )
-        last = read_deployment(store, config.name)
-        if last and (last.digest, last.action) == (serving.digest, action):
-            versions.mark(registry, serving, "deployed")
-            return f"{config.name}: version {serving.version} is deployed already: {last.done}"
         ref = store.ref("model", serving.digest)
         section = config.deploy
+        release = Release(
+            config.name, serving.version, serving.digest, ref.uri, dict(serving.scores)
+        )
+        last = read_deployment(store, config.name)
+        known = last and (last.digest, last.action) == (serving.digest, action)
+        if last and known and still_there(section.action, release):
+            versions.mark(registry, serving, "deployed")
+            return f"{config.name}: version {serving.version} is deployed already: {last.done}"
         said = _step(check_release, "load-cold")(
             store,
             ref,
             section.smoke_prompt,
             section.smoke_tokens,
             resolve_device(config.runtime.device),
-        )
-        release = Release(
-            config.name, serving.version, serving.digest, ref.uri, dict(serving.scores)
         )
         folder = materialise(store, serving.digest)
         # What stops between here and the new record has changed nobody knows what.

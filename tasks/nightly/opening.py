@@ -76,8 +76,10 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
                 yield opened
             except BaseException as error:
                 get_run_logger().error("%s", str(error) or type(error).__name__)
-                get_run_logger().error("%s", way_on())
-                opened.close("FAILED" if isinstance(error, Exception) else "KILLED")
+                failed = isinstance(error, Exception)
+                when = "when the cause is mended" if failed else "to go on with it"
+                get_run_logger().error("%s: %s", when, way_on())
+                opened.close("FAILED" if failed else "KILLED")
                 raise
             opened.close("FINISHED")
 

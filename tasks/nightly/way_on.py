@@ -8,12 +8,12 @@ def way_on() -> str:
     """Say what goes on from where the current flow run stopped."""
     if of_deployment():
         return (
-            f"when the cause is mended: `prefect flow-run retry {flow_run.id}`, the Retry button "
+            f"`prefect flow-run retry {flow_run.id}`, the Retry button "
             "or the next night goes on from what is valid"
         )
     return (
-        "when the cause is mended: `requant run` with this configuration goes on from what is "
-        "valid. Prefect cannot retry this flow run: it is of no deployment"
+        "`requant run` with this configuration goes on from what is valid. Prefect cannot retry "
+        "this flow run: it is of no deployment"
     )
 
 

@@ -106,7 +106,7 @@ def close_parent(
     failure: str = "",
     verdict: str = "",
 ) -> None:
-    """End the run of a night with its pages; stages left running by a crash are ended as failed.
+    """End the run of a night with its pages; stages left running end as failed, or killed with it.
 
     Args:
         parent: Of the night.
@@ -129,7 +129,8 @@ def close_parent(
     )
     for child in children:
         if child.info.status == "RUNNING":
-            parent.client.set_terminated(child.info.run_id, status="FAILED")
+            ended = "KILLED" if status == "KILLED" else "FAILED"
+            parent.client.set_terminated(child.info.run_id, status=ended)
     texts = {"lineage": lineage_html, "report": report_html}
     pages = {
         name: page(parent.experiment_id, "runs", f"{parent.run_id}/artifacts/{name}.html")

@@ -205,6 +205,8 @@ def test_curves_arrive_while_the_stage_runs(night: tracking.TrackingRun, uri: st
         tracking.log_points(run, {"loss": 1.0}, step)
     assert len(run.client.get_metric_history(run.run_id, "loss")) >= 100
     tracking.close_parent(parent, "KILLED", "", "", {})
+    # Whoever cancels a night did not find a fault in its stage.
+    assert run.client.get_run(run.run_id).info.status == "KILLED"
 
 
 def test_cached_night_has_its_own_runs_and_no_new_models(

@@ -8,7 +8,7 @@ import pytest
 
 from requant.config.operations import CommandAction, CopyAction, PostAction
 from requant.errors import ContractError, TransientError
-from requant.serving.deploy import LOCK, Release, act
+from requant.serving.deploy import LOCK, Release, act, still_there
 from requant.store import Store, locked, publish
 
 HOSTILE = "tiny; touch $(hacked) `hacked` && hacked"
@@ -74,8 +74,13 @@ def test_a_harmed_copy_is_made_again(store: Store, tmp_path: Path) -> None:
     action = CopyAction(kind="copy", folder=tmp_path / "served")
     item, folder = release(store, "first")
     act(action, item, folder, no_secret)
+    assert still_there(action, item)
+    assert still_there(PostAction(kind="post", url="http://x"), item)
+    other, _ = release(store, "second")
+    assert not still_there(action, other)
     copy = tmp_path / "served" / item.digest / "model.safetensors"
     copy.write_text("harmed")
+    assert not still_there(action, item)
     # As a kill during an earlier copy left it.
     (tmp_path / "served" / f".{item.digest}.draft").mkdir()
     act(action, item, folder, no_secret)

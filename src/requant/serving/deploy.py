@@ -96,6 +96,18 @@ def act(
             return post_release(action, release, secret)
 
 
+def still_there(action: CopyAction | CommandAction | PostAction | None, release: Release) -> bool:
+    """Tell whether what was deployed is where it was put; what others did with it nobody can."""
+    if not isinstance(action, CopyAction):
+        return True
+    current = action.folder.resolve() / CURRENT
+    return (
+        current.is_dir()
+        and current.resolve().name == release.digest
+        and describe(current.resolve()).digest == release.digest
+    )
+
+
 def copy_release(action: CopyAction, release: Release, folder: Path) -> str:
     """Copy a model below `action.folder` and point `current` at it in one atomic step.
 
