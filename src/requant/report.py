@@ -11,7 +11,7 @@ from requant.store.records import Curve
 Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | None]]]]
 """model -> task -> metric -> value, stderr"""
 
-StageState = Literal["done", "cached", "off", "failed", "refused", "not reached"]
+StageState = Literal["done", "cached", "off", "failed", "cancelled", "refused", "not reached"]
 
 CURVE_WIDTH, CURVE_HEIGHT = 420, 150
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"))

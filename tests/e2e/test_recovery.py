@@ -1,6 +1,8 @@
 """Nights on a real Prefect server and worker: killed, overlapping, cancelled, overdue, orphaned."""
 
+import sqlite3
 import time
+from contextlib import closing
 
 from requant.services import stop
 from requant.store import Store
@@ -73,6 +75,12 @@ def test_a_second_night_is_cancelled_and_cancelling_leaves_no_orphan(machine: Ma
     machine.wait(run, "CANCELLED", seconds=30)
     assert not machine.stage_processes()
     assert time.monotonic() - started < 10
+    # A person who cancels has found no fault: no page says failed.
+    page = (machine.state / "reports" / run / "report.html").read_text()
+    assert "<h2>train_adapter cancelled</h2>" in page
+    with closing(sqlite3.connect(machine.state / "mlflow.db")) as database:
+        found = database.execute("SELECT value FROM tags WHERE key = 'verdict'").fetchall()
+    assert ("cancelled: train_adapter",) in found
 
 
 def test_an_overdue_night_is_skipped_with_the_reason(machine: Machine) -> None:
