@@ -1,6 +1,7 @@
 """One night from opening to closing: keys, calls, the MLflow parent run."""
 
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -163,9 +164,10 @@ class OpenNight:
 
 def night_name() -> str:
     """Name a flow run after its model line and the minute it starts first, in UTC."""
-    if flow_run.run_count > 1:
-        return str(flow_run.name)
     config = Config.model_validate(flow_run.parameters["config"])
+    # Prefect counts a run that was never told of its end as no run.
+    if re.fullmatch(rf"{re.escape(config.name)} [\d: -]+", str(flow_run.name)):
+        return str(flow_run.name)
     return f"{config.name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 

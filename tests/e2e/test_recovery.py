@@ -15,6 +15,7 @@ from tests.e2e.machine import Machine, kill
 def test_a_killed_flow_and_a_stopped_machine_leave_a_run_that_goes_on(machine: Machine) -> None:
     run = long_night(machine, 3)
     last = wait_for_checkpoint(machine, run)
+    name = machine.run(run)["name"]
     kill(machine.flow_process())
     machine.wait(run, "CRASHED", seconds=60)
     # The worker reports the same end twice, and the second report would undo a retry before it.
@@ -27,7 +28,7 @@ def test_a_killed_flow_and_a_stopped_machine_leave_a_run_that_goes_on(machine: M
     assert "stopped with the machine by `requant down`" in crashed["state"]["message"]
     machine.retry(run)
     ended = machine.wait(run, "COMPLETED")
-    assert ended["name"] == crashed["name"]
+    assert ended["name"] == name
     # At most one checkpoint interval is done again.
     assert resumed_at(machine, run) >= last
 
