@@ -103,11 +103,13 @@ class OpenNight:
         attempt = (
             (lambda call, *words: call(*words)) if status == "KILLED" else retrying(night.config)
         )
-        failure = "\n\n".join(
+        causes = [
             row.error if row.error.startswith(f"{row.stage}:") else f"{row.stage}: {row.error}"
             for row in self._rows
             if row.error
-        )
+        ]
+        if self._promotion and self._promotion.reason:
+            causes.append(self._promotion.reason)
         with _said("its run in MLflow"):
             attempt(
                 tracking.close_parent,
@@ -116,7 +118,7 @@ class OpenNight:
                 lineage,
                 report,
                 metrics | night_figures(records),
-                failure,
+                "\n\n".join(causes),
                 verdict(self._rows, self._promotion),
             )
 
@@ -126,8 +128,10 @@ class OpenNight:
         try:
             yield
         except BaseException as error:
+            failed = isinstance(error, Exception)
             said = str(error) or type(error).__name__
-            self._rows.append(StageRow(stage, "failed", error=said))
+            cause = said if failed else f"told to end ({said})"
+            self._rows.append(StageRow(stage, "failed" if failed else "cancelled", error=cause))
             raise
 
     def _note(self, *texts: str) -> None:

@@ -1,6 +1,7 @@
 """A night opened and closed in a flow run: alone on its model line, in time, looked at before."""
 
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,9 +33,10 @@ class NightSkipped(RequantError):
 
 def night_name() -> str:
     """Name a flow run after its model line and the minute it starts first, in UTC."""
-    if flow_run.run_count > 1:
-        return str(flow_run.name)
     config = Config.model_validate(flow_run.parameters["config"])
+    # Prefect counts a run that was never told of its end as no run.
+    if re.fullmatch(rf"{re.escape(config.name)} [\d: -]+", str(flow_run.name)):
+        return str(flow_run.name)
     return f"{config.name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 

@@ -93,7 +93,7 @@ def write_pages(
         merged = _merged_tensors(night.store, records)
         return night_report(title, rows, scores, paired, merged, notes)
 
-    failure = "\n\n".join(f"{row.stage} failed: {row.error}" for row in reached if row.error)
+    failure = "\n\n".join(f"{row.stage} {row.state}: {row.error}" for row in reached if row.error)
     lineage = _drawn("lineage", draw_lineage, failure)
     report = _drawn("report", draw_report, failure)
     path = night.store.report_path(night.parent.flow_run_id)
@@ -162,10 +162,10 @@ def night_figures(records: list[StageRecord]) -> dict[str, float]:
 
 def verdict(rows: list[StageRow], promotion: Promotion | None) -> str:
     """Say in two words what came of a night."""
-    failed = [row.stage for row in rows if row.state == "failed"]
-    if failed:
+    ended = [row for row in rows if row.error]
+    if ended:
         # The column is narrow: the word that matters comes first.
-        return f"failed: {failed[0]}"
+        return f"{ended[0].state}: {ended[0].stage}"
     return promotion.outcome if promotion else "not registered"
 
 
@@ -188,7 +188,7 @@ def _stage_table(summary: NightSummary) -> str:
     page = summary.mlflow_page
     link = f"[the night in MLflow]({page})" if page.startswith("http") else f"MLflow: `{page}`"
     failures = [
-        f"**{row.stage} failed**\n\n{markdown_block(row.error)}\n"
+        f"**{row.stage} {row.state}**\n\n{markdown_block(row.error)}\n"
         for row in summary.rows
         if row.error
     ]

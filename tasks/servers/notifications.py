@@ -37,7 +37,7 @@ def notify_through(block: str) -> list[str]:
         Names of the automations.
 
     Raises:
-        ConfigError: If there is no such block.
+        ConfigError: If there is no such block, or it is not one that notifies.
     """
     document = _block_id(block)
     names = []
@@ -65,5 +65,12 @@ def _block_id(block: str) -> UUID:
             f"block {block!r}: is not on the server; give type/name as `prefect block ls` lists "
             "them, e.g. slack-webhook/team"
         ) from error
+    schema = found.block_schema
+    if schema is not None and "notify" not in schema.capabilities:
+        raise ConfigError(
+            f"block {block!r}: is no notification block, so nothing would arrive; save one in "
+            "Prefect under Blocks with the capability notify (Slack, Teams, e-mail, a custom "
+            "webhook) and give its type/name"
+        )
     assert found.id is not None
     return found.id

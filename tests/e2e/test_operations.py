@@ -182,8 +182,10 @@ def receiver() -> Iterator[tuple[str, list[tuple[dict[str, str], Any]]]]:
 
 BLOCK = """
 from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook
+from prefect.blocks.system import Secret
 text = "{{{{subject}}}}: {{{{body}}}}"
 Webhook(name="team", url={url!r}, json_data={{"text": text}}).save("team")
+Secret(value="nothing to send through").save("deaf")
 """
 
 
@@ -194,6 +196,8 @@ def test_a_failure_is_told_through_a_block(
     machine.command([sys.executable, "-c", BLOCK.format(url=url)])
     refused = machine.requant("notify", "custom-webhook/nobody", fails=2)
     assert "block 'custom-webhook/nobody': is not on the server" in refused
+    refused = machine.requant("notify", "secret/deaf", fails=2)
+    assert "block 'secret/deaf': is no notification block, so nothing would arrive" in refused
     assert "tell of failures" in machine.requant("notify", "custom-webhook/team")
     time.sleep(3)
     run = machine.start(machine.config(merge_fp16={"trained_max_kl": 1e-9}))

@@ -1,6 +1,8 @@
 """Nights on a real Prefect server and worker: killed, overlapping, cancelled, overdue, orphaned."""
 
+import sqlite3
 import time
+from contextlib import closing
 
 from requant.machine.services import stop
 from requant.store import Store
@@ -13,6 +15,7 @@ from tests.e2e.machine import Machine, kill
 def test_a_killed_flow_and_a_stopped_machine_leave_a_run_that_goes_on(machine: Machine) -> None:
     run = long_night(machine, 3)
     last = wait_for_checkpoint(machine, run)
+    name = machine.run(run)["name"]
     kill(machine.flow_process())
     machine.wait(run, "CRASHED", seconds=60)
     # The worker reports the same end twice, and the second report would undo a retry before it.
@@ -25,7 +28,7 @@ def test_a_killed_flow_and_a_stopped_machine_leave_a_run_that_goes_on(machine: M
     assert "stopped with the machine by `requant down`" in crashed["state"]["message"]
     machine.retry(run)
     ended = machine.wait(run, "COMPLETED")
-    assert ended["name"] == crashed["name"]
+    assert ended["name"] == name
     # At most one checkpoint interval is done again.
     assert resumed_at(machine, run) >= last
 
@@ -73,6 +76,12 @@ def test_a_second_night_is_cancelled_and_cancelling_leaves_no_orphan(machine: Ma
     machine.wait(run, "CANCELLED", seconds=30)
     assert not machine.stage_processes()
     assert time.monotonic() - started < 10
+    # A person who cancels has found no fault: no page says failed.
+    page = (machine.state / "reports" / run / "report.html").read_text()
+    assert "<h2>train_adapter cancelled</h2>" in page
+    with closing(sqlite3.connect(machine.state / "mlflow.db")) as database:
+        found = database.execute("SELECT value FROM tags WHERE key = 'verdict'").fetchall()
+    assert ("cancelled: train_adapter",) in found
 
 
 def test_an_overdue_night_is_skipped_with_the_reason(machine: Machine) -> None:

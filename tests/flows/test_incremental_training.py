@@ -162,6 +162,11 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     assert serving.version != noise.version
     # The nights before held docstrings out: those are evaluated too.
     assert "past_heldout_perplexity" in noise.tags["scores"]
+    # Who looks at the night in MLflow reads the reason first.
+    experiment = client.get_experiment_by_name("requant")
+    (night,) = client.search_runs([experiment.experiment_id], "tags.verdict = 'refused'")
+    note = night.data.tags["mlflow.note.content"]
+    assert note.index("old_perplexity is worse than the base's") < note.index("prepare_data")
 
 
 def test_a_page_that_cannot_be_drawn_or_linked_fails_no_night(

@@ -26,7 +26,7 @@ STANDARD_ERRORS = 2.0
 """How many of them a loss must lie over its limit: of few tokens it is known badly."""
 
 NOTHING = 1e-7
-"""Nats per token: a KL of sums in float32 is not known better."""
+"""Nats per token: a KL or a loss of sums in float32 is not known better."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def limits_missed(rounding: Rounding, limits: MergeLimits | ContinueTrain) -> li
     sure = STANDARD_ERRORS * rounding.loss.error
     over = {
         "rounding_max_kl_share": exceeds(rounding.kl_share, limits.rounding_max_kl_share),
-        "rounding_max_loss_share": rounding.loss.mean - sure > allowed,
+        "rounding_max_loss_share": rounding.loss.mean - sure > max(allowed, NOTHING),
     }
     return [name for name, missed in over.items() if missed]
 

@@ -14,7 +14,7 @@ from requant.store import StageRecord
 from requant.store.records import Curve
 from requant.wording import duration
 
-StageState = Literal["done", "cached", "off", "failed", "refused", "not reached"]
+StageState = Literal["done", "cached", "off", "failed", "cancelled", "refused", "not reached"]
 
 
 @dataclass(frozen=True)
