@@ -29,7 +29,7 @@ from requant.merging import (
     write_plan,
 )
 from requant.merging.change import Change
-from requant.merging.proof import Parity, check_parity, check_result, measure_parity
+from requant.merging.parity import Parity, check_parity, check_result, measure_parity
 from requant.merging.rounding import Rounding, check_rounding
 from requant.merging.updates import interpolated
 from requant.merging.vocabulary import Vocabulary
@@ -268,7 +268,7 @@ def test_rounding_is_judged_by_harm_and_says_what_helps(dtype: str, helps: str) 
     still = dataclasses.replace(right, kl=1e-9, update_kl=-1e-9)
     assert still.kl_share == 0
     nothing = Rounding(4e-9, -1e-8, Estimate(5e-9, 0.0), Estimate(1e-8, 0.0))
-    check_rounding(nothing, dtype, SECTION)
+    check_rounding(nothing, dtype, LIMITS)
     # Of so few tokens the loss tells nothing, nor does it of one sequence.
     for error in (0.03, nan):
         check_rounding(dataclasses.replace(right, loss=Estimate(0.15, error)), dtype, LIMITS)

@@ -8,8 +8,8 @@ from requant.comparison.divergence import Batch
 from requant.config.merge import MergeLimits
 from requant.execution.stage import Metrics, Reporter, empty_folder
 from requant.merging.change import Change
+from requant.merging.parity import check_parity, check_result, measure_parity, stored_in
 from requant.merging.plan import MergePlan, write_plan
-from requant.merging.proof import check_parity, check_result, measure_parity, stored_in
 from requant.merging.rounding import check_rounding, measure_rounding
 
 

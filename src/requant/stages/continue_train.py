@@ -80,7 +80,7 @@ def _save(
 ) -> Metrics:
     """Write the trained weights in a dtype that holds what was learned, and measure the result."""
     from requant.comparison.folders import batches_for
-    from requant.merging.proof import stored_in
+    from requant.merging.parity import stored_in
     from requant.merging.trained import write_trained
 
     batches = batches_for(model, data / HELDOUT, section.heldout_rows)
