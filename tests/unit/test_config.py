@@ -3,7 +3,7 @@
 import copy
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -239,8 +239,6 @@ def test_a_configuration_survives_json() -> None:
 
 
 def test_what_can_be_chosen_is_what_the_table_of_methods_says() -> None:
-    from typing import get_args
-
     from requant.config.training import TrainAdapter
     from requant.methods import METHODS
 
