@@ -14,7 +14,8 @@ from typing import Any
 
 import httpx
 import yaml
-from chain import MICRO
+
+from tests.support.chain import MICRO
 
 ROOT = Path(__file__).parents[2]
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}

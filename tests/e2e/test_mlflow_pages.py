@@ -21,7 +21,7 @@ from requant.report.night import StageRow, night_report
 from requant.store import StageRecord, Store
 from tasks import tracking
 from tasks.tracking.nights import BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE
-from tests.nights import CHAIN, make_night
+from tests.support.nights import CHAIN, make_night
 
 START_SECONDS = 120
 PAGE_MILLISECONDS = 60_000

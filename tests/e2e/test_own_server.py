@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from chain import MICRO
 
 from requant.config import STAGE_NAMES
+from tests.support.chain import MICRO
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,30 +8,16 @@ from string import ascii_letters
 
 import pytest
 import yaml
-from chain import MICRO
 from mlflow import MlflowClient
 from prefect.artifacts import Artifact
-from typer.testing import CliRunner
 
-from requant.cli import app
 from requant.config import STAGE_NAMES, Config
 from requant.errors import TransientError
 from requant.store import StageRecord, Store, all_records, locked
 from tasks.promote import register
 from tasks.tracking import TrackingRun
-
-
-def requant(*words: object, fails: int = 0) -> str:
-    """Run a command; return all it printed."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == fails, result.output
-    return result.output
-
-
-def states(output: str) -> dict[str, str]:
-    """Read the table of stages a command printed."""
-    rows = re.findall(r"^\s*(\w+)\s+(done|cached|off|failed|not reached|run|waits)\b", output, re.M)
-    return {stage: state for stage, state in rows if stage in STAGE_NAMES}
+from tests.support.chain import MICRO
+from tests.support.commands import requant, states
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chain import MICRO
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
@@ -14,6 +13,7 @@ from requant.errors import TerminalError
 from tasks.servers.listeners import listeners_of, outlook
 from tasks.servers.machine import set_up_server
 from tasks.servers.setup import POOL
+from tests.support.chain import MICRO
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-from nights import make_night
 
 from flows.maintenance import maintenance
 from requant.errors import ArtifactError
 from requant.store import Store
 from requant.store.health import examine
+from tests.support.nights import make_night
 
 
 def test_it_collects_garbage_and_names_what_is_harmed(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from chain import micro_config
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
@@ -28,6 +27,7 @@ from tasks.servers import machine, prefect_server
 from tasks.servers.machine import stop_machine
 from tasks.servers.own import MLFLOW, PREFECT, with_pages
 from tasks.servers.setup import all_pages, runs_without_deployment
+from tests.support.chain import micro_config
 
 
 @pytest.fixture

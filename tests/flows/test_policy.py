@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
-from word_stage import say, tries
 
 from requant.errors import TerminalError, TransientError
 from requant.store import Store, all_records
 from tasks.caching import FlockManager
-
-HERE = Path(__file__).parent
+from tests.support.word_stage import say, tries
 
 
 def test_the_second_run_is_cached_and_does_nothing(tmp_path: Path) -> None:
@@ -78,9 +76,9 @@ def racer(state: Path, text: str) -> "subprocess.Popen[str]":
     environment = {
         **os.environ,
         **get_current_settings().to_environment_variables(exclude_unset=True),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *sys.path]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
     }
-    command = [sys.executable, str(HERE / "word_stage.py"), str(state), text]
+    command = [sys.executable, "-m", "tests.support.word_stage", str(state), text]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain import micro_config
-from nights import make_night
 
 from requant.config import Config
 from requant.errors import ArtifactError, ConfigError
@@ -15,6 +13,8 @@ from requant.store.gc import collect, pinned_digests
 from tasks import tracking
 from tasks.promote import promote, register, registry_of, roll_back, standing
 from tasks.tracking import registry as versions
+from tests.support.chain import micro_config
+from tests.support.nights import make_night
 
 
 @pytest.fixture

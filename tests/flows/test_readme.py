@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chain import MICRO, Silent
 from datasets import Dataset
-from test_incremental_training import requant, states
 
 from requant.config import STAGE_NAMES
 from requant.config.base import PrepareBase
 from requant.corpus import docstrings, instruction
 from requant.execution.stage import StageContext
 from requant.stages import prepare_base
+from tests.support.chain import MICRO, Silent
+from tests.support.commands import requant, states
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from chain import micro_config
 from prefect.blocks.system import Secret
 
 from flows.incremental_training import incremental_training
 from requant.errors import ConfigError
 from tasks.nightly.preflight import secret_problems
 from tasks.secrets import resolve_secret
+from tests.support.chain import micro_config
 
 ACTION = {"kind": "post", "url": "http://127.0.0.1:9", "token": "block:requant-late"}
 

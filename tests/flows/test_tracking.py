@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 from alembic import command
-from chain import micro_config
 from mlflow import MlflowClient
 from mlflow.store.db.utils import _get_alembic_config
 from sqlalchemy import create_engine
@@ -28,7 +27,8 @@ from tasks.nightly.preflight import problems_of
 from tasks.tracking import database
 from tasks.tracking.connection import public, transient
 from tasks.tracking.database import holds_nothing
-from tests.nights import CHAIN, make_night
+from tests.support.chain import micro_config
+from tests.support.nights import CHAIN, make_night
 
 ROOT = Path(__file__).parents[2]
 

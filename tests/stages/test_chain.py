@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from chain import child_process, micro_config, run_chain
 
 from requant.config import STAGE_NAMES, Config
 from requant.store import Store, all_records, artifact_of, read_record, verify
+from tests.support.chain import child_process, micro_config, run_chain
 
 
 def run_in_child(config: Config, kill_in: int | None = None, force: tuple[str, ...] = ()) -> int:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain import child_process
 from conftest import STEPS, KillAtStep5, make_context
 
 from requant.config.training import TrainAdapter
 from requant.stages import train_adapter
 from requant.store import describe
+from tests.support.chain import child_process
 
 SECTION = TrainAdapter(rank=4, alpha=8, optimisation=STEPS)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import SilentReporter
-from verb_stage import Verb
 
 from requant.errors import TerminalError
 from requant.execution.key import stage_key
@@ -19,6 +18,7 @@ from requant.execution.perform import perform
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.store import Store, verify
 from requant.store.gc import find_garbage
+from tests.support.verb_stage import Verb
 
 MEGABYTE = 1 << 20
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain import micro_config
 
 from requant.config.quantizing import QuantizeBase, RequantizeGptq
 from requant.errors import ContractError
@@ -14,6 +13,7 @@ from requant.models.load import load_model
 from requant.preflight import find_problems
 from requant.stages import quantize_base, requantize_gptq
 from tests.stages.conftest import make_context
+from tests.support.chain import micro_config
 
 SIZES = {"vocab_size": 1024, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 

@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 import pytest
-from alive import gone
 from conftest import SilentReporter, make_context
-from verb_stage import STAGE, Verb
 
 from requant.errors import ParityError, RequantError, TerminalError, TransientError
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.stage import StageContext
+from tests.support.alive import gone
+from tests.support.verb_stage import STAGE, Verb
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import qwen, save_adapter, save_model
 from conftest import STEPS, Trained, make_context
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
@@ -37,6 +36,7 @@ from requant.models.load import load_model
 from requant.models.provenance import weights_digest, write_provenance
 from requant.stages import merge_fp16, quantize_base, train_adapter
 from requant.statistics import Estimate
+from tests.support.adapters import qwen, save_adapter, save_model
 
 SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5, trained_max_loss=1.0)
 LIMITS = SECTION.limits

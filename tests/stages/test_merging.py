@@ -10,8 +10,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from adapters import adapted, gpt2, qwen, save_adapter, save_model
-from chain import child_process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
@@ -26,6 +24,8 @@ from requant.merging.stream import write_merged
 from requant.merging.updates import LowRank, Update, merge_low_rank
 from requant.methods import peft_types
 from requant.models.headers import read_shard_header
+from tests.support.adapters import adapted, gpt2, qwen, save_adapter, save_model
+from tests.support.chain import child_process
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 

@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from chain import micro_config
 
 from requant.config.base import PrepareBase
 from requant.errors import ConfigError
@@ -12,6 +11,7 @@ from requant.preflight.base import base_problems
 from requant.stages import prepare_base
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_BASE, make_context
+from tests.support.chain import micro_config
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from chain import micro_config
 
 from requant.config.data import PrepareData
 from requant.corpus import corpus_digest
@@ -20,6 +19,7 @@ from requant.preflight import find_problems
 from requant.stages import prepare_data
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_DATA, make_context
+from tests.support.chain import micro_config
 
 
 def rows(first: int, last: int) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import verb_stage
 from conftest import SilentReporter, make_context
 
 from requant.config.quantizing import QuantizeBase
@@ -12,6 +11,7 @@ from requant.errors import TransientError
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.stage import Stage
 from requant.stages import quantize_base, train_adapter
+from tests.support import verb_stage
 
 STEPS = Optimisation(
     max_steps=6, batch_size=4, learning_rate=5e-3, max_length=96, checkpoint_steps=4

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from chain import child_process
 from conftest import STEPS, KillAtStep5, SilentReporter, make_context
 from safetensors.torch import load_file
 
@@ -20,6 +19,7 @@ from requant.stages.continue_train import find_blocks, select_trainable
 from requant.store import describe
 from requant.training.checkpoints import last_checkpoint, mark_complete
 from requant.training.fine_tune import check_gradients
+from tests.support.chain import child_process
 
 
 def test_the_adapter_learns_and_names_no_path(trained) -> None:

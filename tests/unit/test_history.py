@@ -7,7 +7,7 @@ from requant.execution.past_nights import lost_datasets, past_datasets
 from requant.store import StageRecord, Store
 from requant.store.gc import collect
 from requant.store.records import write_record
-from tests.nights import make_night
+from tests.support.nights import make_night
 
 
 def datasets_of_nights(store: Store, count: int) -> list[StageRecord]:

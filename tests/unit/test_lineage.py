@@ -9,7 +9,7 @@ from requant.errors import ArtifactError
 from requant.report.lineage import causes_first, lineage_html, lineage_tree, tree_lines
 from requant.report.notes import MAX_LED_TO, Crumb, breadcrumb, flat, model_note, with_led_to
 from requant.store import StageRecord, Store
-from tests.nights import make_night
+from tests.support.nights import make_night
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chain import MICRO, micro_config
 
 from requant.errors import ConfigError, TransientError
 from requant.preflight import Problem, find_problems, refuse
 from requant.preflight.memory import unless_known
+from tests.support.chain import MICRO, micro_config
 
 
 def lines(state: Path, **sections: Any) -> list[str]:

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from alive import gone
 
 from requant.machine.processes import die_with, end, spawn
+from tests.support.alive import gone
 
 
 def wait_for(path: Path) -> int:

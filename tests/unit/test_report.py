@@ -13,7 +13,7 @@ from requant.report.night import ROUNDING, StageRow, night_report, score_table
 from requant.statistics import verdict
 from requant.store import StageRecord, Store
 from requant.wording import duration
-from tests.nights import CHAIN, make_night
+from tests.support.nights import CHAIN, make_night
 
 SCORES = {
     "base": {

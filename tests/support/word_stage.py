@@ -4,7 +4,6 @@ import sys
 import time
 from pathlib import Path
 
-from chain import micro_config
 from prefect import flow
 
 from requant.config import Config
@@ -15,6 +14,7 @@ from requant.execution.stage import Metrics, Stage, StageContext
 from requant.store import Store
 from tasks import tracking
 from tasks.stage_task import Night, run_stage_task, stage_task
+from tests.support.chain import micro_config
 
 
 class Word(Section):
