@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from requant.errors import TerminalError, TransientError
+from requant.errors import ConfigError, TerminalError, TransientError
 from requant.machine.services import (
     Service,
     answers,
@@ -17,6 +17,7 @@ from requant.machine.services import (
     running,
     start,
     stop,
+    unreachable,
     wait_until_ready,
 )
 from requant.store import Store
@@ -56,10 +57,13 @@ def start_machine(
         processors: Stages that may fill the cores at once.
 
     Raises:
+        ConfigError: If another program listens at a port; nothing is started then.
         TransientError: If a server does not come up.
         TerminalError: If the deployment fails, with its output.
     """
     store = Store(state)
+    _refuse_taken(store, PREFECT, "--prefect-port", prefect_port)
+    _refuse_taken(store, MLFLOW, "--mlflow-port", mlflow_port)
     api = f"http://127.0.0.1:{prefect_port}/api"
     settings = prefect_environment(state, api)
     database = tracking.prepare_database(None, state)
@@ -88,7 +92,7 @@ def start_machine(
         yield _said(service, started)
     settings["REQUANT_TRACKING_PAGES"] = f"http://127.0.0.1:{mlflow_port}"
     with talking_to(api):
-        set_up_server(root, accelerators, processors, settings)
+        yield from set_up_server(root, accelerators, processors, settings)
         expect_signs_of_life()
     yield "deployed: prefect.yaml"
     if running(store, WORKER) is None:
@@ -107,7 +111,7 @@ def start_machine(
 
 def set_up_server(
     root: Path, accelerators: int, processors: int, environment: Mapping[str, str]
-) -> None:
+) -> list[str]:
     """Give a server its work pool, limits, automation and the deployments of `prefect.yaml`.
 
     Args:
@@ -115,6 +119,9 @@ def set_up_server(
         accelerators: Stages that may fill a GPU at once.
         processors: Stages that may fill the cores at once.
         environment: Added to this process's for `prefect deploy`.
+
+    Returns:
+        What would be refused of the nights that were deployed.
 
     Raises:
         TerminalError: If the deployment fails, with its output.
@@ -137,6 +144,17 @@ def set_up_server(
         refused = re.search(r"^requant\.errors\.\w+: (.+?)\n\n", output, re.DOTALL | re.MULTILINE)
         reason = refused[1] if refused else f"{' '.join(command)}: failed:\n{output}"
         raise TerminalError(f"nothing is deployed from prefect.yaml: {reason}")
+    # Each deployment of a configuration says it.
+    return list(dict.fromkeys(re.findall(r"^warning: .+$", done.stderr, re.MULTILINE)))
+
+
+def _refuse_taken(store: Store, service: str, option: str, port: int) -> None:
+    """Refuse a port that another program listens at, before anything is started."""
+    if running(store, service) is None and unreachable(f"http://127.0.0.1:{port}") is None:
+        raise ConfigError(
+            f"{option} {port}: another program listens there; nothing was started. Give another "
+            f"one: requant up {option} {port + 1}"
+        )
 
 
 def stop_machine(state: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from urllib.parse import urlparse
 
 from requant.errors import ConfigError, TransientError
 from requant.machine.services import unreachable
-from requant.store import locked
+from requant.store import Store, all_records, locked
 from requant.store.locks import Say
 from tasks.tracking.database import is_current, migrate
 
@@ -177,10 +178,23 @@ def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> st
     lock = path.with_name(f"{path.name}.lock")
     with locked(lock, what="making or upgrading the database", say=say), transient(address):
         if not is_current(path):
+            if uri is None and not path.exists():
+                _say_lost(path, Store(state))
             migrate(path)
         # The first to open it makes the default experiment.
         MlflowClient(tracking_uri=address)
     return address
+
+
+def _say_lost(path: Path, store: Store) -> None:
+    """Say that the work of earlier nights is there and what MLflow knew of it is not."""
+    if records := all_records(store):
+        print(
+            f"warning: {path} is missing, while {store.root} holds {len(records)} pieces of "
+            "earlier work: it is made anew, without the runs, versions, champion and rollbacks it "
+            "held. Restore it from a backup, or promote a model again",
+            file=sys.stderr,
+        )
 
 
 def probe(uri: str) -> None:

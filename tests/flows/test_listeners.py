@@ -27,16 +27,22 @@ def two_lines(tmp_path_factory: pytest.TempPathFactory) -> None:
     project = yaml.safe_load((ROOT / "prefect.yaml").read_text())
     (template,) = (item for item in project["deployments"] if item["name"] == "deploy-model")
     project["deployments"] = []
+    missing = {"prepare_data": {"source": {"kind": "files", "train": ["none.jsonl"]}}}
     for line in ("small", "small.v2"):
         (folder / f"{line}.yaml").write_text(
-            yaml.safe_dump({**yaml.safe_load(MICRO), "name": line})
+            yaml.safe_dump({**yaml.safe_load(MICRO), "name": line, **missing})
         )
         (step,) = template["build"]
         (arguments,) = step.values()
         build = [{"flows.steps.read_config": {**arguments, "path": f"{line}.yaml"}}]
         project["deployments"].append({**template, "name": f"deploy-{line}", "build": build})
     (folder / "prefect.yaml").write_text(yaml.safe_dump(project))
-    set_up_server(folder, 1, 1, {"PREFECT_API_URL": str(PREFECT_API_URL.value())})
+    said = set_up_server(folder, 1, 1, {"PREFECT_API_URL": str(PREFECT_API_URL.value())})
+    # What a night would be refused for is known as soon as it is deployed.
+    assert said == [
+        "warning: a night started now would be refused: prepare_data.source.train.0: none.jsonl is "
+        "not a file; give an existing one"
+    ]
 
 
 def test_each_line_starts_its_own_deployment_alone(two_lines: None) -> None:

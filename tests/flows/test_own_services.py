@@ -238,3 +238,13 @@ def test_down_stops_a_night_of_its_worker_with_a_server_that_hangs(
             assert list(stop_machine(hanging.root))[1] == "stopped: prefect-server"
         finally:
             night.kill()
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        ports = free.getsockname()[1], taken.getsockname()[1]
+        free.close()
+        with pytest.raises(ConfigError, match=f"--mlflow-port {ports[1]}: another program listen"):
+            next(machine.start_machine(tmp_path, tmp_path / "state", *ports, 1, 1))
+    assert not (tmp_path / "state").exists()

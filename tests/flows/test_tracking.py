@@ -497,6 +497,19 @@ def test_a_database_of_a_newer_mlflow_is_left_alone(state: Path, tmp_path: Path)
         tracking.prepare_database(None, tmp_path)
 
 
+def test_a_database_that_vanished_is_made_anew_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking.prepare_database(None, tmp_path)
+    assert "warning" not in capsys.readouterr().err
+    make_night(Store(tmp_path))
+    (tmp_path / "mlflow.db").unlink()
+    tracking.prepare_database(None, tmp_path)
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path}/mlflow.db is missing, while {tmp_path} holds 8 pieces" in said
+    assert "promote a model again" in said
+
+
 def test_other_databases_are_refused_with_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tracking.uri: 'postgresql://db/x'.*mlflow server"):
         tracking.prepare_database("postgresql://user:secret@db/x", tmp_path)

@@ -114,7 +114,8 @@ def setup(
         from tasks.servers.prefect_server import named_server
 
         named_server()
-        set_up_server(root, accelerators, processors, {})
+        for line in set_up_server(root, accelerators, processors, {}):
+            typer.echo(line)
     typer.echo("deployed: prefect.yaml")
 
 

@@ -18,8 +18,8 @@ def whereabouts(store: Store, digest: str) -> str:
     if not records:
         return (
             f"this state folder ({here}) has no record of artifact {digest[:12]}: it was made in "
-            "another one, or collected with its record. Run this where it was made, or copy "
-            "objects/ and actions/ from there"
+            "another one, or collected with its record. Run this where it was made, copy objects/ "
+            "and actions/ from there, or make it again: `requant run` with its configuration"
         )
     maker = records[-1]
     what = f"artifact {digest[:12]} of {maker.stage}"
