@@ -27,4 +27,4 @@ def maintenance(state: Path = Path(".requant"), keep: int | None = None) -> None
     garbage = collect(store, keep, timeout=PATIENCE_SECONDS, say=logger.info)
     logger.info(f"deleted {garbage.in_words}")
     if problems:
-        raise ArtifactError("\n".join([*problems, "the next night makes a harmed artifact again"]))
+        raise ArtifactError("\n".join([*problems, "a night that needs it makes it again"]))

@@ -78,7 +78,7 @@ def write_pages(
     # Of a promotion that failed by an error there is a row like a stage's.
     promoted = () if "promote" in names else (_promotion_row(promotion, promotes(night.config)),)
     missing = [StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in names]
-    rows = [*reached, *missing]
+    rows = [*reached, *missing, *promoted]
 
     def draw_lineage() -> str:
         return lineage_html(
@@ -93,12 +93,12 @@ def write_pages(
         merged = _merged_tensors(night.store, records)
         return night_report(title, rows, scores, paired, merged, notes)
 
-    failure = "\n\n".join(f"{row.stage} {row.state}: {row.error}" for row in reached if row.error)
+    failure = "\n\n".join(f"{row.stage} {row.state}: {row.error}" for row in rows if row.error)
     lineage = _drawn("lineage", draw_lineage, failure)
     report = _drawn("report", draw_report, failure)
     path = night.store.report_path(night.parent.flow_run_id)
     summary = NightSummary(
-        rows=(*(_summary_row(row) for row in rows), *promoted),
+        rows=tuple(_summary_row(row) for row in rows),
         report=path,
         mlflow_uri=night.parent.uri,
         mlflow_page=tracking.run_page(night.parent),
@@ -244,20 +244,19 @@ def _summary_row(row: StageRow) -> SummaryRow:
         stage=row.stage,
         state=row.state,
         seconds=record.seconds if record else None,
-        digest=record.digest if record else None,
-        headline=headline(record) if record else "",
+        digest=record.digest if record else row.digest or None,
+        headline=headline(record) if record else row.headline,
         error=row.error,
     )
 
 
-def _promotion_row(promotion: Promotion | None, enabled: bool) -> SummaryRow:
+def _promotion_row(promotion: Promotion | None, enabled: bool) -> StageRow:
     if promotion is None:
-        state: StageState = "not reached" if enabled else "off"
-        return SummaryRow(stage="promote", state=state, seconds=None, digest=None, headline="")
-    return SummaryRow(
+        return StageRow("promote", "not reached" if enabled else "off")
+    return StageRow(
         stage="promote",
         state="refused" if promotion.outcome == "refused" else "done",
-        seconds=None,
+        error=promotion.reason,
         digest=promotion.version.digest,
         headline=promotion.reason or f"version {promotion.version.version}: {promotion.outcome}",
     )

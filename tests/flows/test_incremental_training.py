@@ -148,6 +148,8 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     assert serving.version != noise.version
     # The nights before held docstrings out: those are evaluated too.
     assert "past_heldout_perplexity" in noise.tags["scores"]
+    report = newest_report(folder)
+    assert "<h2>promote refused</h2><pre>promote: old_perplexity is worse" in report
     # Who looks at the night in MLflow reads the reason first.
     experiment = client.get_experiment_by_name("requant")
     (night,) = client.search_runs([experiment.experiment_id], "tags.verdict = 'refused'")

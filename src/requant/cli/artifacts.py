@@ -42,7 +42,7 @@ def verify(
     checked = "every byte" if deep else "names and sizes"
     typer.echo(f"{right} of {health.artifacts} artifacts are right ({checked})")
     if health.problems:
-        typer.echo("the next run makes a harmed artifact again")
+        typer.echo("a night that needs a harmed artifact makes it again")
         raise typer.Exit(1)
 
 

@@ -26,7 +26,11 @@ class StageRow:
     record: StageRecord | None = None
     """None where there is no artifact."""
     error: str = ""
-    """Why it failed and the way out; empty where it did not."""
+    """Why it failed or was refused, and the way out; empty where it was not."""
+    digest: str = ""
+    """Of a promotion, which makes no artifact: the model's."""
+    headline: str = ""
+    """Of a promotion: what came of it."""
 
 
 ROUNDING = (
@@ -123,7 +127,13 @@ def _better(cells: Iterable[Mapping[str, float | bool | None]]) -> str:
 
 def _row(row: StageRow) -> dict[str, str]:
     if row.record is None:
-        return {"stage": row.stage, "state": row.state, "seconds": "", "digest": "", "headline": ""}
+        return {
+            "stage": row.stage,
+            "state": row.state,
+            "seconds": "",
+            "digest": row.digest[:12],
+            "headline": row.headline,
+        }
     return {
         "stage": row.stage,
         "state": row.state,
