@@ -71,6 +71,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             params=config.model_dump(mode="json", exclude={"tracking"}),
             pages=config.tracking.pages,
         )
+        retrying(config)(tracking.end_orphans, parent, config.name, store.root)
         opened = OpenNight(Night(config, store, frozenset(force), parent, _first_start()))
         # Between stages too nobody may collect what the next one reads.
         with locked(store.use_lock, shared=True, say=get_run_logger().info):

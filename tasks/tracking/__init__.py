@@ -14,7 +14,7 @@ from tasks.tracking.connection import (
     run_page,
 )
 from tasks.tracking.models import model_links
-from tasks.tracking.nights import close_parent, nights_page, open_parent
+from tasks.tracking.nights import close_parent, end_orphans, nights_page, open_parent
 from tasks.tracking.runs import Status, close_stage, fail_stage, log_points, open_stage
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "close_parent",
     "close_stage",
     "default_uri",
+    "end_orphans",
     "fail_stage",
     "log_points",
     "model_links",

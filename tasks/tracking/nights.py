@@ -1,6 +1,7 @@
 """The run of a night: opened before its stages, closed with its pages after them."""
 
 import json
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from requant.canonical import digest_of
 from requant.errors import ConfigError
 from requant.names import TAG_CHARACTERS, tracking_key, tracking_value
 from requant.report.notes import Crumb, NightLine, flat, night_note
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 VERDICT = "verdict"
+PLACE = "requant.place"
+"""Of a night: which machine, state folder and line it is of, as a digest."""
 BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE = "ppl base", "ppl night", "size"
 """Short, for the width of a column, and in MLflow's order, which is the alphabet's."""
 
@@ -97,6 +101,46 @@ def open_parent(
 
 
 @reaching
+def end_orphans(night: TrackingRun, line: str, state: Path) -> None:
+    """End earlier nights of this machine's line that died without a word: they run for ever else.
+
+    The caller holds the line, so that no other night of it is in progress. One that is retried
+    opens its run again.
+
+    Args:
+        night: Tonight's; it gets the mark by which a later night knows it.
+        line: Name of the model line.
+        state: Its state folder: another one's nights may share the server.
+    """
+    from mlflow.entities import RunTag
+
+    place = digest_of([socket.gethostname(), str(state), line])[:16]
+    night.client.set_tag(night.run_id, PLACE, place)
+    query = f"attributes.status = 'RUNNING' and tags.`{PLACE}` = '{place}'"
+    for orphan in night.client.search_runs([night.experiment_id], query, max_results=1000):
+        if orphan.info.run_id == night.run_id:
+            continue
+        said = (
+            "**Killed.** Its process ended without a word: killed, or its machine went down. "
+            "Run it again, and it goes on from what is valid."
+        )
+        tags = [RunTag(NOTE, said), RunTag(VERDICT, "killed")]
+        for child in _children(night.client, night.experiment_id, orphan.info.run_id):
+            if child.info.status == "RUNNING":
+                night.client.set_terminated(child.info.run_id, status="KILLED")
+        night.client.log_batch(orphan.info.run_id, tags=tags)
+        night.client.set_terminated(orphan.info.run_id, status="KILLED")
+
+
+def _children(client: "MlflowClient", experiment_id: str, run_id: str) -> "list[Run]":
+    """Return the runs of a night's stages in the order they began."""
+    found = client.search_runs(
+        [experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'", max_results=1000
+    )
+    return sorted(found, key=lambda child: child.info.start_time)
+
+
+@reaching
 def close_parent(
     parent: TrackingRun,
     status: Status,
@@ -119,14 +163,7 @@ def close_parent(
     """
     from mlflow.entities import Metric, RunTag
 
-    children = sorted(
-        parent.client.search_runs(
-            [parent.experiment_id],
-            f"tags.`mlflow.parentRunId` = '{parent.run_id}'",
-            max_results=1000,
-        ),
-        key=lambda child: child.info.start_time,
-    )
+    children = _children(parent.client, parent.experiment_id, parent.run_id)
     for child in children:
         if child.info.status == "RUNNING":
             ended = "KILLED" if status == "KILLED" else "FAILED"

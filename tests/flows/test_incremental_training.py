@@ -1,10 +1,8 @@
 """A night through the command line, on a real Prefect server and a real MLflow database."""
 
 import json
-import random
 import re
 from pathlib import Path
-from string import ascii_letters
 
 import pytest
 import yaml
@@ -17,7 +15,8 @@ from requant.store import StageRecord, Store, all_records, locked
 from tasks.promote import register
 from tasks.tracking import TrackingRun
 from tests.support.chain import MICRO
-from tests.support.commands import requant, states
+from tests.support.commands import newest_report, requant, states
+from tests.support.row_files import noise, write
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +112,7 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     assert re.search(
         r"promote\s+done\s.*version \d+: champion", requant("run", folder / "micro.yaml")
     )
-    draw = random.Random(0)
-    with (folder / "noise.jsonl").open("w") as file:
-        for _ in range(80):
-            question, answer = ("".join(draw.choices(ascii_letters, k=60)) for _ in range(2))
-            turns = [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": answer},
-            ]
-            file.write(json.dumps({"messages": turns}) + "\n")
+    write(folder / "noise.jsonl", noise(80))
     changes = (
         f"prepare_data.source={{kind: files, train: [{folder}/noise.jsonl]}}",
         "prepare_data.heldout_fraction=0.2",
@@ -144,10 +135,10 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     assert re.search(r"promote\s+refused.*old_perplexity is worse than the base's", output, re.S)
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
     serving = client.get_model_version_by_alias("micro", "champion")
-    noise = client.get_model_version_by_alias("micro", "challenger")
-    assert serving.version != noise.version
+    bad = client.get_model_version_by_alias("micro", "challenger")
+    assert serving.version != bad.version
     # The nights before held docstrings out: those are evaluated too.
-    assert "past_heldout_perplexity" in noise.tags["scores"]
+    assert "past_heldout_perplexity" in bad.tags["scores"]
     report = newest_report(folder)
     assert "<h2>promote refused</h2><pre>promote: old_perplexity is worse" in report
     # Who looks at the night in MLflow reads the reason first.
@@ -218,11 +209,6 @@ def test_a_night_that_fails_in_promote_says_so_on_every_page(
     assert "config.json: was altered" in failed.data.tags["mlflow.note.content"][:1000]
     newest = Artifact.get("night-micro")
     assert "**promote failed**" in newest.data
-
-
-def newest_report(folder: Path) -> str:
-    pages = (folder / "state/reports").glob("*/report.html")
-    return max(pages, key=lambda path: path.stat().st_mtime).read_text()
 
 
 def test_two_nights_of_one_line_never_run_at_once(folder: Path) -> None:

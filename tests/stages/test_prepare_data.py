@@ -1,8 +1,8 @@
+"""Rows become a night: read, divided, written, and every bad one named."""
+
 import json
 import re
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,45 +12,12 @@ import yaml
 from requant.config.data import PrepareData
 from requant.corpus import corpus_digest
 from requant.data.chat_template import Rules, read_rules
-from requant.data.sources import night_rows, read_sources, split_rows
 from requant.errors import ConfigError, ContractError, RequantError
 from requant.machine.quiet import quiet_logs
-from requant.preflight import find_problems
 from requant.stages import prepare_data
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_DATA, make_context
-from tests.support.chain import micro_config
-
-
-def rows(first: int, last: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": f"How much is {number} and one?"},
-                {"role": "assistant", "content": f"It is {number + 1}."},
-            ]
-        }
-        for number in range(first, last)
-    ]
-
-
-def write(path: Path, items: list[Any]) -> Path:
-    path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    return path
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def section(train: Path, heldout: Path | None = None, **fields: Any) -> PrepareData:
-    old_text = fields.pop("old_text", None)
-    source = {"kind": "files", "train": [train], "heldout": heldout, "old_text": old_text}
-    return PrepareData.model_validate({"source": source, **fields})
-
-
-def hub_section(**source: Any) -> PrepareData:
-    return PrepareData.model_validate({"source": {"kind": "hub", "repo": "owner/rows", **source}})
+from tests.support.row_files import hub_section, read, rows, section, write
 
 
 def test_the_demo_writes_a_night_a_heldout_part_and_three_tasks(tiny_data: Path) -> None:
@@ -297,89 +264,3 @@ def test_any_rows_become_a_dataset_that_says_what_it_is(tmp_path: Path) -> None:
         prepare_data.execute(
             section(train, unknown_fields="refuse"), make_context(tmp_path / "refused")
         )
-
-
-def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: Path) -> None:
-    train, heldout = (
-        write(tmp_path / "t.jsonl", rows(0, 9)),
-        write(tmp_path / "h.jsonl", rows(20, 24)),
-    )
-    given = section(train, heldout)
-    sources = read_sources(given, tmp_path / "cache")
-    assert [row.row for row in sources.everything] == rows(0, 9) + rows(20, 24)
-    assert sources.everything[9].place == f"{heldout}, line 1"
-    demo = PrepareData(**MICRO_DATA)
-    chosen = night_rows(split_rows(read_sources(demo, tmp_path / "cache"), demo, 0), demo, 0)
-    assert read(tiny_data / "train.jsonl") == list(chosen.train)
-    assert read(tiny_data / "heldout.jsonl") == list(chosen.heldout)
-
-
-@pytest.mark.parametrize(
-    ("max_length", "answer", "text"),
-    [
-        (
-            16,
-            "word " * 40,
-            "train_adapter.optimisation.max_length: nothing to learn in 9 rows: of the assistant "
-            "turns 9 do not fit into optimisation.max_length=16 tokens (raise it)",
-        ),
-        (
-            96,
-            "",
-            "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have weight "
-            "0 (give the turns that are to be learned weight 1)",
-        ),
-        (
-            96,
-            "alone",
-            "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have no "
-            "message before them (give each the question it answers)",
-        ),
-    ],
-)
-def test_nothing_to_learn_is_known_before_the_night(
-    max_length: int, answer: str, text: str, tiny_base: Path, tmp_path: Path
-) -> None:
-    steps = {"max_steps": 1, "max_length": max_length}
-    said = [
-        {
-            "messages": [
-                *(row["messages"][:-1] if answer != "alone" else ()),
-                {"role": "assistant", "content": f"{answer}{n}"},
-            ]
-        }
-        if answer
-        else {"messages": [*row["messages"][:-1], {**row["messages"][-1], "weight": 0}]}
-        for n, row in enumerate(rows(0, 9))
-    ]
-    train, heldout = write(tmp_path / "t.jsonl", said), write(tmp_path / "h.jsonl", rows(20, 24))
-    config = micro_config(
-        tmp_path / "state",
-        prepare_base={"source": {"kind": "folder", "path": str(tiny_base)}},
-        prepare_data={"source": {"kind": "files", "train": [str(train)], "heldout": str(heldout)}},
-        train_adapter={"optimisation": steps},
-        continue_train={"optimisation": steps},
-    )
-    (found,) = map(str, find_problems(config))
-    assert found.startswith(text)
-
-
-def test_a_broken_template_is_one_problem_of_the_base_and_not_of_the_rows(
-    tiny_base: Path, tmp_path: Path
-) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(tiny_base, base)
-    (base / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m.content }")
-    train = write(tmp_path / "t.jsonl", rows(0, 20))
-    config = micro_config(
-        tmp_path / "state",
-        prepare_base={"source": {"kind": "folder", "path": str(base)}},
-        # Rows of all three parts: trained, held out, and left out tonight.
-        prepare_data={"source": {"kind": "files", "train": [str(train)]}, "max_rows": 4},
-    )
-    found = [str(p) for p in find_problems(config) if "chat template" in p.text]
-    (problem,) = found
-    assert problem.startswith(
-        f"prepare_base.source: chat template: {base}/chat_template.jinja, line 2: unexpected '}}'"
-    )
-    assert "(20 rows, the first is" in problem

@@ -158,4 +158,14 @@ def deploy_promoted(config: "Config", version: int, server: "Server", command: s
         return
     from flows.deploy_model import deploy_model
 
-    deploy_model(config, version)
+    try:
+        deploy_model(config, version)
+    except Exception:
+        typer.secho(
+            f"{config.name}: version {version} is champion and not deployed; what served before "
+            f"goes on serving. `{command}` deploys it when the cause is mended, `requant rollback` "
+            "goes back",
+            fg="red",
+            err=True,
+        )
+        raise

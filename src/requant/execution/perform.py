@@ -75,6 +75,9 @@ def perform(
             record, reason = verified_record(store, key.digest)
             if record is not None:
                 return record
+            if known:
+                # Bytes that changed by themselves may be a disk that dies.
+                say(f"{stage.name}: its earlier result is not valid, it is made again: {reason}")
         asked = dict(labels or {})
         made_in = {"host": socket.gethostname(), "root": str(store.root.resolve())}
         # Work whose key is new needs no reason: its key differs from the one before.

@@ -1,0 +1,99 @@
+"""What is wrong with rows is known before the night, and said once."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from requant.config.data import PrepareData
+from requant.data.sources import night_rows, read_sources, split_rows
+from requant.preflight import find_problems
+from tests.stages.conftest import MICRO_DATA
+from tests.support.chain import micro_config
+from tests.support.row_files import read, rows, section, write
+
+
+def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: Path) -> None:
+    train, heldout = (
+        write(tmp_path / "t.jsonl", rows(0, 9)),
+        write(tmp_path / "h.jsonl", rows(20, 24)),
+    )
+    given = section(train, heldout)
+    sources = read_sources(given, tmp_path / "cache")
+    assert [row.row for row in sources.everything] == rows(0, 9) + rows(20, 24)
+    assert sources.everything[9].place == f"{heldout}, line 1"
+    demo = PrepareData(**MICRO_DATA)
+    chosen = night_rows(split_rows(read_sources(demo, tmp_path / "cache"), demo, 0), demo, 0)
+    assert read(tiny_data / "train.jsonl") == list(chosen.train)
+    assert read(tiny_data / "heldout.jsonl") == list(chosen.heldout)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "answer", "text"),
+    [
+        (
+            16,
+            "word " * 40,
+            "train_adapter.optimisation.max_length: nothing to learn in 9 rows: of the assistant "
+            "turns 9 do not fit into optimisation.max_length=16 tokens (raise it)",
+        ),
+        (
+            96,
+            "",
+            "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have weight "
+            "0 (give the turns that are to be learned weight 1)",
+        ),
+        (
+            96,
+            "alone",
+            "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have no "
+            "message before them (give each the question it answers)",
+        ),
+    ],
+)
+def test_nothing_to_learn_is_known_before_the_night(
+    max_length: int, answer: str, text: str, tiny_base: Path, tmp_path: Path
+) -> None:
+    steps = {"max_steps": 1, "max_length": max_length}
+    said = [
+        {
+            "messages": [
+                *(row["messages"][:-1] if answer != "alone" else ()),
+                {"role": "assistant", "content": f"{answer}{n}"},
+            ]
+        }
+        if answer
+        else {"messages": [*row["messages"][:-1], {**row["messages"][-1], "weight": 0}]}
+        for n, row in enumerate(rows(0, 9))
+    ]
+    train, heldout = write(tmp_path / "t.jsonl", said), write(tmp_path / "h.jsonl", rows(20, 24))
+    config = micro_config(
+        tmp_path / "state",
+        prepare_base={"source": {"kind": "folder", "path": str(tiny_base)}},
+        prepare_data={"source": {"kind": "files", "train": [str(train)], "heldout": str(heldout)}},
+        train_adapter={"optimisation": steps},
+        continue_train={"optimisation": steps},
+    )
+    (found,) = map(str, find_problems(config))
+    assert found.startswith(text)
+
+
+def test_a_broken_template_is_one_problem_of_the_base_and_not_of_the_rows(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base, base)
+    (base / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    train = write(tmp_path / "t.jsonl", rows(0, 20))
+    config = micro_config(
+        tmp_path / "state",
+        prepare_base={"source": {"kind": "folder", "path": str(base)}},
+        # Rows of all three parts: trained, held out, and left out tonight.
+        prepare_data={"source": {"kind": "files", "train": [str(train)]}, "max_rows": 4},
+    )
+    found = [str(p) for p in find_problems(config) if "chat template" in p.text]
+    (problem,) = found
+    assert problem.startswith(
+        f"prepare_base.source: chat template: {base}/chat_template.jinja, line 2: unexpected '}}'"
+    )
+    assert "(20 rows, the first is" in problem
