@@ -31,7 +31,7 @@ def merged(document: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     return result
 
 
-def eventually(what: str, found: Callable[[], Any], seconds: float = 60.0) -> Any:
+def eventually(what: str, found: Callable[[], Any], seconds: float = 300.0) -> Any:
     """Return the first true answer; fail with `what` after some time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
