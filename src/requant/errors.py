@@ -6,7 +6,7 @@ TRANSIENT_ERRNOS = frozenset(
     {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH}
 )
 TRANSIENT_CLASSES = frozenset({"OutOfMemoryError", "TransportError"})
-"""Of torch and httpx, by name: neither is imported here."""
+"""Names of torch's and httpx's errors: neither is imported here."""
 TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 """HTTP answers of a server that is busy or ill."""
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence of every interval."""
 
 Verdict = Literal["better", "worse", "no clear change", "too few documents"]
 

@@ -38,7 +38,7 @@ class SummaryRow(BaseModel):
     stage: str
     state: StageState
     seconds: float | None
-    """Of the execution that made the artifact, in this night or an earlier one."""
+    """Time of the execution that made the artifact, in this night or an earlier one."""
     digest: str | None
     headline: str
     error: str = ""
@@ -54,9 +54,9 @@ class NightSummary(BaseModel):
     report: Path
     mlflow_uri: str
     mlflow_page: str
-    """Of the night's run; to be put after a server's address where none is configured."""
+    """Address of the night's run; to be put after a server's address where none is configured."""
     mlflow_nights: str = ""
-    """Of the list of all nights, likewise."""
+    """Address of the list of all nights, likewise."""
     to_deploy: int | None
     """Version that became champion and is not deployed yet."""
 

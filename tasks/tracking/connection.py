@@ -33,7 +33,7 @@ class TrackingRun:
 
     client: "MlflowClient" = field(repr=False)
     uri: str
-    """Of the server or database, without a password."""
+    """Address of the server or database, without a password."""
     pages: str
     """Address of a server that shows it; empty where none is known."""
     experiment_id: str
@@ -44,7 +44,7 @@ class TrackingRun:
     resumed: bool = False
     """It was there already: an earlier attempt made it."""
     points: list["Metric"] = field(default_factory=list, repr=False, compare=False)
-    """Of curves, not sent yet."""
+    """Points of curves that are not sent yet."""
 
 
 @contextmanager

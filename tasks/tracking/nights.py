@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 VERDICT = "verdict"
 PLACE = "requant.place"
-"""Of a night: which machine, state folder and line it is of, as a digest."""
+"""Tag of a night: digest of the machine, state folder and line it is of."""
 BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE = "ppl base", "ppl night", "size"
 """Short, for the width of a column, and in MLflow's order, which is the alphabet's."""
 

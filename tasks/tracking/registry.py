@@ -39,7 +39,7 @@ class ModelVersion:
     version: int
     digest: str
     model_id: str
-    """Of its LoggedModel."""
+    """Id of the version's LoggedModel."""
     scores: Mapping[str, float]
     documents: int
     """The scores are of, all tasks together; 0 where it was not written down."""

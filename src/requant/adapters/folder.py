@@ -38,7 +38,7 @@ REFUSED_OPTIONS = (
     "monteclora_config",
     "velora_config",
 )
-"""Of LoraConfig: what trains or computes something that W + s B A does not say."""
+"""Fields of LoraConfig that train or compute something that W + s B A does not say."""
 
 FACTORS = (
     "lora_A.weight",

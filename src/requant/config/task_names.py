@@ -2,9 +2,9 @@
 
 HELDOUT_PERPLEXITY = "heldout_perplexity"
 OLD_PERPLEXITY = "old_perplexity"
-"""Of text that no night brings: a user's `old_text`, else the topics every Python ships."""
+"""Perplexity of text that no night brings: a user's `old_text`, else the topics Python ships."""
 PAST_PERPLEXITY = "past_heldout_perplexity"
-"""Of what earlier nights held out."""
+"""Perplexity of what earlier nights held out."""
 DESCRIBE_CHOICE = "describe_choice"
-"""Of docstrings; of any other rows it is RESPONSE_CHOICE."""
+"""Choice among docstrings; among the answers of any other rows it is RESPONSE_CHOICE."""
 RESPONSE_CHOICE = "response_choice"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RULES_NAME = "template.json"
 """File of a dataset artifact that holds the rules."""
 DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
-"""Of strftime; `%-d` and its like besides."""
+"""Directives of strftime that a template may use; `%-d` and its like besides."""
 
 
 @dataclass(frozen=True)

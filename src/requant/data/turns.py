@@ -26,7 +26,7 @@ class Turn:
     start: int
     """First token that carries loss."""
     prompt_tokens: int
-    """Of the prompt encoded alone, as the served model is given it."""
+    """Tokens of the prompt encoded alone, as the served model is given it."""
 
 
 def encode_turn(

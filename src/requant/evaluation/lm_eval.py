@@ -50,7 +50,7 @@ class TaskScores:
     """The metric the documents are scored in; None for a group of tasks, and where every metric is
     of all documents at once, such as BLEU."""
     higher_is_better: bool
-    """Of the documents' scores. Log-likelihood is, though perplexity is not."""
+    """Direction of the documents' scores: that of log-likelihood, not of perplexity."""
 
 
 def local_tasks(folder: Path, work: Path) -> list[str]:

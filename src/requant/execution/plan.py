@@ -25,7 +25,7 @@ class PlannedStage:
     off: switched off."""
     reason: str
     record: StageRecord | None = None
-    """Of the cached artifact."""
+    """Record of the cached artifact."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Stage:
     version: int
     """Raised by hand with every change of the code that changes the bytes of the artifact."""
     kind: str
-    """Of the artifact: model, adapter, dataset or evaluation."""
+    """Kind of the artifact: model, adapter, dataset or evaluation."""
     libraries: tuple[str, ...]
     """Distributions whose version decides the bytes of the artifact."""
     execute: Callable[..., Metrics]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 ARITHMETIC = 1e-5
-"""Of the output's norm: what float32 sums in another order may differ by."""
+"""Share of the output's norm that float32 sums in another order may differ by."""
 PROBES = 1024
 """Random inputs a module is tried on: the outputs of white noise measure the weights themselves,
 where real inputs weigh a few channels a hundred times the others."""

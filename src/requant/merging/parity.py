@@ -44,11 +44,11 @@ class Parity:
 
     metrics: Metrics
     modules: Mapping[str, float]
-    """Of each merged tensor, how far its module's output is off beyond rounding, as a share of what
+    """Merged tensor -> how far its module's output is off beyond rounding, as a share of what
     the adapter changes in it."""
     rounding: Rounding
     rounding_ratio: float
-    """Of the merged model, all tensors together."""
+    """What rounding takes of the update's norm, all tensors together."""
     dtype: str
     """torch name of what most of the merged tensors are stored in."""
 

@@ -30,8 +30,8 @@ class Mix:
 
     method: Combination = "cat"
     weights: Sequence[float] = ()
-    """Of each adapter; empty for equal shares of one, or for 1 each where the method takes means
-    (ties, dare_ties)."""
+    """Weight of each adapter; empty for equal shares of one, or for 1 each where the method takes
+    means (ties, dare_ties)."""
     density: float = 0.5
     seed: int = 0
 

@@ -21,7 +21,7 @@ class Update:
     """What becomes of one tensor of the original."""
 
     shape: tuple[int, ...]
-    """Of the merged tensor; only the first dimension may differ from the original's."""
+    """Shape of the merged tensor; only the first dimension may differ from the original's."""
     open: Callable[[], Apply]
     """Reads the adapter's part of it, when the tensor's turn has come."""
     by_rows: bool = True

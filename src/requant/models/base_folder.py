@@ -34,7 +34,7 @@ class BaseFiles:
     taken: tuple[Path, ...]
     """By name."""
     weights: tuple[Path, ...]
-    """Of these, what transformers loads."""
+    """The weights among them that transformers loads."""
     left_out: tuple[Path, ...]
     """Weights, adapters and indices that transformers does not load, or instead of the model."""
 

@@ -29,7 +29,7 @@ class TensorHeader:
     dtype: str
     shape: Shape
     start: int
-    """Of the data, bytes from the start of the file."""
+    """Where the data lies, bytes from the start of the file."""
     end: int
 
 

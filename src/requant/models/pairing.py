@@ -26,8 +26,8 @@ ARCHITECTURE_FIELDS = (
     "sliding_window",
     "tie_word_embeddings",
 )
-"""Of config.json: what decides the function the tensors compute. A field that only one of the two
-spells out is passed over, because releases of transformers spell them differently."""
+"""Fields of config.json that decide the function the tensors compute. A field that only one of two
+models spells out is passed over, because releases of transformers spell them differently."""
 
 
 def check_model_folder(folder: Path) -> None:

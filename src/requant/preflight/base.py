@@ -27,7 +27,7 @@ WITH_TEMPLATE = {
     "repo": "take its instruct variant, or a local copy with a chat_template.jinja",
 }
 QWEN3_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Of the base that is trained from the standard library."""
+"""Linear layers of the base that is trained from the standard library."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class BaseFacts:
     """What is known of a base without a tensor being read."""
 
     config: Mapping[str, Any]
-    """Of config.json."""
+    """Content of config.json."""
     layers: Layers
     present: frozenset[str]
     """Last names of the layers inside a block, which an adapter may name."""

@@ -32,7 +32,7 @@ FIELD = "prepare_data.source"
 VERSION = 5
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 MIN_DOCUMENTS = 2
-"""Of a task that guards: one gives no interval."""
+"""Documents a task that guards needs: one gives no interval."""
 ALIKE = 16
 """Rows of the demo's data that are rendered; one is like the other."""
 

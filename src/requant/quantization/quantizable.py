@@ -163,7 +163,7 @@ class Unquantized:
 
     @property
     def share(self) -> float:
-        """Of the blocks' parameters, 0 to 1."""
+        """Share of the blocks' parameters, 0 to 1."""
         return sum(self.sizes.values()) / max(self.whole, 1)
 
     def __str__(self) -> str:

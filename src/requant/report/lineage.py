@@ -26,7 +26,7 @@ class Branch:
     record: StageRecord | None
     """None for content outside the store: a corpus, a file, a hub commit."""
     repeated: bool
-    """Its branches are already shown further up."""
+    """Whether the branches of this box are already shown further up."""
     branches: tuple["Branch", ...]
 
 

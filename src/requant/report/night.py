@@ -28,9 +28,9 @@ class StageRow:
     error: str = ""
     """Why it failed or was refused, and the way out; empty where it was not."""
     digest: str = ""
-    """Of a promotion, which makes no artifact: the model's."""
+    """Digest of a promoted model; a promotion makes no artifact of its own."""
     headline: str = ""
-    """Of a promotion: what came of it."""
+    """What came of a promotion."""
 
 
 ROUNDING = (

@@ -25,7 +25,7 @@ NAMES = {
 LED_TO = "\n\n**Led to:**\n\n"
 MAX_LED_TO = 20
 MAX_CRUMBS = 24
-"""Of the latest causes; the chain of a model that is trained on every night has no end."""
+"""How many of the latest causes are listed: the chain of a line that never ends has no end."""
 
 
 @dataclass(frozen=True)

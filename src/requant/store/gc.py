@@ -21,7 +21,7 @@ class Garbage:
     records: tuple[Path, ...]
     folders: tuple[Path, ...]
     bytes: int
-    """Of the folders."""
+    """Size of the folders."""
     in_use: tuple[str, ...] = ()
     """Nights and stages that run now, in words: what they work in is not garbage."""
 

@@ -15,9 +15,9 @@ class Health:
 
     artifacts: int
     harmed: int
-    """Of the artifacts."""
+    """How many artifacts are harmed."""
     problems: tuple[str, ...]
-    """Of artifacts and records, one sentence each."""
+    """What is wrong with artifacts and records, one sentence each."""
 
 
 def examine(
