@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_context
 from safetensors.torch import load_file, save_file
 
 from requant.config.base import PrepareBase
@@ -19,6 +18,7 @@ from requant.models.load import load_model
 from requant.models.tokenizer import load_tokenizer
 from requant.stages import prepare_base
 from requant.store import describe
+from tests.stages.conftest import make_context
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 LAYER = "model.layers.0.self_attn"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import STEPS, KillAtStep5, make_context
 
 from requant.config.training import TrainAdapter
 from requant.stages import train_adapter
 from requant.store import describe
+from tests.stages.conftest import STEPS, KillAtStep5, make_context
 from tests.support.chain import child_process
 
 SECTION = TrainAdapter(rank=4, alpha=8, optimisation=STEPS)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import STEPS, make_context
 from safetensors.torch import load_file, save_file
 
 from requant.comparison.folders import batches_for, folder_loss
@@ -20,6 +19,7 @@ from requant.models.folder import INDEX_NAME, MASTER_NAME, served_dtype
 from requant.models.headers import read_headers, read_shard_header
 from requant.models.load import load_model
 from requant.stages import continue_train, requantize_gptq
+from tests.stages.conftest import STEPS, make_context
 
 UNREAD = "model.layers.2.mtp.weight"
 SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SilentReporter
 
 from requant.errors import TerminalError
 from requant.execution.key import stage_key
@@ -18,6 +17,7 @@ from requant.execution.perform import perform
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.store import Store, verify
 from requant.store.gc import find_garbage
+from tests.stages.conftest import SilentReporter
 from tests.support.verb_stage import Verb
 
 MEGABYTE = 1 << 20

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_context
 
 from requant.config.training import Optimisation
 from requant.data.chat_template import RULES_NAME
@@ -13,6 +12,7 @@ from requant.data.samples import encode_data
 from requant.models.load import load_model
 from requant.models.tokenizer import load_tokenizer
 from requant.training.fine_tune import fine_tune
+from tests.stages.conftest import make_context
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SilentReporter, make_context
 
 from requant.errors import ParityError, RequantError, TerminalError, TransientError
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.stage import StageContext
+from tests.stages.conftest import SilentReporter, make_context
 from tests.support.alive import gone
 from tests.support.verb_stage import STAGE, Verb
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import STEPS, Trained, make_context
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +27,7 @@ from requant.merging.vocabulary import Vocabulary
 from requant.models.load import load_model
 from requant.models.provenance import weights_digest, write_provenance
 from requant.stages import merge_fp16, quantize_base, train_adapter
+from tests.stages.conftest import STEPS, Trained, make_context
 from tests.support.adapters import save_adapter
 from tests.support.merge_stage import LIMITS, SECTION, Inputs
 

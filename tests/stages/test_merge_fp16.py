@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Trained
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
@@ -23,6 +22,7 @@ from requant.merging.rounding import Rounding, check_rounding
 from requant.merging.updates import interpolated
 from requant.models.load import load_model
 from requant.statistics import Estimate
+from tests.stages.conftest import Trained
 from tests.support.adapters import qwen, save_adapter, save_model
 from tests.support.merge_stage import LIMITS, SECTION, Inputs
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from conftest import SilentReporter, make_context
 
 from requant.config.quantizing import QuantizeBase
 from requant.config.training import Optimisation, TrainAdapter
@@ -11,6 +10,7 @@ from requant.errors import TransientError
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.stage import Stage
 from requant.stages import quantize_base, train_adapter
+from tests.stages.conftest import SilentReporter, make_context
 from tests.support import verb_stage
 
 STEPS = Optimisation(

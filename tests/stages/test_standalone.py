@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Trained
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from requant.cli import app
+from tests.stages.conftest import Trained
 
 
 def requant(*words: object, fails: int = 0) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import STEPS, KillAtStep5, SilentReporter, make_context
 from safetensors.torch import load_file
 
 from requant.config.training import ContinueTrain, TrainAdapter
@@ -19,6 +18,7 @@ from requant.stages.continue_train import find_blocks, select_trainable
 from requant.store import describe
 from requant.training.checkpoints import last_checkpoint, mark_complete
 from requant.training.fine_tune import check_gradients
+from tests.stages.conftest import STEPS, KillAtStep5, SilentReporter, make_context
 from tests.support.chain import child_process
 
 

@@ -4,13 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from conftest import make_context
-
 from requant.comparison.folders import batches_for
 from requant.config.merge import MergeFp16
 from requant.merging.change import Change
 from requant.merging.parity import Parity, measure_parity
 from requant.stages import merge_fp16
+from tests.stages.conftest import make_context
 
 SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5, trained_max_loss=1.0)
 
