@@ -3,9 +3,10 @@
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -32,6 +33,7 @@ from tasks.servers.setup import (
     crash_runs,
     expect_signs_of_life,
     prepare_server,
+    runs_in_progress,
     runs_without_deployment,
 )
 
@@ -170,9 +172,13 @@ def stop_machine(state: Path) -> Iterator[str]:
     speaks = api is not None and answers(f"{api}{HEALTH}", PATIENCE_SECONDS)
     if api is not None:
         _refuse_in_use(store, speaks=speaks)
+    before: list[UUID] = []
+    if speaks:
+        with temporary_settings({PREFECT_API_URL: api}):
+            before = runs_in_progress()
     stopped = [WORKER] if stop(store, WORKER) else []
     if speaks:
-        yield from _crashed(store, "stopped with the machine by `requant down`")
+        yield from _crashed(store, "stopped with the machine by `requant down`", before)
     elif api is not None:
         yield f"{PREFECT}: does not answer; runs in progress are marked at the next `requant up`"
     stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
@@ -206,11 +212,11 @@ def _refuse_in_use(store: Store, *, speaks: bool) -> None:
             )
 
 
-def _crashed(store: Store, reason: str) -> Iterator[str]:
+def _crashed(store: Store, reason: str, before: Iterable[UUID] = ()) -> Iterator[str]:
     """Mark the runs the worker left behind: without a worker nobody else will."""
     with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
         text = f"{reason}; retry the run to go on from what is valid"
-        for name, run_id in crash_runs(text, alive=_has_process):
+        for name, run_id in crash_runs(text, _has_process, before):
             yield (
                 f"{name}: Crashed; with `requant up` running, `prefect flow-run retry {run_id}` "
                 "goes on from what is valid"

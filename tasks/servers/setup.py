@@ -1,11 +1,12 @@
 """What a Prefect server holds for requant besides deployments; applying it twice is harmless."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import UUID
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     DeploymentFilter,
@@ -176,27 +177,43 @@ def expect_signs_of_life() -> None:
             )
 
 
-def crash_runs(reason: str, alive: Callable[[str], bool]) -> list[tuple[str, str]]:
+def crash_runs(
+    reason: str, alive: Callable[[str], bool], before: Iterable[UUID] = ()
+) -> list[tuple[str, str]]:
     """Mark runs of requant's deployments whose worker is gone, so that they can be retried.
 
     Args:
         reason: For the run's page.
         alive: Tells whether the process of a flow run, by its id, is still there.
+        before: Runs that were in progress before the worker was stopped: one that had the time may
+            have called itself crashed, without the reason.
 
     Returns:
         Their names and ids.
     """
     with get_client(sync_client=True) as client:
-        deployments = all_pages(client.read_deployments)
-        ours = [item.id for item in deployments if item.work_pool_name == POOL]
-        if not ours:
-            return []
-        runs = all_pages(
-            client.read_flow_runs,
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=ours)),
-            flow_run_filter=_in_state(StateType.RUNNING, StateType.PENDING, StateType.CANCELLING),
-        )
+        runs = _in_progress(client)
+        ended = map(client.read_flow_run, set(before) - {run.id for run in runs})
+        runs += [run for run in ended if run.state_type == StateType.CRASHED]
         dead = [run for run in runs if not alive(str(run.id))]
         for run in dead:
             client.set_flow_run_state(run.id, Crashed(message=reason), force=True)
     return [(str(run.name), str(run.id)) for run in dead]
+
+
+def runs_in_progress() -> list[UUID]:
+    """Return the ids of the runs of requant's deployments that a worker works on."""
+    with get_client(sync_client=True) as client:
+        return [run.id for run in _in_progress(client)]
+
+
+def _in_progress(client: SyncPrefectClient) -> list[FlowRun]:
+    deployments = all_pages(client.read_deployments)
+    ours = [item.id for item in deployments if item.work_pool_name == POOL]
+    if not ours:
+        return []
+    return all_pages(
+        client.read_flow_runs,
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=ours)),
+        flow_run_filter=_in_state(StateType.RUNNING, StateType.PENDING, StateType.CANCELLING),
+    )
