@@ -75,8 +75,11 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
             config.name, serving.version, serving.digest, ref.uri, dict(serving.scores)
         )
         last = read_deployment(store, config.name)
-        known = last and (last.digest, last.action) == (serving.digest, action)
-        if last and known and still_there(section.action, release):
+        if (
+            last is not None
+            and (last.digest, last.action) == (serving.digest, action)
+            and still_there(section.action, release)
+        ):
             versions.mark(registry, serving, "deployed")
             return f"{config.name}: version {serving.version} is deployed already: {last.done}"
         said = _step(check_release, "load-cold")(

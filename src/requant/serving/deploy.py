@@ -100,12 +100,8 @@ def still_there(action: CopyAction | CommandAction | PostAction | None, release:
     """Tell whether what was deployed is where it was put; what others did with it nobody can."""
     if not isinstance(action, CopyAction):
         return True
-    current = action.folder.resolve() / CURRENT
-    return (
-        current.is_dir()
-        and current.resolve().name == release.digest
-        and describe(current.resolve()).digest == release.digest
-    )
+    current = (action.folder / CURRENT).resolve()
+    return current.name == release.digest and _is_whole(current, release.digest)
 
 
 def copy_release(action: CopyAction, release: Release, folder: Path) -> str:
@@ -115,25 +111,28 @@ def copy_release(action: CopyAction, release: Release, folder: Path) -> str:
         What was done.
 
     Raises:
-        ContractError: If the folder cannot be made.
+        ContractError: If the folder cannot be made or written to.
         TransientError: If the bytes that arrived are not those that were sent.
     """
     target = action.folder.resolve() / release.digest
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        # Several model lines and state folders may deploy to one folder.
+        with locked(target.with_name(LOCK), what=f"deploying {release.model}"):
+            if not _is_whole(target, release.digest):
+                _copy_whole(folder, target, release.digest)
+            link = target.with_name(f".{CURRENT}.{uuid.uuid4().hex}")
+            link.symlink_to(release.digest)
+            link.replace(target.with_name(CURRENT))
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise ContractError(
-            f"deploy.action.folder: {action.folder} cannot be made ({error.strerror}: "
-            f"{error.filename}); give a folder that can be written to"
+            f"deploy.action.folder: {action.folder} cannot be made or written to "
+            f"({error.strerror}: {error.filename}); give a folder that can be written to"
         ) from error
-    # Several model lines and state folders may deploy to one folder.
-    with locked(target.with_name(LOCK), what=f"deploying {release.model}"):
-        if not (target.is_dir() and describe(target).digest == release.digest):
-            _copy_whole(folder, target, release.digest)
-        link = target.with_name(f".{CURRENT}.{uuid.uuid4().hex}")
-        link.symlink_to(release.digest)
-        link.replace(target.with_name(CURRENT))
     return f"copied to {target}, {target.with_name(CURRENT)} points at it"
+
+
+def _is_whole(folder: Path, digest: str) -> bool:
+    return folder.is_dir() and describe(folder).digest == digest
 
 
 def _copy_whole(folder: Path, target: Path, digest: str) -> None:

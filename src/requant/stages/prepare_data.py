@@ -94,7 +94,7 @@ def content_digests(section: PrepareData) -> dict[str, str]:
     files |= {"heldout": source.heldout} if source.heldout else {}
     files |= {"old_text": source.old_text} if source.old_text else {}
     require_files(files)
-    return {"old_text": corpus_digest(), **{role: hash_file(files[role]) for role in files}}
+    return {"old_text": corpus_digest(), **{role: hash_file(path) for role, path in files.items()}}
 
 
 def read_old_text(section: PrepareData) -> str:
