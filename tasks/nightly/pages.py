@@ -13,13 +13,12 @@ from pydantic import BaseModel, ConfigDict
 from requant.config import STAGE_NAMES, Config
 from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
-from requant.evaluation.artifact import read_paired, read_scores
+from requant.evaluation.artifact import MODELS, read_paired, read_scores
 from requant.models.folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
 from requant.report.headline import headline
 from requant.report.lineage import lineage_html
 from requant.report.night import StageRow, StageState, night_report
-from requant.stages.evaluate import CHAIN
 from requant.store import StageRecord, Store, materialise, read_file
 from requant.store.objects import write_durably
 from tasks import tracking
@@ -150,7 +149,7 @@ def night_figures(records: list[StageRecord]) -> dict[str, float]:
     evaluated = metrics.get("evaluate", {})
     measured = [
         evaluated[name]
-        for model in CHAIN
+        for model in MODELS
         if (name := f"{model}/{HELDOUT_PERPLEXITY}/byte_perplexity") in evaluated
     ]
     figures = {}
@@ -278,4 +277,4 @@ def _evaluation(store: Store, records: list[StageRecord]) -> tuple[Any, Any]:
         return None, ()
     scores = read_scores(folders[0])
     # The file is canonical JSON, sorted by name; a reader follows the chain.
-    return {model: scores[model] for model in CHAIN if model in scores}, read_paired(folders[0])
+    return {model: scores[model] for model in MODELS if model in scores}, read_paired(folders[0])

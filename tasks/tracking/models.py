@@ -10,6 +10,7 @@ from requant.models.folder import MERGE_NAME
 from requant.names import tracking_key
 from requant.report.lineage import causes_first, parents
 from requant.report.notes import Crumb, model_note, with_led_to
+from requant.stages import STAGES
 from requant.store import StageRecord, Store, locked, materialise
 from tasks.tracking.connection import TrackingRun, page, reaching
 
@@ -20,13 +21,6 @@ Models = dict[str, "LoggedModel"]
 """digest -> its LoggedModel"""
 
 MODEL_KINDS = frozenset({"model", "adapter"})
-DATASET_CONTEXT = {
-    "quantize_base": "calibration",
-    "merge_fp16": "heldout",
-    "requantize_gptq": "calibration",
-    "evaluate": "evaluation",
-}
-"""What a stage uses the dataset for; training where it is not named."""
 
 MAX_DATASET_DIGEST = 36
 MAX_UPLOAD_BYTES = 16 << 20
@@ -123,7 +117,7 @@ def dataset_input(record: StageRecord, store: Store, stage: str) -> "DatasetInpu
     """Describe a dataset artifact as an input of a stage's run."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    context = DATASET_CONTEXT.get(stage, "training")
+    context = STAGES[stage].data_use if stage in STAGES else "training"
     dataset = Dataset(
         name=record.stage,
         digest=record.digest[:MAX_DATASET_DIGEST],

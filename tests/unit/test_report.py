@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from requant.figures import figure
 from requant.report.drawing import CURVE_HEIGHT, CURVE_WIDTH, drawn_curve
-from requant.report.headline import figure, headline
+from requant.report.headline import headline
 from requant.report.night import ROUNDING, StageRow, night_report, score_table
 from requant.statistics import verdict
 from requant.store import StageRecord, Store

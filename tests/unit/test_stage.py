@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from requant.config import STAGE_NAMES
 from requant.config.evaluation import Evaluate
 from requant.config.training import Optimisation
 from requant.errors import ArtifactError, TerminalError, TransientError, is_transient
 from requant.execution.key import stage_key
 from requant.execution.perform import perform
 from requant.execution.stage import Stage
+from requant.stages import STAGES
 from requant.store import Store, locks, publish, read_record
 from requant.store.attempts import in_progress
 from requant.store.gc import collect, find_garbage
@@ -180,3 +182,7 @@ def test_who_waits_for_a_stage_is_told_for_whom(
 )
 def test_only_what_may_pass_by_itself_is_transient(error: Exception, transient: bool) -> None:
     assert is_transient(error) is transient
+
+
+def test_every_stage_of_the_configuration_is_in_the_table_of_stages() -> None:
+    assert tuple(STAGES) == STAGE_NAMES

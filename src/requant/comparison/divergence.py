@@ -10,6 +10,7 @@ from requant.data.formats import Row
 from requant.data.samples import encode_rows
 from requant.data.turns import IGNORED
 from requant.errors import ContractError
+from requant.figures import Wording, figure
 from requant.statistics import Estimate, ratio_estimate
 
 if TYPE_CHECKING:
@@ -47,6 +48,20 @@ class Fidelity:
             f"{prefix}loss_reference": self.loss_reference,
             f"{prefix}loss_candidate": self.loss_candidate,
         }
+
+
+def divergence_words(prefix: str = "") -> Wording:
+    """Say how far apart two models are, of the figures `Fidelity.as_metrics` gave by a prefix."""
+
+    def text(metrics: Mapping[str, float]) -> str:
+        kl, agreement = (metrics.get(f"{prefix}{name}") for name in ("kl", "agreement"))
+        parts = [
+            f"kl {figure(kl)}" if kl is not None else "",
+            f"{agreement:.1%} agree" if agreement is not None else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    return text
 
 
 def held_out_batches(

@@ -5,9 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from requant.figures import figure
+
 SCORES = "scores.json"
 PAIRED = "paired.json"
 SAMPLES = "samples"
+
+MODELS = ("base", "adapted", "merged", "continued", "requantized")
+"""The models that may be evaluated, in the order of the chain; adapted is the base an adapter was
+trained on, with the adapter beside its weights."""
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | bool | None]]]]
 """Model -> task -> metric -> {value, stderr, higher_is_better}; the last one is missing in those of
@@ -18,6 +24,20 @@ def read_scores(folder: Path) -> Scores:
     """Read the scores of all models."""
     scores: Scores = json.loads((folder / SCORES).read_text())
     return scores
+
+
+def accuracy(metrics: Mapping[str, float]) -> str:
+    """Say the accuracy of the model that ships, else of the first one that has one.
+
+    Args:
+        metrics: `<model>/<task>/<metric>` -> value.
+    """
+    names = sorted(metrics, key=lambda name: (not name.startswith("requantized/"), name))
+    for name in names:
+        if name.split("/")[-1] in {"acc", "acc_norm"} and name.count("/") == 2:
+            model, task, metric = name.split("/")
+            return f"{metric} {figure(metrics[name])} ({model}, {task})"
+    return ""
 
 
 def read_paired(folder: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from requant.figures import Wording
+
 Metrics = dict[str, float]
 
 
@@ -53,6 +55,12 @@ class Stage:
     """`section -> role -> digest` of content outside the store (files, hub commits)."""
     data_parallel: bool = False
     """Several ranks can share the work."""
+    artifact: str = ""
+    """What a person calls the artifact, where the stage's name does not say it: adapter."""
+    headline: tuple[Wording, ...] = ()
+    """How the figures a person wants first are put; the first wording with all its figures."""
+    data_use: str = "training"
+    """What a dataset is taken for: training, calibration, heldout or evaluation."""
 
 
 def empty_folder(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from requant.report.headline import figure
+from requant.figures import figure
 from requant.store.records import Curve
 
 CURVE_WIDTH, CURVE_HEIGHT = 420, 150

@@ -6,8 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from requant.errors import ArtifactError
-from requant.report.headline import headline
-from requant.report.notes import NAMES
+from requant.report.headline import artifact_name, headline
 from requant.report.page import render
 from requant.store import StageRecord
 from requant.wording import duration
@@ -139,7 +138,7 @@ def _box(
     made_from = [
         {
             "role": role,
-            "name": NAMES.get(owners[digest].stage, owners[digest].stage)
+            "name": artifact_name(owners[digest].stage)
             if digest in owners
             else "outside the store",
             "digest": digest[:SHORT],
@@ -149,7 +148,7 @@ def _box(
     ]
     return {
         "stage": record.stage,
-        "name": NAMES.get(record.stage, record.stage),
+        "name": artifact_name(record.stage),
         "kind": record.kind,
         "digest": record.digest,
         "short": record.digest[:SHORT],

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from requant.evaluation.artifact import Scores
+from requant.figures import figure
 from requant.report.drawing import drawn_curve
-from requant.report.headline import figure, headline
+from requant.report.headline import headline
 from requant.report.page import render
 from requant.statistics import verdict
 from requant.store import StageRecord

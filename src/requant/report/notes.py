@@ -6,21 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from requant.names import markdown, markdown_block
-from requant.report.headline import headline
+from requant.report.headline import artifact_name, headline
 from requant.store import StageRecord
 from requant.wording import duration
-
-NAMES = {
-    "prepare_base": "base",
-    "prepare_data": "data",
-    "quantize_base": "quantized",
-    "train_adapter": "adapter",
-    "merge_fp16": "merged",
-    "continue_train": "continued",
-    "requantize_gptq": "gptq",
-    "evaluate": "evaluation",
-}
-"""What the artifact of a stage is called."""
 
 LED_TO = "\n\n**Led to:**\n\n"
 MAX_LED_TO = 20
@@ -38,7 +26,7 @@ class Crumb:
     """Page of the artifact; None where there is no page, or for the page one is on."""
 
     def __str__(self) -> str:
-        text = f"{NAMES.get(self.stage, self.stage)} `{self.digest[:8]}`"
+        text = f"{artifact_name(self.stage)} `{self.digest[:8]}`"
         return f"[{text}]({self.url})" if self.url else f"**{text}**"
 
 
@@ -100,7 +88,7 @@ def stage_note(
             none; None where this run did it.
     """
     took = ", ".join(
-        str(crumb) if NAMES.get(crumb.stage) == role else f"{role}: {crumb}"
+        str(crumb) if artifact_name(crumb.stage) == role else f"{role}: {crumb}"
         for role, crumb in inputs.items()
     )
     figures = headline(record)

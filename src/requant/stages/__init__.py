@@ -1,1 +1,30 @@
 """The stages of a night, one file each: a function from folders to a folder."""
+
+from collections.abc import Mapping
+
+from requant.execution.stage import Stage
+from requant.stages import (
+    continue_train,
+    evaluate,
+    merge_fp16,
+    prepare_base,
+    prepare_data,
+    quantize_base,
+    requantize_gptq,
+    train_adapter,
+)
+
+STAGES: Mapping[str, Stage] = {
+    module.STAGE.name: module.STAGE
+    for module in (
+        prepare_base,
+        prepare_data,
+        quantize_base,
+        train_adapter,
+        merge_fp16,
+        continue_train,
+        requantize_gptq,
+        evaluate,
+    )
+}
+"""The stages by name, for what is said of them; what they do is called by `flows`."""

@@ -18,6 +18,7 @@ from requant.merging.rounding import (
     limits_missed,
     measure_rounding,
 )
+from requant.training.words import LOSSES
 
 
 def execute(section: ContinueTrain, context: StageContext, *, model: Path, data: Path) -> Metrics:
@@ -175,4 +176,6 @@ STAGE = Stage(
     libraries=("torch", "transformers", "tokenizers", "trl", "accelerate", "bitsandbytes"),
     execute=execute,
     data_parallel=True,
+    artifact="continued",
+    headline=LOSSES,
 )

@@ -15,7 +15,7 @@ from requant.data.overlap import normalised
 from requant.data.rows import answer, write_jsonl
 from requant.data.samples import read_rows
 from requant.errors import ContractError
-from requant.evaluation.artifact import PAIRED, SAMPLES, SCORES
+from requant.evaluation.artifact import MODELS, PAIRED, SAMPLES, SCORES, accuracy
 from requant.evaluation.lm_eval import (
     TaskScores,
     is_likelihood,
@@ -27,9 +27,6 @@ from requant.evaluation.lm_eval import (
 from requant.evaluation.tasks import write_perplexity_task
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.names import file_name
-
-CHAIN = ("base", "adapted", "merged", "continued", "requantized")
-"""adapted: the base an adapter was trained on, with the adapter beside its weights."""
 
 Scores = Mapping[str, Mapping[str, TaskScores]]
 
@@ -51,7 +48,7 @@ def execute(
         context: Where to.
         data: Artifact of prepare_data.
         adapter: peft folder, for the role `adapted` alone.
-        **inputs: Folders by role: models, any of `CHAIN`; `past_data_<n>`, the dataset artifact of
+        **inputs: Folders by role: models, any of `MODELS`; `past_data_<n>`, the dataset artifact of
             an earlier night, 1 being last night's.
 
     Returns:
@@ -65,10 +62,10 @@ def execute(
     """
     past = [inputs[role] for role in sorted(inputs, key=_night) if _night(role)]
     models = {role: folder for role, folder in inputs.items() if not _night(role)}
-    unknown = sorted(models.keys() - set(CHAIN))
+    unknown = sorted(models.keys() - set(MODELS))
     if unknown or not models:
         raise ContractError(
-            f"evaluate: got models {sorted(models)}; expected some of {', '.join(CHAIN)}"
+            f"evaluate: got models {sorted(models)}; expected some of {', '.join(MODELS)}"
         )
     work = context.work / "tasks"
     work.mkdir(parents=True, exist_ok=True)
@@ -79,7 +76,7 @@ def execute(
         folders = (data / EVALUATION, context.work / "past")
         generated = [task for folder in folders for task in local_tasks(folder, work)]
     manager = task_manager(work, section.tasks)
-    chain = [name for name in CHAIN if name in models]
+    chain = [name for name in MODELS if name in models]
     scores = {}
     for number, name in enumerate(chain, 1):
         beside = adapter if name == "adapted" else None
@@ -108,7 +105,7 @@ def compare(scores: Scores) -> list[dict[str, Any]]:
         For each pair and task: earlier, later, task, metric, higher_is_better and the fields of
         `requant.statistics.Paired`.
     """
-    chain = [name for name in CHAIN if name in scores]
+    chain = [name for name in MODELS if name in scores]
     pairs = list(pairwise(chain))
     if len(chain) > 2:
         pairs.append((chain[0], chain[-1]))
@@ -280,4 +277,7 @@ STAGE = Stage(
         "peft",
     ),
     execute=execute,
+    artifact="evaluation",
+    headline=(accuracy,),
+    data_use="evaluation",
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from requant.canonical import canonical_json
-from requant.comparison.divergence import Batch
+from requant.comparison.divergence import Batch, divergence_words
 from requant.comparison.folders import batches_for, folder_loss, old_batches
 from requant.config.merge import MergeFp16
 from requant.data.artifact import HELDOUT
@@ -214,4 +214,7 @@ STAGE = Stage(
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "peft", "safetensors", "bitsandbytes"),
     execute=execute,
+    artifact="merged",
+    headline=(divergence_words("trained_"),),
+    data_use="heldout",
 )

@@ -9,6 +9,7 @@ from requant.config.base import FolderBase, HubBase, PrepareBase, StdlibBase
 from requant.corpus import base_conversations, base_documents, corpus_digest
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics, Stage, StageContext
+from requant.figures import worded
 from requant.models.base_folder import (
     MODEL_FILES,
     OTHER_FORMATS,
@@ -183,4 +184,6 @@ STAGE = Stage(
     libraries=("torch", "transformers", "tokenizers", "safetensors"),
     execute=execute,
     content_digests=content_digests,
+    artifact="base",
+    headline=(worded("loss {}, {} parameters", "loss", "parameters"),),
 )

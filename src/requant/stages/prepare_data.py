@@ -29,6 +29,7 @@ from requant.data.sources import (
 from requant.errors import ConfigError
 from requant.evaluation.tasks import night_documents, write_choice_task, write_perplexity_task
 from requant.execution.stage import Metrics, Stage, StageContext
+from requant.figures import worded
 from requant.store.manifest import hash_file
 
 CARD_NAME = "data_card.json"
@@ -168,4 +169,6 @@ STAGE = Stage(
     libraries=("datasets",),
     execute=execute,
     content_digests=content_digests,
+    artifact="data",
+    headline=(worded("{} training rows, {} held out", "train_rows", "heldout_rows"),),
 )

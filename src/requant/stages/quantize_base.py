@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from requant.comparison.divergence import divergence_words
 from requant.config.quantizing import QuantizeBase
 from requant.data.artifact import HELDOUT
 from requant.errors import ConfigError, ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
+from requant.figures import worded
 from requant.models.provenance import weights_digest, write_provenance
 
 CALIBRATION_TOKENS = 512
@@ -206,4 +208,7 @@ STAGE = Stage(
         "safetensors",
     ),
     execute=execute,
+    artifact="quantized",
+    headline=(divergence_words(), worded("{} of the base's size", "size_ratio")),
+    data_use="calibration",
 )

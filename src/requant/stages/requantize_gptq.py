@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from requant.comparison.divergence import divergence_words
 from requant.config.quantizing import RequantizeGptq
 from requant.data.artifact import HELDOUT
 from requant.errors import ParityError
@@ -125,4 +126,7 @@ STAGE = Stage(
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "gptqmodel", "optimum", "safetensors"),
     execute=execute,
+    artifact="gptq",
+    headline=(divergence_words(), divergence_words("fidelity_")),
+    data_use="calibration",
 )

@@ -13,6 +13,7 @@ from requant.execution.stage import Metrics, Stage, StageContext
 from requant.methods import METHODS
 from requant.models.finite import broken_tensors
 from requant.models.provenance import read_provenance, weights_digest, write_provenance
+from requant.training.words import LOSSES
 from requant.wording import short_count, some
 
 
@@ -198,4 +199,6 @@ STAGE = Stage(
     ),
     execute=execute,
     data_parallel=True,
+    artifact="adapter",
+    headline=LOSSES,
 )
