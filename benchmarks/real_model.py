@@ -75,9 +75,9 @@ def convert(gguf: Path, out: Path) -> None:
     """Write a GGUF model as an ordinary Hugging Face folder in bfloat16; whole or not at all."""
     import torch
 
-    from requant.models.load import quiet_libraries
+    from requant.machine.library_noise import no_library_noise
 
-    with quiet_libraries():
+    with no_library_noise():
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         source: dict[str, Any] = {"gguf_file": gguf.name}

@@ -14,7 +14,7 @@ from requant.models.device import resolve_device
 from requant.serving.deploy import Release, act, check_release, still_there
 from requant.store import Store, locked, materialise
 from requant.store.objects import write_durably
-from tasks.nightly.reporter import quiet_libraries
+from tasks.nightly.reporter import keep_log_readable
 from tasks.promote import registry_of
 from tasks.retry import may_retry
 from tasks.secrets import resolve_secret
@@ -53,7 +53,7 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
         Exception: As `requant.serving.deploy.check_release` and `act`; the former model goes on
             serving.
     """
-    quiet_libraries()
+    keep_log_readable()
     registry = registry_of(config)
     store = Store(config.state.resolve())
     action = digest_of(config.deploy.model_dump(mode="json"))

@@ -39,7 +39,7 @@ NAMED = 5
 """Tensors named in an error before the rest is counted."""
 
 
-def some(names: Iterable[str]) -> str:
+def few(names: Iterable[str]) -> str:
     """Name the first few and count the rest."""
     listed = list(names)
     rest = len(listed) - NAMED

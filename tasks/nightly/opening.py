@@ -19,7 +19,7 @@ from requant.store.locks import acquire, whose
 from tasks import tracking
 from tasks.nightly.night import OpenNight
 from tasks.nightly.preflight import refuse_problems
-from tasks.nightly.reporter import quiet_libraries
+from tasks.nightly.reporter import keep_log_readable
 from tasks.nightly.way_on import way_on
 from tasks.retry import retrying
 from tasks.stage_task import Night
@@ -58,7 +58,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     _refuse_late(config)
     store = Store(config.state.resolve())
     with _alone(config, store):
-        quiet_libraries()
+        keep_log_readable()
         retrying(config)(refuse_problems, config)
         uri = retrying(config)(tracking.prepare_database, config.tracking.uri, store.root)
         parent = retrying(config)(

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from requant.errors import RequantError
 from requant.execution.progress import Pace, progress_line
-from requant.machine.quiet import quiet_logs
+from requant.machine.library_noise import log_only_errors
 from tasks import tracking
 
 LOGGED_SECONDS = 20
@@ -75,9 +75,9 @@ class TaskReporter:
         self._logger.info(text)
 
 
-def quiet_libraries() -> None:
+def keep_log_readable() -> None:
     """Keep words nobody can act on out of Prefect's log."""
-    quiet_logs()
+    log_only_errors()
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(_without_traceback)
 

@@ -177,12 +177,12 @@ def test_a_wrong_share_of_a_past_night_is_refused(
         folder.mkdir()
         plan = plan_merge(inputs.original, adapters, mix=Mix(weights=weights))
         changes[folder] = write_plan(plan, folder)
-    assert asked.beside == [(inputs.adapter, 0.6), (yesterdays, 0.4)]
-    check_parity(inputs.measured(right, changes[right], asked.beside), LIMITS)
+    assert asked.equivalent_adapters == [(inputs.adapter, 0.6), (yesterdays, 0.4)]
+    check_parity(inputs.measured(right, changes[right], asked.equivalent_adapters), LIMITS)
     with pytest.raises(ParityError, match="the output is off by up to"):
-        check_parity(inputs.measured(wrong, changes[wrong], asked.beside), LIMITS)
-    assert scaled(asked, 0.5).beside == [(inputs.adapter, 0.3), (yesterdays, 0.2)]
-    assert plan_merge(inputs.original, adapters, mix=Mix("ties")).beside is None
+        check_parity(inputs.measured(wrong, changes[wrong], asked.equivalent_adapters), LIMITS)
+    assert scaled(asked, 0.5).equivalent_adapters == [(inputs.adapter, 0.3), (yesterdays, 0.2)]
+    assert plan_merge(inputs.original, adapters, mix=Mix("ties")).equivalent_adapters is None
 
 
 def test_what_has_no_unmerged_twin_is_proved_by_tonights_adapter(

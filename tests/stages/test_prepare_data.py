@@ -13,7 +13,7 @@ from requant.config.data import PrepareData
 from requant.corpus import corpus_digest
 from requant.data.chat_template import Rules, read_rules
 from requant.errors import ConfigError, ContractError, RequantError
-from requant.machine.quiet import quiet_logs
+from requant.machine.library_noise import log_only_errors
 from requant.stages import prepare_data
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_DATA, make_context
@@ -154,7 +154,7 @@ def test_a_file_that_is_not_parquet_is_refused_by_name_and_nothing_else_is_said(
 ) -> None:
     train = tmp_path / "train.parquet"
     train.write_text("no parquet")
-    quiet_logs()
+    log_only_errors()
     with pytest.raises(ContractError, match=r"train\.parquet: is not Parquet"):
         prepare_data.execute(section(train), make_context(tmp_path))
     assert caplog.records == []

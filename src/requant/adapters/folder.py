@@ -12,7 +12,7 @@ from requant.errors import ContractError
 from requant.json_file import read_object
 from requant.methods import peft_types
 from requant.models.headers import TensorHeader, read_shard_header
-from requant.wording import some
+from requant.wording import few
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def read_adapter(folder: Path) -> Adapter:
     foreign = [name for name in headers if not name.startswith(PREFIX)]
     if foreign and config["peft_type"] == "LORA":
         raise ContractError(
-            f"{folder / WEIGHTS_NAME}: {some(foreign)} do not begin with {PREFIX}; save the "
+            f"{folder / WEIGHTS_NAME}: {few(foreign)} do not begin with {PREFIX}; save the "
             "adapter with peft's save_pretrained"
         )
     tensors = {name.removeprefix(PREFIX): header for name, header in headers.items()}

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from requant.cli import artifacts, models, nights, operations
-from requant.machine.quiet import quiet_logs
+from requant.machine.library_noise import log_only_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -26,7 +26,7 @@ def main(
     ] = False,
 ) -> None:
     """Retrain a language model every night and ship it as a 4-bit model."""
-    quiet_logs()
+    log_only_errors()
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {

@@ -3,13 +3,13 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from requant.data.formats import Parsed, parse_row
 from requant.data.messages import MESSAGE_FIELDS
 from requant.errors import ConfigError, ContractError
+from requant.machine.library_noise import no_datasets_bars
 from requant.wording import first_few, shown
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_hub(
 
     folder = fetch(source.repo, source.revision, "dataset", "prepare_data.source")
     try:
-        with quiet_datasets():
+        with no_datasets_bars():
             table = datasets.load_dataset(
                 str(folder), name=source.subset, split=split, cache_dir=str(cache)
             )
@@ -95,20 +95,6 @@ def describe(name: str, rows: Sequence[Parsed]) -> list[str]:
 def count_ignored(rows: Iterable[Parsed]) -> dict[str, int]:
     """Return column or field -> number of rows in which nothing reads it, by name."""
     return dict(sorted(Counter(field for row in rows for field in row.ignored).items()))
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Keep the `datasets` library from drawing progress bars while the block runs."""
-    import datasets
-
-    were_on = datasets.utils.logging.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_on:
-            datasets.enable_progress_bars()
 
 
 def _parsed(

@@ -138,11 +138,11 @@ def score_model(
     """
     from lm_eval import simple_evaluate
 
-    from requant.models.load import quiet_libraries
+    from requant.machine.library_noise import no_library_noise
 
     # lm-eval's bars go to stderr whatever the log level.
     with (
-        quiet_libraries(),
+        no_library_noise(),
         without_environment(),
         infinite_perplexities(),
         redirect_stderr(io.StringIO()),

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 from requant.errors import is_transient
 from requant.execution.launcher import load_request
 from requant.execution.stage import StageContext
+from requant.machine.library_noise import log_only_errors
 from requant.machine.processes import die_with
-from requant.machine.quiet import quiet_logs
 
 MAX_TEXT = 3000
 """Characters of an error: one write of a line shorter than a pipe's 4096 bytes is never torn."""
@@ -65,7 +65,7 @@ class PipeReporter:
 
 def main(asked: Path, events: Path) -> int:
     """Execute the stage; return the exit status."""
-    quiet_logs()
+    log_only_errors()
     rank = int(os.environ.get("RANK", "0"))
     with events.open("w") as pipe:
         reporter = PipeReporter(pipe, speaks=rank == 0)

@@ -113,7 +113,7 @@ def merge_request(
         ParityError: As the stage merge_fp16; nothing is left then.
     """
     out = request.out.resolve()
-    with _folder_beside(out) as work:
+    with _sibling_folder(out) as work:
         partial = work / "unproved"
         partial.mkdir()
         plan = scaled(plan, request.scale)
@@ -144,7 +144,7 @@ def merge_request(
 
 
 @contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
+def _sibling_folder(out: Path) -> Iterator[Path]:
     """Make a hidden folder where `out` will be, and in the end remove it and what held nothing."""
     missing = [folder for folder in out.parents if not folder.exists()]
     # Named before it is made: an interrupt in between would leave it.

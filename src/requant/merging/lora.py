@@ -8,9 +8,9 @@ from typing import Any
 from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, Adapter, is_one, locate, split_names
 from requant.errors import ContractError
 from requant.merging.updates import Apply, LowRank, Update, chained, merge_low_rank, square_of
-from requant.merging.whole_tensors import stored_updates, with_token_rows
+from requant.merging.whole_tensors import replacing_updates, with_token_rows
 from requant.models.headers import TensorHeader
-from requant.wording import some
+from requant.wording import few
 
 
 def lora_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict[str, Update]:
@@ -28,7 +28,7 @@ def lora_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict
         ContractError: Naming the tensors of the adapter that do not fit or are missing.
     """
     factors, _ = split_names(adapter.tensors)
-    stored = stored_updates(adapter, original)
+    stored = replacing_updates(adapter, original)
     updates = dict(stored)
     for module, names in factors.items():
         _check_factors(adapter, module, names)
@@ -93,7 +93,7 @@ def _check_factors(adapter: Adapter, module: str, names: set[str]) -> None:
         needed.add("lora_magnitude_vector")
     if lacking := needed - names:
         raise ContractError(
-            f"{adapter.folder / WEIGHTS_NAME}: {module} lacks {some(sorted(lacking))}; the file is "
+            f"{adapter.folder / WEIGHTS_NAME}: {module} lacks {few(sorted(lacking))}; the file is "
             "incomplete: train the adapter again"
         )
     if any(len(adapter.tensors[f"{module}.{name}"].shape) > 2 for name in needed):
@@ -154,7 +154,7 @@ def _check_expected(
             missing.append(module)
     if missing:
         raise ContractError(
-            f"{adapter.folder / WEIGHTS_NAME}: holds nothing for {some(missing)}, which "
+            f"{adapter.folder / WEIGHTS_NAME}: holds nothing for {few(missing)}, which "
             f"{CONFIG_NAME} target_modules asks for; the file is incomplete: train the adapter "
             "again"
         )
@@ -213,7 +213,7 @@ def _check_whole(
         ]
     if missing:
         raise ContractError(
-            f"{adapter.folder / WEIGHTS_NAME}: lacks {some(missing)}, which {CONFIG_NAME} asks for "
+            f"{adapter.folder / WEIGHTS_NAME}: lacks {few(missing)}, which {CONFIG_NAME} asks for "
             "(bias, lora_bias or modules_to_save); the file is incomplete, or transformers loads "
             "these under other names, as it does with experts, which requant cannot merge"
         )

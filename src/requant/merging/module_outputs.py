@@ -87,9 +87,9 @@ def _watch(
         state = {leaf: _load(tensor, headers, output) for leaf, tensor in tensors.items()}
         inputs = tuple(_probe(given, base) for given in args)
         adapted = _first(module(*inputs, **kwargs)).float()
-        bare = _first(base(*inputs, **kwargs)).float()
+        of_base = _first(base(*inputs, **kwargs)).float()
         merged = _first(torch.func.functional_call(base, state, inputs, kwargs)).float()
-        found.append(_compared(adapted, bare, merged, list(tensors.values())))
+        found.append(_compared(adapted, of_base, merged, list(tensors.values())))
 
     handle = module.register_forward_hook(hook, with_kwargs=True)
 

@@ -17,7 +17,7 @@ from requant.merging.change import Change
 from requant.merging.module_outputs import PROBES, ModuleChange, watch_modules
 from requant.merging.rounding import Rounding, check_rounding, rounding_of
 from requant.models.headers import TORCH_NAMES, read_headers
-from requant.wording import some
+from requant.wording import few
 
 if TYPE_CHECKING:
     import torch
@@ -72,7 +72,7 @@ def measure_parity(
         changes: What merging did to each of its tensors.
         original: The model that was merged into.
         trained_on: The model the adapters were trained on.
-        adapters: What was merged, `MergePlan.beside`.
+        adapters: What was merged, `MergePlan.equivalent_adapters`.
         batches: What the models read.
         device: cpu or cuda.
         vocabulary: Rows of the embedding, where the adapter brings another number.
@@ -186,7 +186,7 @@ def check_parity(parity: Parity, limits: MergeLimits, *, published: bool = True)
     }
     if over:
         raise ParityError(
-            f"merge_fp16: {some(over)}: the output is off by up to {max(over.values()):.3g} of "
+            f"merge_fp16: {few(over)}: the output is off by up to {max(over.values()):.3g} of "
             f"what the adapter changes in it, limit merge_fp16.parity_max_module="
             f"{limits.parity_max_module:g} beyond rounding; 1 is a module that was missed, 0.5 "
             f"half its scale, 2 the wrong sign. {both}; check that adapter and original belong "

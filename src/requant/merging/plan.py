@@ -18,10 +18,10 @@ from requant.merging.lora import lora_updates
 from requant.merging.stream import write_merged
 from requant.merging.updates import Update, interpolated
 from requant.merging.vocabulary import Vocabulary, is_vocabulary, settle_vocabulary
-from requant.merging.whole_tensors import stored_updates, with_token_rows
+from requant.merging.whole_tensors import replacing_updates, with_token_rows
 from requant.models.config import read_model_config
 from requant.models.headers import TORCH_NAMES, TensorHeader, read_headers
-from requant.wording import some
+from requant.wording import few
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MergePlan:
     original: Path
     updates: Mapping[str, Update]
     vocabulary: Vocabulary
-    beside: Sequence[tuple[Path, float]] | None = None
+    equivalent_adapters: Sequence[tuple[Path, float]] | None = None
     """Adapters and weights which, unmerged beside the model merged into, compute what the merged
     one does; None where none do (a share of a DoRA, ties)."""
     additive: bool = False
@@ -95,8 +95,8 @@ def plan_merge(
         [updates for updates, _ in fitted], mix.method, weights, density=mix.density, seed=mix.seed
     )
     additive = additive and mix.method in BY_ROWS
-    beside = list(zip(adapters, weights, strict=True)) if additive else None
-    return MergePlan(original, updates, Vocabulary(), beside, additive)
+    equivalent = list(zip(adapters, weights, strict=True)) if additive else None
+    return MergePlan(original, updates, Vocabulary(), equivalent, additive)
 
 
 def _fit(
@@ -134,7 +134,7 @@ def _updates(
     if adapter.config["peft_type"] == "LORA":
         return lora_updates(adapter, headers)
     if adapter.config["peft_type"] == "TRAINABLE_TOKENS":
-        return with_token_rows(adapter, stored_updates(adapter, headers), headers)
+        return with_token_rows(adapter, replacing_updates(adapter, headers), headers)
     # Imports peft and transformers, which those need not.
     from requant.merging.tuners import tuner_updates
 
@@ -151,12 +151,12 @@ def _check_shapes(
     if missing := sorted(updates.keys() - known):
         raise ContractError(
             f"{adapter.folder}: {len(missing)} of its {len(updates)} tensors are not in the "
-            f"original: {some(missing)}; it was trained on another architecture"
+            f"original: {few(missing)}; it was trained on another architecture"
         )
     dtypes = {name: headers[added.get(name, name)].dtype for name in updates}
     if odd := [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in TORCH_NAMES]:
         raise ContractError(
-            f"{adapter.folder}: changes {some(odd)}, which cannot be merged into as they are "
+            f"{adapter.folder}: changes {few(odd)}, which cannot be merged into as they are "
             f"stored; expected one of {', '.join(TORCH_NAMES)}"
         )
     wrong = []
@@ -168,7 +168,7 @@ def _check_shapes(
     if wrong:
         raise ContractError(
             f"{adapter.folder}: {len(wrong)} of its {len(updates)} tensors have another shape: "
-            f"{some(wrong)}; it was trained on another base"
+            f"{few(wrong)}; it was trained on another base"
         )
 
 
@@ -186,10 +186,10 @@ def scaled(plan: MergePlan, scale: float) -> MergePlan:
     if scale == 1:
         return plan
     updates = {name: interpolated(update, scale) for name, update in plan.updates.items()}
-    beside = None
-    if plan.beside is not None and plan.additive:
-        beside = [(folder, scale * weight) for folder, weight in plan.beside]
-    return replace(plan, updates=updates, beside=beside)
+    equivalent = None
+    if plan.equivalent_adapters is not None and plan.additive:
+        equivalent = [(folder, scale * weight) for folder, weight in plan.equivalent_adapters]
+    return replace(plan, updates=updates, equivalent_adapters=equivalent)
 
 
 def onto_dequantized(plan: MergePlan, quantized: Path) -> MergePlan:
@@ -202,21 +202,21 @@ def onto_dequantized(plan: MergePlan, quantized: Path) -> MergePlan:
         plan: Onto the original.
         quantized: Model folder the adapter was trained on.
     """
-    left = dequantized_updates(quantized, read_headers(plan.original))
+    dequantized = dequantized_updates(quantized, read_headers(plan.original))
     merged = {
-        name: replace(update, open_start=left[name].open) if name in left else update
+        name: replace(update, open_start=dequantized[name].open) if name in dequantized else update
         for name, update in plan.updates.items()
     }
-    bare = {
+    unadapted = {
         name: Update(
             start.shape,
             lambda: lambda weight, rows: weight,
             open_start=start.open,
             adapted=False,
         )
-        for name, start in left.items()
+        for name, start in dequantized.items()
     }
-    return replace(plan, updates={**bare, **merged})
+    return replace(plan, updates={**unadapted, **merged})
 
 
 def write_plan(
@@ -262,9 +262,9 @@ def write_plan(
 
 def write_dequantized(plan: MergePlan, quantized: Path, out: Path) -> None:
     """Write what quantization left of the original, in float32, as a model that loads."""
-    bare = onto_dequantized(replace(plan, updates={}, vocabulary=Vocabulary()), quantized)
-    write_merged(bare.original, bare.updates, out, dtype="float32")
-    write_companions(bare.original, out, {"dtype": "float32"})
+    unadapted = onto_dequantized(replace(plan, updates={}, vocabulary=Vocabulary()), quantized)
+    write_merged(unadapted.original, unadapted.updates, out, dtype="float32")
+    write_companions(unadapted.original, out, {"dtype": "float32"})
 
 
 def totals(changes: Mapping[str, Change]) -> dict[str, float]:

@@ -63,7 +63,7 @@ def prove(merged: Merged, wholes: Iterable[MergePlan], setting: Setting) -> Metr
     Raises:
         ParityError: If a figure is over its limit.
     """
-    if merged.plan.beside is not None:
+    if merged.plan.equivalent_adapters is not None:
         return {**_parity(merged, setting, published=True), "parity_of_result": 1.0}
     proofs: list[Metrics] = []
     alone = setting.work / "alone"
@@ -101,7 +101,7 @@ def _parity(merged: Merged, setting: Setting, *, published: bool) -> Metrics:
         changes=merged.changes,
         original=setting.original,
         trained_on=setting.trained_on,
-        adapters=merged.plan.beside or [],
+        adapters=merged.plan.equivalent_adapters or [],
         batches=setting.batches(merged.folder),
         device=setting.device,
         vocabulary=_rows(merged.plan),

@@ -13,7 +13,7 @@ from requant.merging.stream import write_merged
 from requant.merging.updates import Update, replaced
 from requant.models.headers import TORCH_NAMES, TensorHeader, read_headers
 from requant.models.skeleton import read_skeleton
-from requant.wording import some
+from requant.wording import few
 
 
 def write_trained(
@@ -75,13 +75,13 @@ def _updates(
         if place not in stored or stored[place].shape != trained[name].shape
     ):
         raise ContractError(
-            f"{model}: has no place for what was trained in {some(strange)}; its config.json is "
+            f"{model}: has no place for what was trained in {few(strange)}; its config.json is "
             "not that of its weights"
         )
-    left = stored.keys() - names.keys()
-    if left and (lost := sorted(left - {*read_skeleton(model).unread})):
+    unmatched = stored.keys() - names.keys()
+    if unmatched and (lost := sorted(unmatched - {*read_skeleton(model).unread})):
         raise ContractError(
-            f"{model}: {some(lost)} would stay as before the training, although the network loads "
+            f"{model}: {few(lost)} would stay as before the training, although the network loads "
             "it; set continue_train.enabled=false and report the model's architecture"
         )
     return {

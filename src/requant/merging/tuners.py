@@ -13,7 +13,7 @@ from requant.adapters.folder import PREFIX, WEIGHTS_NAME, Adapter, locate
 from requant.errors import ContractError
 from requant.merging.updates import Apply, Update
 from requant.models.headers import TensorHeader
-from requant.wording import some
+from requant.wording import few
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +33,11 @@ def tuner_updates(
         ContractError: If peft cannot merge this type, or the adapter's tensors are not those its
             configuration asks for.
     """
-    from requant.models.load import import_gptqmodel, quiet_libraries
+    from requant.machine.library_noise import no_library_noise
+    from requant.models.load import import_gptqmodel
 
     import_gptqmodel()
-    with quiet_libraries():
+    with no_library_noise():
         model = _with_adapter(original, adapter)
     from peft.tuners.ln_tuning.layer import LNTuningLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -93,7 +94,7 @@ def _with_adapter(original: Path, adapter: Adapter) -> Any:
     ):
         if names:
             raise ContractError(
-                f"{adapter.folder / WEIGHTS_NAME}: {what} {some(sorted(names))}; the file and its "
+                f"{adapter.folder / WEIGHTS_NAME}: {what} {few(sorted(names))}; the file and its "
                 "configuration do not belong together, or it was trained on another architecture"
             )
     try:

@@ -17,7 +17,7 @@ from requant.adapters.folder import (
 from requant.errors import ContractError
 from requant.merging.updates import Apply, Update, chained, replaced
 from requant.models.headers import TensorHeader
-from requant.wording import some
+from requant.wording import few
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def token_rows(adapter: Adapter) -> dict[str, str]:
     }
 
 
-def stored_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict[str, Update]:
+def replacing_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict[str, Update]:
     """Say which tensors an adapter replaces: `modules_to_save`, biases, a resized embedding."""
     _, whole = split_names(adapter.tensors)
     weights = adapter.folder / WEIGHTS_NAME
@@ -120,7 +120,7 @@ def _check_rows(
         )
     if past := [str(index) for index in indices if not 0 <= index < shape[0]]:
         raise ContractError(
-            f"{adapter.folder}: {name}: token {some(past)} has no row, the embedding has "
+            f"{adapter.folder}: {name}: token {few(past)} has no row, the embedding has "
             f"{shape[0]}; save the resized embedding with the adapter (peft: "
             "save_embedding_layers=True)"
         )

@@ -16,7 +16,7 @@ from requant.models.headers import numbered_shards, read_index, read_shard_heade
 from requant.models.skeleton import Skeleton, loading_problems, one_line, read_skeleton
 from requant.models.tokenizer import load_tokenizer
 from requant.store.manifest import MANIFEST_NAME
-from requant.wording import some
+from requant.wording import few
 
 # What makes a model: weights without pickles, configuration, tokenizer, template, licence.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
@@ -84,7 +84,7 @@ def inspect_base(folder: Path, origin: str) -> Inspection:
         if skeleton.unread:
             notes.append(
                 f"{len(skeleton.unread)} tensors are not part of the network and never used: "
-                f"{some(skeleton.unread)}"
+                f"{few(skeleton.unread)}"
             )
     problems += tokenizer_problems(folder)
     return Inspection(
@@ -187,7 +187,7 @@ def _lacking_weights(found: Sequence[Path]) -> str:
             "otherwise; download model*.safetensors of the same repository too"
         )
     if any(re.fullmatch(r"model-\d+-of-\d+\.safetensors", name) for name in names):
-        return f"shards: {some(numbered_shards(names)[1])}"
+        return f"shards: {few(numbered_shards(names)[1])}"
     if len(names) == 1:
         return f"model.safetensors: rename {names[0]}, the only name transformers loads"
     return wanted
@@ -197,8 +197,8 @@ def _left_out(files: BaseFiles) -> str:
     size = sum(path.stat().st_size for path in files.left_out)
     return (
         f"left out {len(files.left_out)} files ({size >> 20} MiB) that are not the model: "
-        f"{some(path.name for path in files.left_out)}; the weights are "
-        f"{some(path.name for path in files.weights)}"
+        f"{few(path.name for path in files.left_out)}; the weights are "
+        f"{few(path.name for path in files.weights)}"
     )
 
 
@@ -234,7 +234,7 @@ def tokenizer_problems(folder: Path) -> list[str]:
     if over:
         problems.append(
             f"the tokenizer has {len(over)} tokens past the embedding (config.json vocab_size="
-            f"{rows}): {some(f'{token!r} ({number})' for number, token in over)}; give the "
+            f"{rows}): {few(f'{token!r} ({number})' for number, token in over)}; give the "
             "tokenizer the model was trained with, or resize the embedding"
         )
     return problems

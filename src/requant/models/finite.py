@@ -5,7 +5,7 @@ from pathlib import Path
 
 from requant.errors import ConfigError
 from requant.models.headers import TORCH_NAMES, read_shard_header
-from requant.wording import some
+from requant.wording import few
 
 
 def check_finite(origin: str, files: Iterable[Path]) -> None:
@@ -20,7 +20,7 @@ def check_finite(origin: str, files: Iterable[Path]) -> None:
     """
     if broken := broken_tensors(files):
         raise ConfigError(
-            f"{origin}: {len(broken)} tensors hold NaN or infinity: {some(broken)}; copy the "
+            f"{origin}: {len(broken)} tensors hold NaN or infinity: {few(broken)}; copy the "
             "weights anew, or give a model whose weights are whole"
         )
 

@@ -6,13 +6,13 @@ import io
 import logging
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.errors import ContractError
+from requant.machine.library_noise import no_library_noise
 from requant.models.config import quantization_of, read_model_config
 from requant.models.device import compute_dtype, device_index
 
@@ -42,7 +42,7 @@ def load_model(
     computed = dtype or compute_dtype(device)
     if quantization == "gptq":
         import_gptqmodel()
-    with quiet_libraries():
+    with no_library_noise():
         from transformers import AutoModelForCausalLM, GPTQConfig
 
         # A 16-bit model that is only measured may be larger than the GPU: what does not fit stays
@@ -148,7 +148,7 @@ def import_gptqmodel() -> None:
     # The import moves HF_HOME and the allocator's settings for the whole process: undone below.
     before = dict(os.environ)
     try:
-        with quiet_libraries(), redirect_stdout(io.StringIO()):
+        with no_library_noise(), redirect_stdout(io.StringIO()):
             from logbar import LogBar  # type: ignore[import-untyped]
 
             LogBar.shared().setLevel("ERROR")
@@ -159,27 +159,3 @@ def import_gptqmodel() -> None:
         os.environ.update(before)
     # What GPTQModel itself does where no terminal is attached: its progress bars know no level.
     logger._suppress_live_renderables = lambda: True
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """No progress bars, log lines or warnings of transformers and torch within the block."""
-    threshold = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            from transformers.utils.logging import (
-                disable_progress_bar,
-                enable_progress_bar,
-                is_progress_bar_enabled,
-            )
-
-            bars = is_progress_bar_enabled()
-            disable_progress_bar()
-            try:
-                yield
-            finally:
-                if bars:
-                    enable_progress_bar()
-    finally:
-        logging.disable(threshold)

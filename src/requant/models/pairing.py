@@ -8,7 +8,7 @@ from requant.models.config import read_model_config
 from requant.models.folder import INDEX_NAME
 from requant.models.headers import Shape, logical_shapes, read_headers, read_index
 from requant.models.tokenizer import chat_template, token_ids, tokenizer_digest
-from requant.wording import NAMED, some
+from requant.wording import NAMED, few
 
 ARCHITECTURE_FIELDS = (
     "architectures",
@@ -78,7 +78,7 @@ def check_weights(folder: Path) -> None:
         named = read_index(folder).keys()
         if lacking := sorted(named - tensors.keys()):
             raise ArtifactError(
-                f"{index}: names {some(lacking)}, which no *.safetensors beside it holds; "
+                f"{index}: names {few(lacking)}, which no *.safetensors beside it holds; "
                 "copy the missing shards"
             )
 
@@ -148,7 +148,7 @@ def _tensor_differences(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) 
     if len(differences) > NAMED:
         differences[NAMED:] = [f"and {len(differences) - NAMED} more shapes"]
     if lacking := sorted(ours.keys() - theirs.keys()):
-        differences.append(f"missing in the quantized model: {some(lacking)}")
+        differences.append(f"missing in the quantized model: {few(lacking)}")
     if added := sorted(theirs.keys() - ours.keys()):
-        differences.append(f"not in the original: {some(added)}")
+        differences.append(f"not in the original: {few(added)}")
     return differences

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ContractError
+from requant.machine.library_noise import no_library_noise
 from requant.models.config import read_model_config
 from requant.models.headers import TensorHeader, headers_of, weight_files
-from requant.models.load import quiet_libraries
-from requant.wording import some
+from requant.wording import few
 
 BUFFERS_OF_OLD_FILES = r"rotary_emb\.inv_freq|(^|\.)position_ids$"
 """Stored by older releases of transformers, computed by newer ones, which pass over them."""
@@ -55,7 +55,7 @@ def read_skeleton(folder: Path, files: Sequence[Path] | None = None) -> Skeleton
     headers = headers_of(weight_files(folder) if files is None else files)
     config = read_causal_config(folder)
     empty = empty_model(config)
-    with quiet_libraries():
+    with no_library_noise():
         model, report = type(empty).from_pretrained(
             None,
             config=config,
@@ -86,7 +86,7 @@ def empty_model(config: Any) -> Any:
     """
     import torch
 
-    with quiet_libraries():
+    with no_library_noise():
         from transformers import AutoModelForCausalLM
 
         with torch.device("meta"):
@@ -112,7 +112,7 @@ def read_causal_config(folder: Path) -> Any:
     """
     fields = read_model_config(folder)
     path = folder / "config.json"
-    with quiet_libraries():
+    with no_library_noise():
         import transformers
         from transformers import AutoConfig
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -133,7 +133,7 @@ def read_causal_config(folder: Path) -> Any:
             )
         )
     try:
-        with quiet_libraries():
+        with no_library_noise():
             config = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
@@ -161,13 +161,13 @@ def loading_problems(skeleton: Skeleton) -> list[str]:
     if skeleton.missing:
         problems.append(
             f"lacks {len(skeleton.missing)} tensors of {type(skeleton.model).__name__}, which "
-            f"would be random numbers: {some(skeleton.missing)}; copy the weights anew, or correct "
+            f"would be random numbers: {few(skeleton.missing)}; copy the weights anew, or correct "
             "config.json"
         )
     if skeleton.mismatched:
         problems.append(
             f"{len(skeleton.mismatched)} tensors have another shape than config.json says: "
-            f"{some(skeleton.mismatched)}; the two are not of one model"
+            f"{few(skeleton.mismatched)}; the two are not of one model"
         )
     return problems
 

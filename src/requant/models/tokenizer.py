@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
 from requant.json_file import read_object
-from requant.models.load import quiet_libraries
+from requant.machine.library_noise import no_library_noise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model folder, from its files only."""
-    with quiet_libraries():
+    with no_library_noise():
         from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

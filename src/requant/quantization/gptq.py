@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import ContractError
 from requant.execution.stage import Reporter
+from requant.machine.library_noise import no_library_noise
 from requant.models.config import read_model_config
 from requant.models.device import clear_memory, compute_dtype
 from requant.models.folder import stored_dtype
-from requant.models.load import import_gptqmodel, quiet_libraries
+from requant.models.load import import_gptqmodel
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.gptq_files import assemble
@@ -163,7 +164,7 @@ def _run_gptqmodel(
     loop_processor._PROJECT_LOG_DIR = work / "gptqmodel-logs"
     # It writes a file to time the disk, and calls a disk that others use too an ERROR.
     module_looper.io_write_performance = lambda: None
-    with quiet_libraries():
+    with no_library_noise():
         from gptqmodel import GPTQModel, QuantizeConfig
 
         config = QuantizeConfig(

@@ -10,7 +10,7 @@ from requant.errors import ContractError, ParityError
 from requant.models.folder import INDEX_NAME, copy_companions, set_fields
 from requant.models.headers import headers_of, read_headers, weight_files
 from requant.quantization.quantizable import file_name
-from requant.wording import NAMED, some
+from requant.wording import NAMED, few
 
 PACKED = ("g_idx", "qweight", "qzeros", "scales")
 MACHINE_FIELDS = frozenset(
@@ -74,7 +74,7 @@ def _write_weights(
     names = {module: file_name(module, prefix, stored) for module in modules}
     if lost := sorted(module for module, name in names.items() if name is None):
         raise ContractError(
-            f"GPTQ: {model_folder} holds no weight of {some(lost)} under these names; set "
+            f"GPTQ: {model_folder} holds no weight of {few(lost)} under these names; set "
             "requantize_gptq.enabled=false, and quantize_base.method=nf4"
         )
     of_weight = {f"{name}.weight": module for module, name in names.items()}

@@ -18,7 +18,7 @@ from requant.models.config import quantization_of, read_model_config
 from requant.models.headers import TORCH_NAMES, logical_shapes, read_headers
 from requant.models.pairing import check_model_folder
 from requant.models.skeleton import empty_model, read_causal_config
-from requant.wording import short_count, some
+from requant.wording import few, short_count
 
 GROUP_SIZES = (32, 64, 128)
 NUMBER = re.compile(r"\.\d+\.")
@@ -94,7 +94,7 @@ def quantizing_problems(layers: Layers, group_size: int | None) -> list[tuple[st
         return [
             (
                 "enabled",
-                f"{len(layers.turned)} of its layers are Conv1D ({some(layers.turned)}), whose "
+                f"{len(layers.turned)} of its layers are Conv1D ({few(layers.turned)}), whose "
                 "weights lie the other way round than quantized ones. Train it in 16 bit: "
                 "quantize_base.enabled=false, requantize_gptq.enabled=false, "
                 "train_adapter.target_modules=[all-linear]",
@@ -107,7 +107,7 @@ def quantizing_problems(layers: Layers, group_size: int | None) -> list[tuple[st
             (
                 "enabled",
                 f"its files name {len(layers.renamed)} of its linear layers otherwise than "
-                f"transformers ({some(layers.renamed)}), so that what GPTQ makes of them could not "
+                f"transformers ({few(layers.renamed)}), so that what GPTQ makes of them could not "
                 "be loaded; set requantize_gptq.enabled=false, and quantize_base.method=nf4",
             )
         ]

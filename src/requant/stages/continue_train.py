@@ -164,8 +164,8 @@ def find_blocks(model: Any) -> tuple[Any, list[Any]]:
             f"continue_train.scope: 'top_layers' finds no list of {wanted} blocks in "
             f"{type(model).__name__} (lists: {held or 'none'}); set continue_train.scope=full"
         )
-    beside = modules[found.rpartition(".")[0]].children()
-    norms = [child for child in beside if "norm" in type(child).__name__.lower()]
+    siblings = modules[found.rpartition(".")[0]].children()
+    norms = [child for child in siblings if "norm" in type(child).__name__.lower()]
     return lists[found], norms[-1:]
 
 

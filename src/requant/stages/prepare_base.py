@@ -54,7 +54,7 @@ def train_on_stdlib(source: StdlibBase, context: StageContext) -> Metrics:
     """
     import torch
 
-    from requant.models.load import quiet_libraries
+    from requant.machine.library_noise import no_library_noise
     from requant.training.pretrain import new_model, render, token_windows, train, train_tokenizer
 
     plain = base_documents()
@@ -77,7 +77,7 @@ def train_on_stdlib(source: StdlibBase, context: StageContext) -> Metrics:
         device=context.device,
         reporter=context.reporter,
     )
-    with quiet_libraries():
+    with no_library_noise():
         model.to(device="cpu", dtype=torch.bfloat16).save_pretrained(context.out)
         tokenizer.save_pretrained(context.out)
     _name_public_class(context.out / "tokenizer_config.json")

@@ -52,15 +52,15 @@ def execute(
         _quantize_bitsandbytes(section.method, context, base)
     check_pairing(base, context.out)
     write_provenance(context.out, original=weights_digest(base))
-    left = unquantized(context.out)
-    if left.sizes:
-        context.reporter.message(str(left))
+    skipped = unquantized(context.out)
+    if skipped.sizes:
+        context.reporter.message(str(skipped))
     context.reporter.message("measuring the quantized base")
     found = _measure(context, base, data)
     check_fidelity(found, section)
     return {
         "size_ratio": size_ratio(context.out, base),
-        "unquantized_share": left.share,
+        "unquantized_share": skipped.share,
         **found,
     }
 
@@ -94,9 +94,9 @@ def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> No
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    from requant.machine.library_noise import no_library_noise
     from requant.models.device import clear_memory
     from requant.models.folder import copy_companions, stored_dtype
-    from requant.models.load import quiet_libraries
 
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
@@ -111,7 +111,7 @@ def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> No
         )
     )
     context.reporter.message(f"quantizing to {method}")
-    with quiet_libraries():
+    with no_library_noise():
         model: Any = AutoModelForCausalLM.from_pretrained(
             base,
             quantization_config=config,

@@ -62,9 +62,9 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         dtype=_dtype(section.dtype, model),
     )
     check_pairing(model, context.out)
-    left = unquantized(context.out)
-    if left.sizes:
-        context.reporter.message(str(left))
+    skipped = unquantized(context.out)
+    if skipped.sizes:
+        context.reporter.message(str(skipped))
     (context.out / CALIBRATION_NAME).write_bytes(canonical_json(calibration.as_record()))
     context.reporter.message("measuring fidelity")
     fidelity = compare_folders(
@@ -81,7 +81,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         "loss_16bit": fidelity.loss_reference,
         "loss_4bit": fidelity.loss_candidate,
         "size_ratio": size_ratio(context.out, model),
-        "unquantized_share": left.share,
+        "unquantized_share": skipped.share,
         "calibration_rows": float(len(calibration.rows)),
         "calibration_tokens": float(used.tokens),
         "calibration_cut": float(used.cut),

@@ -14,7 +14,7 @@ from requant.methods import METHODS
 from requant.models.finite import broken_tensors
 from requant.models.provenance import read_provenance, weights_digest, write_provenance
 from requant.training.words import LOSSES
-from requant.wording import short_count, some
+from requant.wording import few, short_count
 
 
 def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: Path) -> Metrics:
@@ -61,7 +61,7 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     if broken := broken_tensors(context.out.glob("*.safetensors")):
         raise TerminalError(
             f"train_adapter: {len(broken)} tensors of the adapter hold NaN or infinity: "
-            f"{some(broken)}; lower optimisation.learning_rate or optimisation.max_grad_norm"
+            f"{few(broken)}; lower optimisation.learning_rate or optimisation.max_grad_norm"
         )
     _normalise(context.out)
     digest = weights_digest(base)
