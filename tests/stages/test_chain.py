@@ -13,20 +13,19 @@ from requant.store import Store, all_records, artifact_of, read_record, verify
 from tests.support.chain import child_process, micro_config, run_chain
 
 
-def run_in_child(config: Config, kill_in: int | None = None, force: tuple[str, ...] = ()) -> int:
-    """Run the chain in a process of its own; return its exit code.
+def killed_run(config: Config, kill_in: int) -> int:
+    """Run the chain in a process that ends itself; return its exit code.
 
-    With `kill_in` the child sends itself SIGKILL when the stage after that many opens its second
-    file for writing in the draft of its artifact: the first is there, the artifact is half written.
-    Stages that are cached do not count.
+    The process sends itself SIGKILL when the stage after that many opens its second file for
+    writing in the draft of its artifact: the first is there, the artifact is half written. Stages
+    that are cached do not count.
     """
-    return child_process(_run, config, kill_in, force)
+    return child_process(_run, config, kill_in)
 
 
-def _run(config: Config, kill_in: int | None, force: tuple[str, ...]) -> None:
-    if kill_in is not None:
-        _kill_while_writing(Store(config.state).tmp, kill_in)
-    run_chain(config, force)
+def _run(config: Config, kill_in: int) -> None:
+    _kill_while_writing(Store(config.state).tmp, kill_in)
+    run_chain(config)
 
 
 def _kill_while_writing(drafts: Path, position: int) -> None:
@@ -69,7 +68,7 @@ def config_of(state: Path, files: Path, **sections) -> Config:
 def night(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """A state folder in which one night is done."""
     config = config_of(tmp_path_factory.mktemp("night") / "state", files)
-    assert run_in_child(config) == 0
+    run_chain(config)
     return config
 
 
@@ -99,7 +98,7 @@ def test_every_stage_leaves_a_verified_artifact(night: Config, keys: dict[str, s
 
 def test_a_second_run_executes_nothing(night: Config) -> None:
     before = starts(night)
-    assert run_in_child(night) == 0
+    run_chain(night)
     assert starts(night) == before
 
 
@@ -110,14 +109,14 @@ def test_moving_the_data_executes_nothing_and_one_byte_what_is_downstream(
     for path in files.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     moved = config_of(night.state, tmp_path)
-    assert run_in_child(moved) == 0
+    run_chain(moved)
     assert starts(night) == before
 
     row = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
     text = row["messages"][-1]["content"]
     content = (tmp_path / "train.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text(content.replace(text[-1], "!", 1))
-    assert run_in_child(moved) == 0
+    run_chain(moved)
     assert executed(night, since=len(before)) == [
         "prepare_data",
         "train_adapter",
@@ -143,7 +142,7 @@ def test_a_harmed_artifact_is_made_again_and_what_is_downstream_stays(
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-    assert run_in_child(night) == 0
+    run_chain(night)
     after = starts(night)
     assert [key for key in after if after[key] != before[key]] == [record.key]
     verify(store, artifact_of(store, record))
@@ -152,7 +151,7 @@ def test_a_harmed_artifact_is_made_again_and_what_is_downstream_stays(
 def test_forcing_a_stage_whose_bytes_come_out_equal_leaves_the_rest_cached(night: Config) -> None:
     before = starts(night)
     digests = {record.key: record.digest for record in all_records(Store(night.state))}
-    assert run_in_child(night, force=("train_adapter",)) == 0
+    run_chain(night, force=("train_adapter",))
     after = all_records(Store(night.state))
     assert {record.key: record.digest for record in after} == digests
     assert [item.stage for item in after if item.started != before[item.key]] == ["train_adapter"]
@@ -170,7 +169,7 @@ def test_stages_that_are_off_are_skipped_and_the_chain_stays_valid(
     }
     before = len(starts(night))
     config = config_of(night.state, files, **off)
-    assert run_in_child(config) == 0
+    run_chain(config)
     assert executed(night, since=before) == ["requantize_gptq", "evaluate"]
     scores = all_records(Store(night.state))[-1].metrics
     assert {name.partition("/")[0] for name in scores} == {"base", "requantized"}
@@ -190,7 +189,7 @@ def test_an_adapter_that_cannot_be_merged_is_evaluated_on_its_base(
         continue_train=night.continue_train.model_dump() | off,
         requantize_gptq=off,
     )
-    assert run_in_child(config) == 0
+    run_chain(config)
     assert executed(night, since=before) == ["train_adapter", "evaluate"]
     scores = all_records(Store(night.state))[-1].metrics
     assert {name.partition("/")[0] for name in scores} == {"base", "adapted"}
@@ -217,11 +216,11 @@ def test_past_nights_adapters_are_merged_with_tonights(night: Config, files: Pat
         evaluate=off,
     )
     before = len(starts(night))
-    assert run_in_child(config) == 0
+    run_chain(config)
     assert executed(night, since=before) == ["train_adapter", "merge_fp16"]
     merge = all_records(store)[-1]
     assert merge.key_fields["inputs"]["past_1"] == last.digest
-    assert run_in_child(config) == 0
+    run_chain(config)
     assert all_records(store)[-1] == merge
 
 
@@ -232,11 +231,11 @@ def test_sigkill_in_the_middle_of_any_stage_leaves_no_half_and_the_next_run_fini
     store = Store(config.state)
     for position, stage in enumerate(STAGE_NAMES):
         # What was killed the last time is made first.
-        assert run_in_child(config, kill_in=min(position, 1)) == -signal.SIGKILL, stage
+        assert killed_run(config, kill_in=min(position, 1)) == -signal.SIGKILL, stage
         records = all_records(store)
         assert [record.stage for record in records] == list(STAGE_NAMES[:position])
         assert {path.name for path in store.objects.glob("*/*")} == {
             record.digest for record in records
         }
-    assert run_in_child(config) == 0
+    run_chain(config)
     assert [record.stage for record in all_records(store)] == list(STAGE_NAMES)

@@ -52,9 +52,7 @@ def child_process(target: Callable[..., None], *arguments: Any) -> int:
     the test process would inherit locks of OpenMP threads that do not exist in it.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.support.chain", "torch", "transformers", "trl", "datasets"]
-    )
+    context.set_forkserver_preload(["tests.support.chain", "tests.support.libraries"])
     process = context.Process(target=target, args=arguments)
     process.start()
     process.join()
