@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from requant.config import STAGE_NAMES
-from requant.store import Store
-from requant.store.records import read_records
+from requant.store import Store, all_records
 from tests.support.chain import MICRO
 from tests.support.commands import requant, states
 
 ROOT = Path(__file__).parents[2]
-EARLIER = "001fbdf9"
+EARLIER = "001fbdf46d6f199e849f7097db48ce966d6eb99d"
 """The last commit before the rooms were rearranged.
 
 Whoever raises a `Stage.version` expects that stage, and those after it, to run here again; whoever
@@ -22,10 +21,15 @@ changes what is kept in a store makes EARLIER the commit before, and finds out w
 """
 
 
+def _history_is_cut() -> bool:
+    asked = ["git", "-C", ROOT, "rev-parse", "--is-shallow-repository"]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return answer.returncode != 0 or answer.stdout.strip() == "true"
+
+
 @pytest.fixture
-def earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder in which the code of `EARLIER` has run a night."""
-    monkeypatch.chdir(tmp_path)
+def earlier_night(tmp_path: Path) -> Path:
+    """The configuration of a night that the code of `EARLIER` has run."""
     code = tmp_path / "earlier"
     code.mkdir()
     archive = subprocess.run(
@@ -33,12 +37,15 @@ def earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         capture_output=True,
         check=False,
     )
-    if archive.returncode:
-        pytest.skip(f"{EARLIER} is not in this clone's history: {archive.stderr.decode().strip()}")
+    if archive.returncode and _history_is_cut():
+        pytest.skip(f"this copy's history does not reach back to {EARLIER[:7]}")
+    assert archive.returncode == 0, archive.stderr.decode()
     subprocess.run(["tar", "-x"], input=archive.stdout, cwd=code, check=True)
-    (tmp_path / "tiny.yaml").write_text(MICRO)
+    config = tmp_path / "micro.yaml"
+    config.write_text(f"{MICRO}state: {tmp_path / 'state'}\n")
     done = subprocess.run(
-        [sys.executable, "-c", "from requant.cli import app; app()", "run", "tiny.yaml"],
+        [sys.executable, "-c", "from requant.cli import app; app()", "run", config],
+        cwd=code,
         env={**os.environ, "PYTHONPATH": f"{code / 'src'}:{code}"},
         capture_output=True,
         text=True,
@@ -46,14 +53,15 @@ def earlier_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert states(done.stdout) == dict.fromkeys(STAGE_NAMES, "done"), done.stdout
-    return tmp_path
+    return config
 
 
-def test_every_stage_of_an_earlier_night_is_a_hit(earlier_state: Path) -> None:
-    before = read_records(Store(earlier_state / "state"))
+def test_every_stage_of_an_earlier_night_is_a_hit(earlier_night: Path) -> None:
+    store = Store(earlier_night.parent / "state")
+    before = all_records(store)
 
-    output = requant("run", "tiny.yaml")
+    output = requant("run", earlier_night)
 
     assert states(output) == dict.fromkeys(STAGE_NAMES, "cached"), output
-    assert read_records(Store(earlier_state / "state")) == before
-    assert "nothing is wrong" in requant("verify", "--state", "state")
+    assert all_records(store) == before
+    assert "8 of 8 artifacts are right" in requant("verify", "--state", store.root)

@@ -11,6 +11,7 @@ from requant.config.merge import MergeFp16
 from requant.config.quantizing import QuantizeBase
 from requant.config.training import Optimisation, TrainAdapter
 from requant.errors import ArtifactError, ConfigError, ContractError, ParityError
+from requant.methods import METHODS
 from requant.models.config import quantization_of
 from requant.models.folder import INDEX_NAME
 from requant.models.headers import read_headers
@@ -19,7 +20,7 @@ from requant.models.tokenizer import load_tokenizer
 from requant.stages import merge_fp16, quantize_base, train_adapter
 from requant.stages.quantize_base import check_fidelity
 from requant.store.manifest import describe
-from tests.stages.conftest import make_context
+from tests.stages.conftest import STEPS, make_context
 
 GROUP_SIZE = 64
 CONVERSATION = [{"role": "user", "content": "What does sorted return?"}]
@@ -159,6 +160,39 @@ def test_every_adapter_tensor_on_a_gptq_base_gets_a_gradient(gptq_base: Path) ->
     for name, parameter in trainable.items():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+TRAINED = [name for name, row in METHODS.items() if row.trained]
+QUANTIZED = ("nf4", "int8", "gptq")
+COMBINATIONS = [(name, base) for name in TRAINED for base in QUANTIZED]
+
+
+@pytest.fixture(scope="module")
+def quantized_bases(
+    nf4: Path,
+    gptq_base: Path,
+    tiny_base: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    int8, _ = quantize("int8", tmp_path_factory.mktemp("int8"), tiny_base)
+    return {"nf4": nf4, "int8": int8, "gptq": gptq_base}
+
+
+@pytest.mark.parametrize(("method", "base"), COMBINATIONS)
+def test_a_method_trains_on_every_base_its_row_does_not_refuse(
+    method: str, base: str, quantized_bases: dict[str, Path], tiny_data: Path, tmp_path: Path
+) -> None:
+    steps = STEPS.model_copy(update={"max_steps": 1})
+    section = TrainAdapter(method=method, rank=4, optimisation=steps)
+    context = make_context(tmp_path)
+    folder = quantized_bases[base]
+    if base in METHODS[method].refuses:
+        with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError)):
+            train_adapter.execute(section, context, base=folder, data=tiny_data)
+        return
+    metrics = train_adapter.execute(section, context, base=folder, data=tiny_data)
+    assert metrics["steps"] == 1
+    assert (context.out / "adapter_model.safetensors").exists()
 
 
 def test_an_already_quantized_base_is_refused(tmp_path: Path, gptq_base: Path) -> None:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,10 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
             f"train_adapter: {len(broken)} tensors of the adapter hold NaN or infinity: "
             f"{few(broken)}; lower optimisation.learning_rate or optimisation.max_grad_norm"
         )
-    _normalise(context.out)
+    config = model.peft_config["default"]
+    _normalise(
+        context.out, [name for name, value in vars(config).items() if isinstance(value, set)]
+    )
     digest = weights_digest(base)
     # An unquantized base is the original itself.
     original = read_provenance(base).get("original", digest)
@@ -153,13 +156,18 @@ def _peft_config(section: TrainAdapter) -> Any:
     )
 
 
-def _normalise(adapter: Path) -> None:
-    """Make the same adapter the same bytes anywhere: no path of the base, no order of a set."""
+def _normalise(adapter: Path, sets: Iterable[str]) -> None:
+    """Make the same adapter the same bytes anywhere: no path of the base, no order of a set.
+
+    Args:
+        adapter: peft folder.
+        sets: Fields that peft keeps as sets, whose order changes with the process.
+    """
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = None
-    if "target_modules" in config:
-        config["target_modules"] = sorted(config["target_modules"])
+    for name in sets:
+        config[name] = sorted(config[name])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (adapter / "README.md").unlink(missing_ok=True)
 
