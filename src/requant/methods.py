@@ -1,9 +1,11 @@
 """Adapter methods: what each can be trained on, and whether it becomes weights.
 
-    method          trains on                    merges
-    lora, rslora    16 bit, nf4, int8, gptq      yes
-    dora            16 bit, nf4 (QDoRA)          yes
-    *_tuning        16 bit, nf4, int8, gptq      no: tokens in front of the text, not weights
+    method           trains on                    merges
+    lora, rslora     16 bit, nf4, int8, gptq      yes
+    dora             16 bit, nf4 (QDoRA)          yes
+    prefix_tuning    16 bit, nf4, int8            no: tokens in front of the text, not weights
+    prompt_tuning    16 bit, nf4, int8, gptq      no, as above
+    p_tuning         16 bit, nf4, int8, gptq      no, as above
 
 Beside those that `train_adapter` trains stand the ones that `requant merge` takes from elsewhere.
 """
@@ -36,7 +38,10 @@ METHODS: Mapping[str, Method] = {
     "lora": Method("LORA", "arXiv:2106.09685", trained=True),
     "rslora": Method("LORA", "arXiv:2312.03732", trained=True),
     "dora": Method("LORA", "arXiv:2402.09353", trained=True, refuses=("gptq", "int8")),
-    "prefix_tuning": Method("PREFIX_TUNING", "arXiv:2101.00190", merges=False, trained=True),
+    # On a GPTQ base peft 0.21 looks for a GPU in the device map, and finds none on a CPU.
+    "prefix_tuning": Method(
+        "PREFIX_TUNING", "arXiv:2101.00190", merges=False, trained=True, refuses=("gptq",)
+    ),
     "prompt_tuning": Method("PROMPT_TUNING", "arXiv:2104.08691", merges=False, trained=True),
     "p_tuning": Method("P_TUNING", "arXiv:2103.10385", merges=False, trained=True),
     "trainable_tokens": Method("TRAINABLE_TOKENS", "peft: rows of an embedding alone"),

@@ -162,9 +162,12 @@ def test_every_adapter_tensor_on_a_gptq_base_gets_a_gradient(gptq_base: Path) ->
         assert parameter.grad.abs().max() > 0, name
 
 
-TRAINED = [name for name, row in METHODS.items() if row.trained]
-QUANTIZED = ("nf4", "int8", "gptq")
-COMBINATIONS = [(name, base) for name in TRAINED for base in QUANTIZED]
+TRAINS_ON = [
+    (name, base)
+    for name, row in METHODS.items()
+    for base in ("nf4", "int8", "gptq")
+    if row.trained and base not in row.refuses
+]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +181,7 @@ def quantized_bases(
     return {"nf4": nf4, "int8": int8, "gptq": gptq_base}
 
 
-@pytest.mark.parametrize(("method", "base"), COMBINATIONS)
+@pytest.mark.parametrize(("method", "base"), TRAINS_ON)
 def test_a_method_trains_on_every_base_its_row_does_not_refuse(
     method: str, base: str, quantized_bases: dict[str, Path], tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -186,10 +189,6 @@ def test_a_method_trains_on_every_base_its_row_does_not_refuse(
     section = TrainAdapter(method=method, rank=4, optimisation=steps)
     context = make_context(tmp_path)
     folder = quantized_bases[base]
-    if base in METHODS[method].refuses:
-        with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError)):
-            train_adapter.execute(section, context, base=folder, data=tiny_data)
-        return
     metrics = train_adapter.execute(section, context, base=folder, data=tiny_data)
     assert metrics["steps"] == 1
     assert (context.out / "adapter_model.safetensors").exists()
