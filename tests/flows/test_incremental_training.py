@@ -295,12 +295,3 @@ def test_the_report_stands_alone(folder: Path) -> None:
             continue
         assert "http://" not in re.sub(r'xmlns="[^"]*"', "", page)
         assert all(stage in page for stage in STAGE_NAMES)
-
-
-def test_a_missing_data_file_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
-    source = "prepare_data.source={kind: files, train: [none.jsonl]}"
-    output = requant(
-        "run", folder / "micro.yaml", "--set", f"state={tmp_path}", "--set", source, fails=2
-    )
-    assert "prepare_data.source.train.0: none.jsonl is not a file; give an existing one" in output
-    assert all_records(Store(tmp_path)) == []

@@ -12,6 +12,7 @@ from requant.config.base import PrepareBase
 from requant.corpus import docstrings, instruction
 from requant.execution.stage import StageContext
 from requant.stages import prepare_base
+from requant.store import Store, all_records
 from tests.support.chain import MICRO, Silent
 from tests.support.commands import requant, states
 
@@ -99,3 +100,10 @@ def test_a_recipe_runs_on_parquet_with_columns_of_its_own(project: Path, base: P
 
     off = {"continue_train": "off"}
     assert states(output) == dict.fromkeys(STAGE_NAMES, "done") | off
+
+
+def test_a_missing_data_file_is_refused_before_any_work(project: Path) -> None:
+    source = "prepare_data.source={kind: files, train: [none.jsonl]}"
+    output = requant("run", "configs/tiny.yaml", "--set", source, fails=2)
+    assert "prepare_data.source.train.0: none.jsonl is not a file; give an existing one" in output
+    assert all_records(Store(project / ".requant")) == []
