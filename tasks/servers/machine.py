@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from requant.errors import ConfigError, TerminalError, TransientError
 from requant.machine.services import (
+    POLL_SECONDS,
+    STOP_SECONDS,
     Service,
     answers,
     launch,
@@ -177,6 +180,8 @@ def stop_machine(state: Path) -> Iterator[str]:
         with temporary_settings({PREFECT_API_URL: api}):
             before = runs_in_progress()
     stopped = [WORKER] if stop(store, WORKER) else []
+    if stopped:
+        _wait_for_end(before)
     if speaks:
         yield from _crashed(store, "stopped with the machine by `requant down`", before)
     elif api is not None:
@@ -221,6 +226,13 @@ def _crashed(store: Store, reason: str, before: Iterable[UUID] = ()) -> Iterator
                 f"{name}: Crashed; with `requant up` running, `prefect flow-run retry {run_id}` "
                 "goes on from what is valid"
             )
+
+
+def _wait_for_end(runs: list[UUID]) -> None:
+    """Give flow runs the time to end: the worker passes its signal on and may be gone before."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while any(_has_process(str(run)) for run in runs) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def _has_process(flow_run: str) -> bool:
