@@ -19,7 +19,7 @@ def test_a_killed_flow_and_a_stopped_machine_leave_a_run_that_goes_on(machine: M
     kill(machine.flow_process())
     machine.wait(run, "CRASHED", seconds=60)
     # The worker reports the same end twice, and the second report would undo a retry before it.
-    time.sleep(20)
+    time.sleep(5)
     machine.retry(run)
     machine.wait_for_log(run, "resuming from checkpoint-")
     assert f"Crashed; with `requant up` running, `prefect flow-run retry {run}`" in machine.down()
