@@ -16,6 +16,7 @@ from requant.evaluation.lm_eval_model import (
     watched_model,
     without_environment,
 )
+from requant.machine.library_noise import no_library_noise
 from requant.statistics import Paired, paired_difference
 
 BOOTSTRAP_ITERATIONS = 1000
@@ -137,8 +138,6 @@ def score_model(
         ParityError: If a score is not finite, naming model, task and document.
     """
     from lm_eval import simple_evaluate
-
-    from requant.machine.library_noise import no_library_noise
 
     # lm-eval's bars go to stderr whatever the log level.
     with (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from requant.adapters.folder import PREFIX, WEIGHTS_NAME, Adapter, locate
 from requant.errors import ContractError
+from requant.machine.library_noise import no_library_noise
 from requant.merging.updates import Apply, Update
 from requant.models.headers import TensorHeader
 from requant.wording import few
@@ -33,7 +34,6 @@ def tuner_updates(
         ContractError: If peft cannot merge this type, or the adapter's tensors are not those its
             configuration asks for.
     """
-    from requant.machine.library_noise import no_library_noise
     from requant.models.load import import_gptqmodel
 
     import_gptqmodel()

@@ -79,10 +79,10 @@ def execute(
     chain = [name for name in MODELS if name in models]
     scores = {}
     for number, name in enumerate(chain, 1):
-        of_adapter = adapter if name == "adapted" else None
+        adapter_used = adapter if name == "adapted" else None
         unit = f"requests of {name}, model {number} of {len(chain)}"
         scores[name] = _score(
-            section, context, name, models[name], of_adapter, generated, manager, unit
+            section, context, name, models[name], adapter_used, generated, manager, unit
         )
         context.reporter.message(f"{name}: {_headline(scores[name])}")
     if whole := _of_all_documents(scores):

@@ -10,6 +10,7 @@ from requant.corpus import base_conversations, base_documents, corpus_digest
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
+from requant.machine.library_noise import no_library_noise
 from requant.models.base_folder import (
     MODEL_FILES,
     OTHER_FORMATS,
@@ -54,7 +55,6 @@ def train_on_stdlib(source: StdlibBase, context: StageContext) -> Metrics:
     """
     import torch
 
-    from requant.machine.library_noise import no_library_noise
     from requant.training.pretrain import new_model, render, token_windows, train, train_tokenizer
 
     plain = base_documents()

@@ -9,6 +9,7 @@ from requant.data.artifact import HELDOUT
 from requant.errors import ConfigError, ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
+from requant.machine.library_noise import no_library_noise
 from requant.models.provenance import weights_digest, write_provenance
 
 CALIBRATION_TOKENS = 512
@@ -94,7 +95,6 @@ def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> No
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    from requant.machine.library_noise import no_library_noise
     from requant.models.device import clear_memory
     from requant.models.folder import copy_companions, stored_dtype
 

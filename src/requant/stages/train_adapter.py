@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,7 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
             f"train_adapter: {len(broken)} tensors of the adapter hold NaN or infinity: "
             f"{few(broken)}; lower optimisation.learning_rate or optimisation.max_grad_norm"
         )
-    config = model.peft_config["default"]
-    _normalise(
-        context.out, [name for name, value in vars(config).items() if isinstance(value, set)]
-    )
+    _normalise(context.out, model.peft_config["default"])
     digest = weights_digest(base)
     # An unquantized base is the original itself.
     original = read_provenance(base).get("original", digest)
@@ -156,18 +153,14 @@ def _peft_config(section: TrainAdapter) -> Any:
     )
 
 
-def _normalise(adapter: Path, sets: Iterable[str]) -> None:
-    """Make the same adapter the same bytes anywhere: no path of the base, no order of a set.
-
-    Args:
-        adapter: peft folder.
-        sets: Fields that peft keeps as sets, whose order changes with the process.
-    """
+def _normalise(adapter: Path, peft_config: Any) -> None:
+    """Make the same adapter the same bytes anywhere: no path of the base, no order of a set."""
     path = adapter / "adapter_config.json"
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = None
-    for name in sets:
-        config[name] = sorted(config[name])
+    for name, value in vars(peft_config).items():
+        if isinstance(value, set):
+            config[name] = sorted(config[name])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (adapter / "README.md").unlink(missing_ok=True)
 
