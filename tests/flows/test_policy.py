@@ -13,13 +13,25 @@ from prefect.settings import get_current_settings
 from requant.errors import TerminalError, TransientError
 from requant.store import Store, all_records
 from tasks.caching import FlockManager
-from tests.support.word_stage import say, tries
+from tests.support.word_stage import say, take, tries
 
 
 def test_the_second_run_is_cached_and_does_nothing(tmp_path: Path) -> None:
     assert say(str(tmp_path), "hello") == "Completed"
     assert say(str(tmp_path), "hello") == "Cached"
     assert tries(tmp_path, "hello") == 1
+
+
+def test_a_stage_passes_few_files(tmp_path: Path) -> None:
+    take(str(tmp_path), "stack")
+    (record,) = all_records(Store(tmp_path))
+    passed = (Store(tmp_path).object_path(record.digest) / "word.txt").read_text().split()
+    # The other two: the stage's own file, and the room that does its work.
+    assert passed == [
+        "tasks/nightly/night.py",
+        "tasks/stage_task.py",
+        "src/requant/execution/perform.py",
+    ]
 
 
 @pytest.mark.parametrize("harm", ["flip", "delete", "forget"])
