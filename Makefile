@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Everything the demo makes, Prefect's database included, stays below this folder.
 STATE := .requant
+# Processes that test at once.
+TESTS ?= 4
 # Threads that spin long while they wait fight the Prefect server for the cores.
 export GOMP_SPINCOUNT ?= 1000
 
@@ -18,10 +20,9 @@ real: .venv/ready-real
 	$(BIN)/python -m benchmarks.real_model answers
 
 test: .venv/ready-dev lint
-	# A tiny model has no work for a second thread, the suite has for a second process.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore=tests/e2e -n 2 --dist loadfile
-	# They wait for polls and heartbeats more than they compute.
-	$(BIN)/python -m pytest tests/e2e -n 2 --dist loadfile
+	# A tiny model has no work for a second thread. Twice as many processes as cores, because those
+	# that test servers wait more than they compute; a file stays together, as it shares a machine.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

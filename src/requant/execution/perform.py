@@ -9,6 +9,7 @@ from requant.config.section import Section
 from requant.errors import ContractError, TerminalError, is_disk_full
 from requant.execution.key import StageKey
 from requant.execution.stage import Metrics, Reporter, Stage, StageContext
+from requant.machine.collector import set_aside
 from requant.store import (
     ArtifactRef,
     StageRecord,
@@ -123,6 +124,7 @@ def _make(
         for ref in inputs.values():
             check_sizes(store, ref)
         folders = {role: materialise(store, ref.digest) for role, ref in inputs.items()}
+        set_aside()
         metrics = execute(section, context, **folders)
         _check_unchanged(stage, section, key)
         artifact = publish(store, stage.kind, draft)

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,7 +75,9 @@ def task_problems(
     return problems
 
 
+@cache
 def _index() -> Mapping[str, Any]:
+    """Index lm-eval's own tasks: thousands of files, seconds each time."""
     from requant.evaluation.lm_eval import task_manager
 
     with TemporaryDirectory() as empty:
