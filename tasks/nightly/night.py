@@ -9,7 +9,7 @@ from prefect.runtime import flow_run
 
 from requant.config.section import Section
 from requant.execution.key import stage_key
-from requant.execution.past_nights import TAKES_PAST, lost_datasets, past_of
+from requant.execution.past_nights import lost_datasets, past_of, past_use
 from requant.execution.progress import done_line
 from requant.report.headline import headline
 from requant.report.night import StageRow, StageState
@@ -60,7 +60,7 @@ class OpenNight:
     def past(self, tonight: StageResult) -> dict[str, StageResult]:
         """Find what past nights left that the configuration uses with tonight's."""
         store, config = self._night.store, self._night.config
-        with self._blaming(TAKES_PAST[tonight.stage]):
+        with self._blaming(past_use(tonight.stage).taker):
             record = record_of(store, tonight)
             found = past_of(store, record, config)
             if record.stage == "prepare_data" and config.evaluate.enabled:

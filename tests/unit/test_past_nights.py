@@ -3,11 +3,26 @@
 import shutil
 from pathlib import Path
 
-from requant.execution.past_nights import lost_datasets, past_datasets
+import pytest
+
+from requant.config.loading import load_config
+from requant.errors import ContractError
+from requant.execution.past_nights import (
+    ADAPTERS,
+    DATASETS,
+    lost_datasets,
+    nights_ago,
+    past_datasets,
+    past_of,
+    past_role,
+)
+from requant.execution.plan import Plan, PlannedStage
 from requant.store import StageRecord, Store
 from requant.store.gc import collect
 from requant.store.records import write_record
 from tests.support.nights import make_night
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def datasets_of_nights(store: Store, count: int) -> list[StageRecord]:
@@ -74,3 +89,21 @@ def test_collecting_garbage_keeps_what_the_next_night_evaluates(tmp_path: Path) 
     assert past_datasets(store, tomorrow, 3) == needed
     assert lost_datasets(store, tomorrow, 3) == []
     assert not store.object_path(nights[0].digest).exists()
+
+
+def test_a_role_is_read_as_it_was_named() -> None:
+    for kind in (ADAPTERS, DATASETS):
+        roles = [past_role(kind, age) for age in (1, 12)]
+        assert [nights_ago(kind, role) for role in roles] == [1, 12]
+    assert nights_ago(ADAPTERS, past_role(DATASETS, 1)) == 0
+    assert nights_ago(DATASETS, "requantized") == 0
+
+
+def test_only_a_stage_whose_earlier_results_are_taken_has_a_past(tmp_path: Path) -> None:
+    """Planning a night refuses it as running one does, and before the stage has ever run."""
+    store, config = Store(tmp_path), load_config(CONFIGS / "tiny.yaml")
+    says = r"past\(quantize_base\): no stage .* only of train_adapter, prepare_data"
+    with pytest.raises(ContractError, match=says):
+        past_of(store, make_night(store)["quantize_base"], config)
+    with pytest.raises(ContractError, match=says):
+        Plan(store, config, ()).past(PlannedStage("quantize_base", "waits", "for prepare_base"))

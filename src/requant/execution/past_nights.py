@@ -1,31 +1,45 @@
 """What earlier nights of a model line left that tonight can build on."""
 
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from requant.errors import ContractError
 from requant.store import StageRecord, Store, all_records, holds
 
 if TYPE_CHECKING:
     from requant.config import Config
 
-TAKES_PAST = {"train_adapter": "merge_fp16", "prepare_data": "evaluate"}
-"""A stage whose earlier results tonight can use, and the stage that takes them."""
+ADAPTERS = "past"
+"""What the roles of past adapters begin with: past_1 is last night's."""
+DATASETS = "past_data"
+"""What the roles of past datasets begin with: past_data_1 is last night's."""
+
+
+def past_role(kind: str, age: int) -> str:
+    """Name the role of a past artifact: `past_role(ADAPTERS, 1)` is `past_1`, last night's."""
+    return f"{kind}_{age}"
+
+
+def nights_ago(kind: str, role: str) -> int:
+    """Read from a role how many nights old its artifact is; 0 for a role of another kind."""
+    found = re.fullmatch(rf"{kind}_(\d+)", role)
+    return int(found[1]) if found else 0
 
 
 def past_of(store: Store, tonight: StageRecord, config: "Config") -> dict[str, StageRecord]:
     """Return what earlier nights left of the kind tonight's record is, by the role it takes.
 
-    Adapters go to merge_fp16, datasets to evaluate; of anything else, or where the configuration
-    asks for none, there is nothing.
+    Raises:
+        ContractError: If no stage takes earlier results of tonight's stage.
     """
-    if tonight.stage == "train_adapter":
-        return past_adapters(store, tonight, config.merge_fp16.past_nights)
-    if tonight.stage == "prepare_data":
-        return past_datasets(store, tonight, config.evaluate.past_nights)
-    return {}
+    use = past_use(tonight.stage)
+    return use.find(store, tonight, getattr(config, use.taker).past_nights)
 
 
 def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
-    """Return the adapters of the nights before as merge_fp16's inputs: past_1 is last night's.
+    """Return the adapters of the nights before as merge_fp16's inputs.
 
     Of the same model line, trained on the same base and merged then; equal adapters count once.
 
@@ -54,11 +68,11 @@ def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
         )
         if alike and record.started < tonight.started and record.digest != tonight.digest:
             found.setdefault(record.digest, record)
-    return {f"past_{age}": record for age, record in enumerate([*found.values()][:nights], 1)}
+    return _by_role(ADAPTERS, [*found.values()][:nights])
 
 
 def past_datasets(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
-    """Return the datasets of the nights before as evaluate's inputs: past_data_1 is last night's.
+    """Return the datasets of the nights before as evaluate's inputs.
 
     Args:
         store: Of the model line.
@@ -67,7 +81,7 @@ def past_datasets(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
         nights: At most as many; what was deleted is left out: `lost_datasets` names it.
     """
     there = [item for item in _earlier(store, tonight) if holds(store, item.digest)]
-    return {f"past_data_{age}": record for age, record in enumerate(there[:nights], 1)}
+    return _by_role(DATASETS, there[:nights])
 
 
 def lost_datasets(store: Store, tonight: StageRecord, nights: int) -> list[StageRecord]:
@@ -90,3 +104,39 @@ def _earlier(store: Store, tonight: StageRecord) -> list[StageRecord]:
         and record.digest != tonight.digest
     }
     return sorted(found.values(), key=lambda item: item.started, reverse=True)
+
+
+def _by_role(kind: str, newest_first: list[StageRecord]) -> dict[str, StageRecord]:
+    return {past_role(kind, age): record for age, record in enumerate(newest_first, 1)}
+
+
+@dataclass(frozen=True)
+class PastUse:
+    """What becomes of a stage's results of earlier nights."""
+
+    taker: str
+    """The stage that takes them, as many as its `past_nights` says."""
+    find: Callable[[Store, StageRecord, int], dict[str, StageRecord]]
+    """`(store, tonight's record, nights) -> role -> record`."""
+
+
+PAST_USES = {
+    "train_adapter": PastUse("merge_fp16", past_adapters),
+    "prepare_data": PastUse("evaluate", past_datasets),
+}
+"""Stage to what becomes of its earlier results; of any other stage nothing is taken up again."""
+
+
+def past_use(stage: str) -> PastUse:
+    """Look up what becomes of a stage's earlier results.
+
+    Raises:
+        ContractError: If no stage takes them.
+    """
+    if stage not in PAST_USES:
+        raise ContractError(
+            f"past({stage}): no stage takes earlier results of {stage}, only of "
+            f"{', '.join(PAST_USES)}; give past() the outcome of one of these, or add a row to "
+            "PAST_USES in requant/execution/past_nights.py"
+        )
+    return PAST_USES[stage]

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from requant.config import Config, Section
 from requant.execution.key import StageKey, stage_key
-from requant.execution.past_nights import past_of
+from requant.execution.past_nights import past_of, past_use
 from requant.execution.stage import Stage
 from requant.execution.walk import HasStage
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
@@ -72,6 +72,7 @@ class Plan:
 
     def past(self, tonight: PlannedStage) -> dict[str, PlannedStage]:
         """Plan with what past nights left; not before tonight's own is there."""
+        past_use(tonight.stage)
         if tonight.record is None:
             return {}
         found = past_of(self._store, tonight.record, self._config)

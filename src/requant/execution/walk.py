@@ -32,6 +32,9 @@ class Way(Protocol[Task_contra, Result]):
         """Find what past nights left of the kind of tonight's outcome, by the role it takes.
 
         Adapters are merged with tonight's, held-out rows of datasets are evaluated too.
+
+        Raises:
+            ContractError: If no stage takes earlier results of tonight's stage.
         """
 
 

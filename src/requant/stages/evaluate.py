@@ -25,6 +25,7 @@ from requant.evaluation.lm_eval import (
     task_manager,
 )
 from requant.evaluation.tasks import write_perplexity_task
+from requant.execution.past_nights import DATASETS, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.names import file_name
 
@@ -60,8 +61,8 @@ def execute(
         ConfigError: If lm-eval does not know a task.
         ParityError: If a score is not finite.
     """
-    past = [inputs[role] for role in sorted(inputs, key=_night) if _night(role)]
-    models = {role: folder for role, folder in inputs.items() if not _night(role)}
+    past = [inputs[role] for role in sorted(inputs, key=_age) if _age(role)]
+    models = {role: folder for role, folder in inputs.items() if not _age(role)}
     unknown = sorted(models.keys() - set(MODELS))
     if unknown or not models:
         raise ContractError(
@@ -169,9 +170,9 @@ def _write_past(past: Sequence[Path], data: Path, limit: int, context: StageCont
     return {"past_rows": float(len(rows)), "past_rows_trained_on": float(len(left_out))}
 
 
-def _night(role: str) -> int:
+def _age(role: str) -> int:
     """Return how many nights ago a role's dataset was prepared; 0 for a model."""
-    return int(role.removeprefix("past_data_")) if role.startswith("past_data_") else 0
+    return nights_ago(DATASETS, role)
 
 
 def _score(

@@ -14,6 +14,7 @@ from requant.comparison.folders import batches_for, folder_loss, old_batches
 from requant.config.merge import MergeFp16
 from requant.data.artifact import HELDOUT
 from requant.errors import ContractError, ParityError
+from requant.execution.past_nights import ADAPTERS, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext, empty_folder
 from requant.merging import (
     MergePlan,
@@ -78,7 +79,7 @@ def execute(
     """
     for folder in (adapter, *past.values()):
         _check_belongs(folder, original, trained_on)
-    newest_first = [adapter, *(past[role] for role in sorted(past, key=_night))]
+    newest_first = [adapter, *(past[role] for role in sorted(past, key=_age))]
     plans = {"tonight": plan_merge(original, [adapter], untie=section.untie)}
     mixed = len(newest_first) > 1
     if mixed:
@@ -138,8 +139,8 @@ def _check_belongs(adapter: Path, original: Path, trained_on: Path) -> None:
     )
 
 
-def _night(role: str) -> int:
-    return int(role.removeprefix("past_"))
+def _age(role: str) -> int:
+    return nights_ago(ADAPTERS, role)
 
 
 def _weights(weights: Sequence[float], adapters: int) -> tuple[float, ...]:
