@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from requant.config import STAGE_NAMES
+from requant.config.loading import load_config
 from requant.store import Store, all_records
 from tests.support.chain import MICRO
 from tests.support.commands import requant, states
+from tests.support.stages import all_stages
 
 ROOT = Path(__file__).parents[2]
 EARLIER = "001fbdf46d6f199e849f7097db48ce966d6eb99d"
@@ -18,6 +19,8 @@ EARLIER = "001fbdf46d6f199e849f7097db48ce966d6eb99d"
 
 Whoever raises a `Stage.version` expects that stage, and those after it, to run here again; whoever
 changes what is kept in a store makes EARLIER the commit before, and finds out whether it is read.
+A new stage that `MICRO` leaves off needs nothing here, though EARLIER does not know it. One that is
+on runs once, and so does what is downstream: then EARLIER becomes the commit that brings it.
 """
 
 
@@ -52,16 +55,19 @@ def earlier_night(tmp_path: Path) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert states(done.stdout) == dict.fromkeys(STAGE_NAMES, "done"), done.stdout
+    assert set(states(done.stdout).values()) == {"done"}, done.stdout
     return config
 
 
 def test_every_stage_of_an_earlier_night_is_a_hit(earlier_night: Path) -> None:
     store = Store(earlier_night.parent / "state")
     before = all_records(store)
+    artifacts = len({record.digest for record in before})
 
     output = requant("run", earlier_night)
 
-    assert states(output) == dict.fromkeys(STAGE_NAMES, "cached"), output
+    assert states(output) == all_stages("cached", load_config(earlier_night)), output
     assert all_records(store) == before
-    assert "8 of 8 artifacts are right" in requant("verify", "--state", store.root)
+    assert f"{artifacts} of {artifacts} artifacts are right" in requant(
+        "verify", "--state", store.root
+    )

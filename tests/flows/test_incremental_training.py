@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from prefect.artifacts import Artifact
 
 from requant.config import STAGE_NAMES, Config
+from requant.config.loading import load_config
 from requant.errors import TransientError
 from requant.store import StageRecord, Store, all_records, locked
 from tasks.promote import register
@@ -17,6 +18,7 @@ from tasks.tracking import TrackingRun
 from tests.support.chain import MICRO
 from tests.support.commands import newest_report, requant, states
 from tests.support.row_files import noise, write
+from tests.support.stages import all_stages, stages_on
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert states(before)["prepare_base"] == "run"
     assert states(before)["train_adapter"] == "waits"
     output = requant("run", folder / "micro.yaml")
-    assert states(output) == dict.fromkeys(STAGE_NAMES, "done")
+    assert states(output) == all_stages("done", load_config(folder / "micro.yaml"))
     assert "report.html" in output
     assert re.search(r"Prefect:  http://\S+/flow-run/", output)
     assert "mlflow server --backend-store-uri sqlite:///" in output
@@ -38,8 +40,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_second_night_is_cached_and_mlflow_has_both(folder: Path) -> None:
-    assert states(requant("status", folder / "micro.yaml")) == dict.fromkeys(STAGE_NAMES, "cached")
-    assert states(requant("run", folder / "micro.yaml")) == dict.fromkeys(STAGE_NAMES, "cached")
+    config = load_config(folder / "micro.yaml")
+    cached = all_stages("cached", config)
+    assert states(requant("status", folder / "micro.yaml")) == cached
+    assert states(requant("run", folder / "micro.yaml")) == cached
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
     runs = client.search_runs([experiment.experiment_id])
@@ -51,7 +55,7 @@ def test_the_second_night_is_cached_and_mlflow_has_both(folder: Path) -> None:
         nested = [
             run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
         ]
-        assert sorted(run.info.run_name for run in nested) == sorted(STAGE_NAMES)
+        assert sorted(run.info.run_name for run in nested) == sorted(stages_on(config))
         files = {item.path for item in client.list_artifacts(parent.info.run_id)}
         assert {"lineage.html", "report.html"} <= files
     models = client.search_logged_models([experiment.experiment_id])

@@ -7,14 +7,15 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from requant.config import STAGE_NAMES
 from requant.config.base import PrepareBase
+from requant.config.loading import load_config
 from requant.corpus import docstrings, instruction
 from requant.execution.stage import StageContext
 from requant.stages import prepare_base
 from requant.store import Store, all_records
 from tests.support.chain import MICRO, Silent
 from tests.support.commands import requant, states
+from tests.support.stages import all_stages
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -80,10 +81,11 @@ def test_a_recipe_runs_on_a_file_of_conversations(project: Path, base: Path) -> 
 
     output = night("qwen3-0.6b", base, "train_adapter.rank=8")
 
-    assert states(output) == dict.fromkeys(STAGE_NAMES, "done")
+    config = load_config(Path("configs/qwen3-0.6b.yaml"))
+    assert states(output) == all_stages("done", config)
     assert "version 1: challenger" in output
     again = night("qwen3-0.6b", base, "train_adapter.rank=8")
-    assert states(again) == dict.fromkeys(STAGE_NAMES, "cached")
+    assert states(again) == all_stages("cached", config)
 
 
 def test_a_recipe_runs_on_parquet_with_columns_of_its_own(project: Path, base: Path) -> None:
@@ -98,8 +100,9 @@ def test_a_recipe_runs_on_parquet_with_columns_of_its_own(project: Path, base: P
         "prepare_data.columns={messages: null, prompt: question, response: answer}",
     )
 
-    off = {"continue_train": "off"}
-    assert states(output) == dict.fromkeys(STAGE_NAMES, "done") | off
+    config = load_config(Path("configs/qwen1.5-14b-chat.yaml"))
+    assert not config.continue_train.enabled
+    assert states(output) == all_stages("done", config)
 
 
 def test_a_missing_data_file_is_refused_before_any_work(project: Path) -> None:

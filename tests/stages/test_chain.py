@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from requant.config import STAGE_NAMES, Config
+from requant.config import Config
 from requant.store import Store, all_records, artifact_of, read_record, verify
 from tests.support.chain import child_process, micro_config, run_chain
+from tests.support.stages import stages_on
 
 
 def killed_run(config: Config, kill_in: int) -> int:
@@ -89,7 +90,7 @@ def starts(config: Config) -> dict[str, float]:
 def test_every_stage_leaves_a_verified_artifact(night: Config, keys: dict[str, str]) -> None:
     store = Store(night.state)
     records = all_records(store)
-    assert tuple(keys) == STAGE_NAMES
+    assert tuple(keys) == stages_on(night)
     for record in records:
         verify(store, artifact_of(store, record))
     assert list(store.tmp.iterdir()) == []
@@ -228,14 +229,14 @@ def test_sigkill_in_the_middle_of_any_stage_leaves_no_half_and_the_next_run_fini
     files: Path, tmp_path: Path
 ) -> None:
     config = config_of(tmp_path / "state", files)
-    store = Store(config.state)
-    for position, stage in enumerate(STAGE_NAMES):
+    store, stages = Store(config.state), list(stages_on(config))
+    for position, stage in enumerate(stages):
         # What was killed the last time is made first.
         assert killed_run(config, kill_in=min(position, 1)) == -signal.SIGKILL, stage
         records = all_records(store)
-        assert [record.stage for record in records] == list(STAGE_NAMES[:position])
+        assert [record.stage for record in records] == stages[:position]
         assert {path.name for path in store.objects.glob("*/*")} == {
             record.digest for record in records
         }
     run_chain(config)
-    assert [record.stage for record in all_records(store)] == list(STAGE_NAMES)
+    assert [record.stage for record in all_records(store)] == stages

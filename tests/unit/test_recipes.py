@@ -66,3 +66,16 @@ def test_a_comment_names_every_choice_of_its_knob(path: Path) -> None:
         if (missing := set(choices(fields)) - set(re.findall(r"[\w-]+", comment)))
     }
     assert not silent
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_knob_has_a_comment_where_its_name_first_stands(path: Path) -> None:
+    # What a switch does is said by its section; what the line is called, by the file's first lines.
+    explained = {"enabled", "name"}
+    silent = []
+    for fields, comment in knobs(path):
+        if comment.strip():
+            explained.add(fields[-1])
+        elif fields[-1] not in explained:
+            silent.append(".".join(fields))
+    assert not silent
