@@ -27,11 +27,8 @@ class Method:
     """Whether `train_adapter.method` offers it."""
     refuses: tuple[str, ...] = ()
     """Quantizations of the base that peft does not train it on."""
-
-    @property
-    def prompts(self) -> bool:
-        """Whether it trains tokens in front of the text, of which the base has no layer."""
-        return self.trained and not self.merges
+    prompts: bool = False
+    """Whether it trains tokens in front of the text, of which the base has no layer."""
 
 
 METHODS: Mapping[str, Method] = {
@@ -40,10 +37,17 @@ METHODS: Mapping[str, Method] = {
     "dora": Method("LORA", "arXiv:2402.09353", trained=True, refuses=("gptq", "int8")),
     # On a GPTQ base peft 0.21 looks for a GPU in the device map, and finds none on a CPU.
     "prefix_tuning": Method(
-        "PREFIX_TUNING", "arXiv:2101.00190", merges=False, trained=True, refuses=("gptq",)
+        "PREFIX_TUNING",
+        "arXiv:2101.00190",
+        merges=False,
+        trained=True,
+        refuses=("gptq",),
+        prompts=True,
     ),
-    "prompt_tuning": Method("PROMPT_TUNING", "arXiv:2104.08691", merges=False, trained=True),
-    "p_tuning": Method("P_TUNING", "arXiv:2103.10385", merges=False, trained=True),
+    "prompt_tuning": Method(
+        "PROMPT_TUNING", "arXiv:2104.08691", merges=False, trained=True, prompts=True
+    ),
+    "p_tuning": Method("P_TUNING", "arXiv:2103.10385", merges=False, trained=True, prompts=True),
     "trainable_tokens": Method("TRAINABLE_TOKENS", "peft: rows of an embedding alone"),
     "adalora": Method("ADALORA", "arXiv:2303.10512"),
     "ia3": Method("IA3", "arXiv:2205.05638"),

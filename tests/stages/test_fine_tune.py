@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from requant.config.training import Optimisation
-from requant.data.chat_template import RULES_NAME
+from requant.data.artifact import RULES_NAME
 from requant.data.samples import encode_data
 from requant.models.load import load_model
 from requant.models.tokenizer import load_tokenizer

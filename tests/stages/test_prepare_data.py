@@ -11,6 +11,7 @@ import yaml
 
 from requant.config.data import PrepareData
 from requant.corpus import corpus_digest
+from requant.data.artifact import CARD_NAME
 from requant.data.chat_template import Rules, read_rules
 from requant.errors import ConfigError, ContractError, RequantError
 from requant.machine.library_noise import log_only_errors
@@ -246,7 +247,7 @@ def test_any_rows_become_a_dataset_that_says_what_it_is(tmp_path: Path) -> None:
         "completion; 1 messages",
         f"{train}: not read: id (20 rows)",
     ]
-    assert json.loads((context.out / "data_card.json").read_text()) == {
+    assert json.loads((context.out / CARD_NAME).read_text()) == {
         "formats": {
             "Alpaca (instruction, input, output)": 20,
             "messages": 1,

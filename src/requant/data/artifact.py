@@ -3,6 +3,8 @@
 train.jsonl      rows of tonight, in the order of the night
 heldout.jsonl    rows that are never trained on
 evaluation/      one lm-eval task a pair of files: <task>.yaml and <task>.jsonl
+template.json    the rules by which conversations are rendered
+data_card.json   what the rows were: formats, ignored fields, turns without loss
 """
 
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 TRAIN = "train.jsonl"
 HELDOUT = "heldout.jsonl"
 EVALUATION = "evaluation"
+RULES_NAME = "template.json"
+CARD_NAME = "data_card.json"
 
 
 def task_documents(data: Path, task: str) -> Path:

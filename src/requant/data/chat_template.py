@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from requant.canonical import canonical_json
+from requant.data.artifact import RULES_NAME
 from requant.data.formats import Row
 from requant.data.messages import Message
 from requant.errors import ContractError
@@ -17,8 +18,6 @@ from requant.wording import shown
 if TYPE_CHECKING:
     from jinja2 import TemplateSyntaxError
 
-RULES_NAME = "template.json"
-"""File of a dataset artifact that holds the rules."""
 DIRECTIVES = "aAwdbBmyYHIpMSfzZjUWcxXGuV"
 """Directives of strftime that a template may use; `%-d` and its like besides."""
 

@@ -13,7 +13,7 @@ from requant.config.task_names import (
     RESPONSE_CHOICE,
 )
 from requant.corpus import corpus_digest, topics
-from requant.data.artifact import EVALUATION, HELDOUT, TRAIN
+from requant.data.artifact import CARD_NAME, EVALUATION, HELDOUT, TRAIN
 from requant.data.chat_template import write_rules
 from requant.data.formats import Row
 from requant.data.overlap import duplicates
@@ -31,8 +31,6 @@ from requant.evaluation.tasks import night_documents, write_choice_task, write_p
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
 from requant.store.manifest import hash_file
-
-CARD_NAME = "data_card.json"
 
 
 def execute(section: PrepareData, context: StageContext) -> Metrics:
