@@ -41,8 +41,6 @@ class TrackingRun:
     flow_run_id: str
     stage: str = ""
     """Empty for the night itself."""
-    resumed: bool = False
-    """It was there already: an earlier attempt made it."""
     points: list["Metric"] = field(default_factory=list, repr=False, compare=False)
     """Points of curves that are not sent yet."""
 

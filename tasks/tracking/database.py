@@ -21,18 +21,6 @@ WAIT_SECONDS = 30.0
 """A reader or writer that takes longer than this holds the database."""
 
 
-def holds_nothing(path: Path) -> bool:
-    """Tell whether a database is missing, or is what a kill among the first migrations left.
-
-    Of every other one of MLflow's some table has a row: opening it the first time makes an
-    experiment. Empty tables of another program are that program's.
-    """
-    if not path.exists():
-        return True
-    with _opened(path) as database:
-        return _holds_nothing(database)
-
-
 def is_current(path: Path) -> bool:
     """Tell whether a database has the schema of the installed MLflow.
 
@@ -100,6 +88,11 @@ def _hold(database: sqlite3.Connection) -> None:
 
 
 def _holds_nothing(database: sqlite3.Connection) -> bool:
+    """Tell whether a database is new, or is what a kill among the first migrations left.
+
+    Of every other one of MLflow's some table has a row: opening it the first time makes an
+    experiment. Empty tables of another program are that program's.
+    """
     tables = _tables(database)
     if not tables:
         return True

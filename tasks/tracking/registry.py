@@ -176,11 +176,6 @@ def unmark(registry: Registry, version: ModelVersion, what: Mark) -> None:
             registry.client.delete_model_version_tag(registry.model, str(version.version), what)
 
 
-def version_page(registry: Registry, version: ModelVersion) -> str:
-    """Address of a version's page, relative to the server's."""
-    return f"#/models/{registry.model}/versions/{version.version}"
-
-
 def _by_alias(registry: Registry, alias: str) -> ModelVersion | None:
     from mlflow.exceptions import MlflowException
 

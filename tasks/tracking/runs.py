@@ -229,7 +229,6 @@ def open_run(
         run_id=run_id,
         flow_run_id=flow_run_id,
         stage=stage,
-        resumed=bool(found),
     )
 
 

@@ -184,7 +184,6 @@ def test_repeating_a_flow_run_adds_nothing(
     night: tracking.TrackingRun, uri: str, store: Store, records: dict[str, StageRecord]
 ) -> None:
     again = track(uri, store, records, "flow-1")
-    assert again.resumed
     assert again.run_id == night.run_id
     runs = children(night)
     assert len(runs) == len(CHAIN)
@@ -215,7 +214,6 @@ def test_killed_night_is_resumed(uri: str, state: Path) -> None:
     parent = tracking.open_parent(uri, "killed", "flow-k", "night", {})
     stage = tracking.open_stage(parent, "train_adapter")
     assert (parent.run_id, stage.run_id) == (parent_id, stage_id)
-    assert stage.resumed
     tracking.fail_stage(stage, RuntimeError("out of patience"))
     tracking.close_parent(parent, "FAILED", "", "", {})
 

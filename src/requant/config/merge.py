@@ -121,8 +121,3 @@ class MergeFp16(Section):
     def limits(self) -> MergeLimits:
         """What a merge is held to, without the rest of the section."""
         return MergeLimits(**{item.name: getattr(self, item.name) for item in fields(MergeLimits)})
-
-    @property
-    def tries(self) -> bool:
-        """Whether several merged models are built and the best one is kept."""
-        return self.base == "measured" or len(self.scales) > 1

@@ -89,11 +89,6 @@ def served_dtype(folder: Path) -> str:
     return "bfloat16" if stored in {"float32", "float64"} else stored
 
 
-def set_dtype(folder: Path, dtype: str) -> None:
-    """Write the dtype of the weights, e.g. bfloat16, into config.json."""
-    set_fields(folder, {"dtype": dtype})
-
-
 def set_fields(folder: Path, fields: Mapping[str, Any]) -> None:
     """Change fields of config.json; where there are none its bytes stay."""
     if not fields:

@@ -1,4 +1,4 @@
-"""Load a model or a tokenizer from an ordinary Hugging Face folder, quantized or not."""
+"""Load a model from an ordinary Hugging Face folder, quantized or not, and adapters beside it."""
 
 from __future__ import annotations
 

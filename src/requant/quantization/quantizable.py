@@ -34,8 +34,6 @@ class Layers:
     """Conv1D layers."""
     renamed: tuple[str, ...] = ()
     """Linear layers whose weights have another name in the files."""
-    fused: tuple[str, ...] = ()
-    """Modules that hold all experts of a block in one tensor."""
 
 
 def layers_of(model: Any, names: Iterable[str]) -> Layers:
@@ -56,7 +54,6 @@ def layers_of(model: Any, names: Iterable[str]) -> Layers:
         renamed=tuple(
             name for name in linear if file_name(name, model.base_model_prefix, stored) is None
         ),
-        fused=fused_experts(model),
     )
 
 
