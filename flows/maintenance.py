@@ -20,6 +20,9 @@ def maintenance(state: Path = Path(".requant"), keep: int | None = None) -> None
     Args:
         state: Folder of the store.
         keep: Records used last that are kept per stage; all where it is not given.
+
+    Raises:
+        ArtifactError: Naming every artifact whose bytes are wrong; garbage is collected by then.
     """
     store = Store(state.resolve())
     problems = examine(store, deep=True).problems

@@ -35,7 +35,7 @@ class Deployment(BaseModel):
     """Digest of the configured action: another one deploys the same model again."""
     when: datetime
     answer: str
-    """To the smoke prompt."""
+    """What the model answered to the smoke prompt."""
     done: str
 
 

@@ -114,7 +114,11 @@ def _done_tonight(night: Night, key: StageKey) -> bool:
 
 
 def record_of(store: Store, result: StageResult) -> StageRecord:
-    """Return the record behind a result that was just made or verified."""
+    """Return the record behind a result that was just made or verified.
+
+    Raises:
+        ArtifactError: If the record was deleted since.
+    """
     record = read_record(store, result.key)
     if record is None:
         raise ArtifactError(f"{store.record_path(result.key)}: was deleted while the night ran")

@@ -14,7 +14,7 @@ FILE_CHARACTERS = 100
 PARAM_CHARACTERS = 6000
 """MLflow's limit for a parameter's value (mlflow/utils/validation.py, 3.17)."""
 TAG_CHARACTERS = 8000
-"""Likewise of a tag."""
+"""MLflow's limit for a tag's value (as above)."""
 
 
 def tracking_key(name: str) -> str:

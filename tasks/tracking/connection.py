@@ -47,7 +47,11 @@ class TrackingRun:
 
 @contextmanager
 def transient(uri: str) -> Iterator[None]:
-    """Turn "the tracking server is away" into an error that is worth a retry."""
+    """Turn "the tracking server is away" into an error that is worth a retry.
+
+    Raises:
+        TransientError: In place of a lost connection, or of an answer that may pass.
+    """
     from mlflow.exceptions import MlflowException
     from requests import exceptions
 
@@ -196,7 +200,11 @@ def _say_lost(path: Path, store: Store) -> None:
 
 
 def probe(uri: str) -> None:
-    """Raise at once where mlflow itself would try for minutes."""
+    """Raise at once where mlflow itself would try for minutes.
+
+    Raises:
+        TransientError: If the server at the address does not answer.
+    """
     if urlparse(uri).scheme not in {"http", "https"}:
         return
     error = unreachable(uri)

@@ -12,6 +12,7 @@ from requant.report.lineage import causes_first, parents
 from requant.report.notes import Crumb, model_note, with_led_to
 from requant.stages import STAGES
 from requant.store import StageRecord, Store, locked, materialise
+from requant.store.manifest import MANIFEST_NAME
 from tasks.tracking.connection import TrackingRun, page, reaching
 
 if TYPE_CHECKING:
@@ -131,8 +132,8 @@ def dataset_input(record: StageRecord, store: Store, stage: str) -> "DatasetInpu
 def small_files(folder: Path, kind: str) -> list[Path]:
     """List what is worth a copy: manifest and texts, of an adapter all, never a model's weights."""
     names = {
-        "model": ("manifest.json", "README.md", "config.json", MERGE_NAME),
-        "dataset": ("manifest.json", "README.md"),
+        "model": (MANIFEST_NAME, "README.md", "config.json", MERGE_NAME),
+        "dataset": (MANIFEST_NAME, "README.md"),
     }.get(kind, ("*",))
     files = [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
     return [path for path in files if path.stat().st_size <= MAX_UPLOAD_BYTES]

@@ -89,7 +89,11 @@ def again(command: str, config: Path, overrides: list[str] | None) -> str:
 
 
 def open_store(state: Path) -> "Store":
-    """Open the store of a state folder that has been used."""
+    """Open the store of a state folder that has been used.
+
+    Raises:
+        ConfigError: If the folder holds no records.
+    """
     from requant.errors import ConfigError
     from requant.store import Store
 
@@ -103,7 +107,11 @@ def open_store(state: Path) -> "Store":
 
 
 def check_stages(stages: list[str] | None, config: "Config | None" = None) -> None:
-    """Refuse names that are no stage, and stages that are off."""
+    """Refuse names that are no stage, and stages that are off.
+
+    Raises:
+        ConfigError: Naming the stage, and the valid ones.
+    """
     from requant.config import STAGE_NAMES
     from requant.errors import ConfigError
 
@@ -119,6 +127,9 @@ def prepare_environment() -> Path:
 
     Returns:
         The project's folder.
+
+    Raises:
+        ConfigError: If there is no `flows` here or above.
     """
     from requant.errors import ConfigError
 

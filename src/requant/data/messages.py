@@ -26,7 +26,11 @@ EXPECTED = (
 
 
 def parse_message(message: Any, at: str) -> tuple[Message, list[str]]:
-    """Check a message; return the fields that mean something, and the names of the others."""
+    """Check a message; return the fields that mean something, and the names of the others.
+
+    Raises:
+        ContractError: Naming the field that is not as it should be, by `at`.
+    """
     if not isinstance(message, dict) or "role" not in message:
         raise ContractError(f"{at} is {shown(message)}; {EXPECTED}")
     role = message["role"]
@@ -69,7 +73,11 @@ def parse_message(message: Any, at: str) -> tuple[Message, list[str]]:
 
 
 def parse_tool_calls(calls: Any, at: str) -> list[Any]:
-    """Check tool calls; arguments become an object, which is what chat templates are given."""
+    """Check tool calls; arguments become an object, which is what chat templates are given.
+
+    Raises:
+        ContractError: Naming the call that is none, or whose arguments are not JSON, by `at`.
+    """
     if not isinstance(calls, list):
         raise ContractError(f"{at} is {shown(calls)}; expected a list")
     checked = []
@@ -90,7 +98,11 @@ def parse_tool_calls(calls: Any, at: str) -> list[Any]:
 
 
 def parse_tools(tools: Any, place: str) -> list[Any]:
-    """Check the JSON schemas of the functions a row offers, given as a list or as its text."""
+    """Check the JSON schemas of the functions a row offers, given as a list or as its text.
+
+    Raises:
+        ContractError: If they are not JSON, or no list of objects.
+    """
     if isinstance(tools, str):
         tools = parse_json(tools, f"{place}: tools") if tools.strip() else []
     if tools is None:
@@ -101,7 +113,11 @@ def parse_tools(tools: Any, place: str) -> list[Any]:
 
 
 def parse_json(text: str, at: str) -> Any:
-    """Read a text as JSON."""
+    """Read a text as JSON.
+
+    Raises:
+        ContractError: If it is not JSON.
+    """
     try:
         return json.loads(text)
     except ValueError as error:

@@ -77,7 +77,11 @@ def fit(
     max_length: int | None,
     too_long: Clipped,
 ) -> Sample | None:
-    """Bring a turn to at most `max_length` tokens; None where it is dropped."""
+    """Bring a turn to at most `max_length` tokens; None where it is dropped.
+
+    Raises:
+        RowError: If it is longer and `too_long` is refuse, or if a shorter one cannot be rendered.
+    """
     if max_length is None or len(turn.ids) <= max_length:
         return sample_of(turn.ids, turn.start)
     if too_long == "drop":

@@ -38,7 +38,7 @@ class Rounding:
     update_kl: float
     """KL(unrounded || before), nats per token: what the update moves the model by."""
     loss: Estimate
-    """That rounding adds, nats per token, paired by sequence."""
+    """Loss that rounding adds, nats per token, paired by sequence."""
     gain: Estimate
     """Loss before less loss unrounded, nats per token, paired by sequence."""
 

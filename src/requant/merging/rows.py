@@ -40,7 +40,11 @@ def merge_rows(
     source: int,
     target: int,
 ) -> tuple[str, Change] | None:
-    """Merge some rows, a block of `step` of them at a time through the same memory."""
+    """Merge some rows, a block of `step` of them at a time through the same memory.
+
+    Raises:
+        ParityError: If a merged row is not finite, or moves further than float32 can say.
+    """
     import torch
 
     dtype = getattr(torch, TORCH_NAMES[output.target.dtype])

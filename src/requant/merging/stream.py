@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from requant.errors import ArtifactError, ContractError
 from requant.merging.change import Change
@@ -27,18 +27,15 @@ from requant.models.headers import (
     weight_files,
 )
 
-if TYPE_CHECKING:
-    pass
-
-
 BLOCK_WEIGHTS = 1 << 18
 """1 MiB in float32: a block and its three temporaries stay in a core's second-level cache."""
 
 BLOCKS_PER_JOB = 8
-"""They go through the same memory: fresh pages for each would cost as much as the arithmetic."""
+"""Blocks of a job go through the same memory: fresh pages for each would cost as much as the
+arithmetic."""
 
 COPY_BYTES = 16 << 20
-"""Per call to the kernel; small enough that the cores share a large tensor."""
+"""Bytes copied per call to the kernel; small enough that the cores share a large tensor."""
 
 QUEUED_PER_CORE = 4
 """Blocks that wait: enough that no core is idle, few enough that memory does not grow."""

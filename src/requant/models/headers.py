@@ -111,11 +111,11 @@ class ShardHeader:
     """The header of one safetensors file."""
 
     raw: bytes
-    """As it lies in the file, its length before it."""
+    """The bytes of the header as they lie in the file, their length before them."""
     entries: Mapping[str, Any]
-    """Parsed; `__metadata__` among the tensors."""
+    """The header parsed; `__metadata__` among the tensors."""
     tensors: Mapping[str, TensorHeader]
-    """In the order of their data."""
+    """Name to tensor, in the order of their data in the file."""
 
     @property
     def metadata(self) -> Mapping[str, str]:

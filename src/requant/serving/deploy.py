@@ -54,7 +54,11 @@ def check_release(store: Store, ref: ArtifactRef, prompt: str, tokens: int, devi
 
 
 def answer(folder: Path, prompt: str, tokens: int, device: str) -> str:
-    """Let the model of a folder answer; see `check_release`."""
+    """Let the model of a folder answer; see `check_release`.
+
+    Raises:
+        ContractError: If the model gives no token or a logit that is not finite.
+    """
     import torch
 
     from requant.models.load import load_model

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from requant.adapters.folder import CONFIG_NAME
 from requant.config.training import TrainAdapter
 from requant.errors import ContractError, TerminalError
 from requant.execution.stage import Metrics, Stage, StageContext
@@ -155,7 +156,7 @@ def _peft_config(section: TrainAdapter) -> Any:
 
 def _normalise(adapter: Path, peft_config: Any) -> None:
     """Make the same adapter the same bytes anywhere: no path of the base, no order of a set."""
-    path = adapter / "adapter_config.json"
+    path = adapter / CONFIG_NAME
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = None
     for name, value in vars(peft_config).items():
