@@ -10,19 +10,6 @@ def shown(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."
 
 
-def first_few(lines: Sequence[str], limit: int = 10) -> str:
-    """The first lines of many, one under the other, and how many rows are not named."""
-    more = len(lines) - limit
-    return "\n".join([*lines[:limit], *([f"... and {more} more rows"] if more > 0 else [])])
-
-
-def short_count(count: int) -> str:
-    """A count as 135M, 65.5k or 640."""
-    if count < 1000:
-        return str(count)
-    return f"{count / 1e3:.3g}k" if count < 999_500 else f"{count / 1e6:.4g}M"
-
-
 def duration(seconds: float) -> str:
     """Write a time as people say it: 0.3 s, 42 s, 3 min 05 s, 2 h 07 min."""
     if seconds < 9.95:
@@ -35,12 +22,23 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def data_size(count: int) -> str:
+    """Write a number of bytes in MiB, small ones with a decimal: 0.3 MiB, 512 MiB."""
+    return f"{count / 2**20:.{0 if count >= 10 << 20 else 1}f} MiB"
+
+
 NAMED = 5
-"""Tensors named in an error before the rest is counted."""
+"""What an error names of a list before it counts the rest."""
 
 
 def few(names: Iterable[str]) -> str:
-    """Name the first few and count the rest."""
+    """Name the first few and count the rest: `a, b, c, d, e and 7 more`."""
     listed = list(names)
     rest = len(listed) - NAMED
     return ", ".join(listed[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def few_lines(lines: Sequence[str], noun: str, limit: int = NAMED) -> list[str]:
+    """Keep the first lines and count the rest in one more: `... and 7 more rows`."""
+    rest = len(lines) - limit
+    return [*lines[:limit], *([f"... and {rest} more {noun}"] if rest > 0 else [])]

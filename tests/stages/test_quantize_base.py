@@ -18,7 +18,7 @@ from requant.models.headers import read_headers
 from requant.models.load import import_gptqmodel, load_model
 from requant.models.tokenizer import load_tokenizer
 from requant.stages import merge_fp16, quantize_base, train_adapter
-from requant.stages.quantize_base import check_fidelity
+from requant.stages.quantize_base import check_base_fidelity
 from requant.store.manifest import describe
 from tests.stages.conftest import STEPS, make_context
 
@@ -65,7 +65,7 @@ def test_a_base_too_far_from_the_original_is_refused(
         quantize_base.execute(section, make_context(tmp_path), base=tiny_base, data=tiny_data)
     nan = {"kl": float("nan"), "loss_reference": 1.0, "loss_candidate": float("nan")}
     with pytest.raises(ParityError, match="KL against the original is nan"):
-        check_fidelity(nan, section)
+        check_base_fidelity(nan, section)
 
 
 def test_a_base_without_data_is_probed(tmp_path: Path, tiny_base: Path) -> None:

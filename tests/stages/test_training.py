@@ -62,7 +62,7 @@ def test_what_stays_frozen_is_named(nf4: Path, tiny_data: Path, tmp_path: Path) 
     metrics = train_adapter.execute(section, context, base=nf4, data=tiny_data)
     assert 0 < metrics["adapted_share"] < 1
     (said,) = [text for text in context.reporter.messages if "left frozen" in text]
-    assert all(name in said for name in ("embed_tokens (65.5k)", "up_proj", "input_layernorm"))
+    assert all(name in said for name in ("embed_tokens (65536)", "up_proj", "input_layernorm"))
     assert "q_proj" not in said
 
 
@@ -100,11 +100,11 @@ def test_frozen_experts_are_named() -> None:
 def test_a_tensor_without_gradient_is_refused() -> None:
     with_gradient = torch.nn.Parameter(torch.ones(2))
     with_gradient.grad = torch.ones(2)
-    with pytest.raises(TerminalError, match=r"1 of 2 trainable tensors have none, e.g. b"):
+    with pytest.raises(TerminalError, match=r"1 of 2 trainable tensors have none: b;"):
         check_gradients({"a": with_gradient, "b": torch.nn.Parameter(torch.ones(2))})
     with_gradient.grad = torch.zeros(2)
     check_gradients({"x.lora_A.default": with_gradient})
-    with pytest.raises(TerminalError, match=r"exactly zero in 1 lora_B tensors, e.g. x.lora_B"):
+    with pytest.raises(TerminalError, match=r"exactly zero in 1 lora_B tensors: x.lora_B"):
         check_gradients({"x.lora_B.default": with_gradient})
     with_gradient.grad = torch.tensor([1.0, float("inf")])
     with pytest.raises(TerminalError, match="not finite in 1 of 1 tensors"):

@@ -10,7 +10,7 @@ from requant.data.formats import Parsed, parse_row
 from requant.data.messages import MESSAGE_FIELDS
 from requant.errors import ConfigError, ContractError
 from requant.machine.library_noise import no_datasets_bars
-from requant.wording import first_few, shown
+from requant.wording import few_lines, shown
 
 if TYPE_CHECKING:
     from requant.config.data import Columns, HubData
@@ -109,7 +109,7 @@ def _parsed(
             found.append(parse_row(row, columns, place))
         except ContractError as error:
             unreadable.append(str(error))
-    problems = [first_few(unreadable)] if unreadable else []
+    problems = few_lines(unreadable, "rows", 10)
     first = next((row for row in found if row.ignored), None)
     if unknown == "refuse" and first is not None:
         listed = ", ".join(f"{name} ({count} rows)" for name, count in count_ignored(found).items())

@@ -23,6 +23,7 @@ from requant.store import (
 )
 from requant.store.attempts import attempted
 from requant.store.records import Curve
+from requant.wording import data_size
 
 
 def perform(
@@ -131,9 +132,9 @@ def _make(
     except Exception as error:
         if not is_disk_full(error):
             raise
-        free = shutil.disk_usage(store.root).free >> 20
+        free = data_size(shutil.disk_usage(store.root).free)
         raise TerminalError(
-            f"{stage.name}: the disk of {store.root} is full ({free} MiB free): {error}; "
+            f"{stage.name}: the disk of {store.root} is full ({free} free): {error}; "
             "nothing was published. Free space (`requant gc --keep N`) and run again"
         ) from error
     finally:

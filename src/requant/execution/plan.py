@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from requant.canonical import flattened
 from requant.config import Config, Section
 from requant.execution.key import StageKey, stage_key
 from requant.execution.past_nights import past_of, past_use
@@ -160,22 +161,12 @@ def explain_last_run(store: Store, stage: str) -> tuple[StageRecord, StageRecord
 
 def key_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Difference]:
     """Compare two stage keys field by field."""
-    old, new = _flatten(before), _flatten(after)
+    old, new = flattened(before), flattened(after)
     return [
         Difference(field, old.get(field), new.get(field))
         for field in sorted(old.keys() | new.keys())
         if old.get(field) != new.get(field)
     ]
-
-
-def _flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
 
 
 def _short(value: Any) -> str:

@@ -16,7 +16,7 @@ from requant.models.headers import numbered_shards, read_index, read_shard_heade
 from requant.models.skeleton import Skeleton, loading_problems, one_line, read_skeleton
 from requant.models.tokenizer import load_tokenizer
 from requant.store.manifest import MANIFEST_NAME
-from requant.wording import few
+from requant.wording import data_size, few
 
 # What makes a model: weights without pickles, configuration, tokenizer, template, licence.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
@@ -196,7 +196,7 @@ def _lacking_weights(found: Sequence[Path]) -> str:
 def _left_out(files: BaseFiles) -> str:
     size = sum(path.stat().st_size for path in files.left_out)
     return (
-        f"left out {len(files.left_out)} files ({size >> 20} MiB) that are not the model: "
+        f"left out {len(files.left_out)} files ({data_size(size)}) that are not the model: "
         f"{few(path.name for path in files.left_out)}; the weights are "
         f"{few(path.name for path in files.weights)}"
     )

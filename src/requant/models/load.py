@@ -15,6 +15,7 @@ from requant.errors import ContractError
 from requant.machine.library_noise import no_library_noise
 from requant.models.config import quantization_of, read_model_config
 from requant.models.device import compute_dtype, device_index
+from requant.wording import few
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ def load_model(
     if missing := sorted(report["missing_keys"]):
         raise ContractError(
             f"{folder}: its files lack {len(missing)} tensors of {type(model).__name__}, which "
-            f"would be random numbers: {', '.join(missing[:5])}{' ...' if missing[5:] else ''}; "
+            f"would be random numbers: {few(missing)}; "
             "copy the model anew, or quantize the original with requant"
         )
     if quantization in {"nf4", "int8"}:

@@ -8,7 +8,7 @@ from requant.models.config import read_model_config
 from requant.models.folder import INDEX_NAME
 from requant.models.headers import Shape, logical_shapes, read_headers, read_index
 from requant.models.tokenizer import chat_template, token_ids, tokenizer_digest
-from requant.wording import NAMED, few
+from requant.wording import few, few_lines
 
 ARCHITECTURE_FIELDS = (
     "architectures",
@@ -145,8 +145,7 @@ def _tensor_differences(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) 
         for name in sorted(ours.keys() & theirs.keys())
         if ours[name] != theirs[name]
     ]
-    if len(differences) > NAMED:
-        differences[NAMED:] = [f"and {len(differences) - NAMED} more shapes"]
+    differences = few_lines(differences, "shapes")
     if lacking := sorted(ours.keys() - theirs.keys()):
         differences.append(f"missing in the quantized model: {few(lacking)}")
     if added := sorted(theirs.keys() - ours.keys()):

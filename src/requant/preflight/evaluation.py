@@ -13,6 +13,7 @@ from requant.config.fit import generated_tasks
 from requant.evaluation.task_index import corpus_only, leaf_tasks
 from requant.preflight.memory import unless_known
 from requant.preflight.problem import Problem
+from requant.wording import few
 
 VERSION = 3
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
@@ -109,7 +110,7 @@ def _unguarding(
     if name in index and (members := [leaf for leaf in leaf_tasks(index, name) if leaf in leaves]):
         return (
             f"{name!r} is a group, and models are compared task by task; name some of its "
-            f"{len(members)} members: {', '.join(members[:5])}{' ...' if members[5:] else ''}"
+            f"{len(members)} members: {few(members)}"
         )
     near = difflib.get_close_matches(name, evaluated, n=3) or evaluated[:5]
     return f"{name!r} is not evaluated; of this night's tasks did you mean {' or '.join(near)}?"

@@ -11,8 +11,7 @@ from requant.config.operations import CommandAction, CopyAction
 from requant.models.device import resolve_device
 from requant.models.headers import weight_files
 from requant.preflight.problem import Problem
-
-MEBI = 2**20
+from requant.wording import data_size
 
 
 def machine_problems(config: Config) -> Iterator[Problem]:
@@ -62,11 +61,11 @@ def _disk(config: Config) -> Iterator[Problem]:
     needed = sum(parts.values())
     free = shutil.disk_usage(_existing(config.state)).free
     if needed > free:
-        shares = ", ".join(f"{name} {part // MEBI}" for name, part in parts.items() if part)
+        shares = ", ".join(f"{name} {data_size(part)}" for name, part in parts.items() if part)
         yield Problem(
             "state",
-            f"{config.state} has {free // MEBI} MiB free, a first night writes about "
-            f"{needed // MEBI} MiB ({shares}); free some, or give a folder on a larger disk",
+            f"{config.state} has {data_size(free)} free, a first night writes about "
+            f"{data_size(needed)} ({shares}); free some, or give a folder on a larger disk",
         )
 
 

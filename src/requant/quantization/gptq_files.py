@@ -10,7 +10,7 @@ from requant.errors import ContractError, ParityError
 from requant.models.folder import INDEX_NAME, copy_companions, set_fields
 from requant.models.headers import headers_of, read_headers, weight_files
 from requant.quantization.quantizable import file_name
-from requant.wording import NAMED, few
+from requant.wording import few
 
 PACKED = ("g_idx", "qweight", "qzeros", "scales")
 MACHINE_FIELDS = frozenset(
@@ -100,8 +100,8 @@ def _write_weights(
         places |= dict.fromkeys(tensors, shard.name)
     if broken:
         raise ParityError(
-            f"GPTQ: {len(broken)} layers have NaN or infinite scales, first "
-            f"{', '.join(broken[:NAMED])}; likely a broken weight or too little calibration text: "
+            f"GPTQ: {len(broken)} layers have NaN or infinite scales: "
+            f"{few(broken)}; likely a broken weight or too little calibration text: "
             "raise calibration_rows or damp_percent"
         )
     if len(set(places.values())) > 1:

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ConfigError, ContractError
+from requant.figures import figure
 from requant.models.config import quantization_of, read_model_config
 from requant.models.headers import TORCH_NAMES, logical_shapes, read_headers
 from requant.models.pairing import check_model_folder
 from requant.models.skeleton import empty_model, read_causal_config
-from requant.wording import few, short_count
+from requant.wording import few
 
 GROUP_SIZES = (32, 64, 128)
 NUMBER = re.compile(r"\.\d+\.")
@@ -111,15 +112,18 @@ def quantizing_problems(layers: Layers, group_size: int | None) -> list[tuple[st
     unfit = {name: count for name, count in layers.features.items() if count % group_size}
     if not unfit:
         return []
-    name, count = min(unfit.items())
-    more = f" (and {len(unfit) - 1} more layers)" if len(unfit) > 1 else ""
+    alike: dict[int, list[str]] = {}
+    for name, count in sorted(unfit.items()):
+        alike.setdefault(count, []).append(name)
+    where = ", ".join(f"in_features={count} of {few(names)}" for count, names in alike.items())
     sizes = set(layers.features.values())
     valid = [str(size) for size in GROUP_SIZES if all(count % size == 0 for count in sizes)]
     way_out = ", ".join(valid) or (
         "none, set requantize_gptq.enabled=false and quantize_base.method=nf4"
     )
-    text = f"{group_size} does not divide in_features={count} of {name}{more}"
-    return [("group_size", f"{text}; valid for this model: {way_out}")]
+    return [
+        ("group_size", f"{group_size} does not divide {where}; valid for this model: {way_out}")
+    ]
 
 
 def check_quantizable(model_folder: Path, group_size: int | None) -> None:
@@ -164,9 +168,9 @@ class Unquantized:
         return sum(self.sizes.values()) / max(self.whole, 1)
 
     def __str__(self) -> str:
-        kinds = ", ".join(f"{kind} ({short_count(size)})" for kind, size in self.sizes.items())
+        kinds = ", ".join(f"{kind} ({figure(size)})" for kind, size in self.sizes.items())
         return (
-            f"left in 16 bit: {self.share:.1%} of the blocks' {short_count(self.whole)} "
+            f"left in 16 bit: {self.share:.1%} of the blocks' {figure(self.whole)} "
             f"parameters: {kinds or 'nothing'}"
         )
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from requant.canonical import flattened
 from requant.names import markdown, markdown_block
 from requant.report.headline import artifact_name, headline
 from requant.store import StageRecord
@@ -139,13 +140,10 @@ def night_note(
     )
 
 
-def flat(fields: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flat(fields: Mapping[str, Any]) -> dict[str, str]:
     """Turn nested sections into dotted names; a value that is no text is spelled as JSON."""
-    result: dict[str, str] = {}
-    for name, value in fields.items():
-        if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            result[prefix + name] = text
-    return result
+    return {
+        name: value if isinstance(value, str) else json.dumps(value, default=str)
+        for name, value in flattened(fields).items()
+        if not isinstance(value, Mapping)
+    }

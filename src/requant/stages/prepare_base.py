@@ -9,7 +9,7 @@ from requant.config.base import FolderBase, HubBase, PrepareBase, StdlibBase
 from requant.corpus import base_conversations, base_documents, corpus_digest
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics, Stage, StageContext
-from requant.figures import worded
+from requant.figures import figure, worded
 from requant.machine.library_noise import no_library_noise
 from requant.models.base_folder import (
     MODEL_FILES,
@@ -66,7 +66,7 @@ def train_on_stdlib(source: StdlibBase, context: StageContext) -> Metrics:
     )
     parameters = sum(value.numel() for value in model.parameters())
     context.reporter.message(
-        f"training {parameters / 1e6:.1f}M parameters on {windows.numel()} tokens "
+        f"training {figure(parameters)} parameters on {windows.numel()} tokens "
         f"for {source.steps} steps of {source.batch_size * source.sequence_length}"
     )
     loss = train(

@@ -1,9 +1,10 @@
 """quantize_base: the cheap base the adapter is trained on."""
 
+import math
 from pathlib import Path
 from typing import Any
 
-from requant.comparison.divergence import divergence_words
+from requant.comparison.divergence import divergence_words, exceeds
 from requant.config.quantizing import QuantizeBase
 from requant.data.artifact import HELDOUT
 from requant.errors import ConfigError, ParityError
@@ -58,7 +59,7 @@ def execute(
         context.reporter.message(str(skipped))
     context.reporter.message("measuring the quantized base")
     found = _measure(context, base, data)
-    check_fidelity(found, section)
+    check_base_fidelity(found, section)
     return {
         "size_ratio": size_ratio(context.out, base),
         "unquantized_share": skipped.share,
@@ -66,16 +67,16 @@ def execute(
     }
 
 
-def check_fidelity(metrics: Metrics, section: QuantizeBase) -> None:
+def check_base_fidelity(metrics: Metrics, section: QuantizeBase) -> None:
     """Refuse a base that quantization took too far from the original to train on.
 
     Raises:
         ParityError: With the figures, the limit, the likely cause and the way out.
     """
     kl = metrics.get("kl", 0.0)
-    if not kl < float("inf"):
+    if not math.isfinite(kl):
         raise ParityError(_not_finite(f"KL against the original is {kl}"))
-    if kl > section.fidelity_max_kl:
+    if exceeds(kl, section.fidelity_max_kl):
         others = " or ".join(name for name in ("int8", "gptq", "nf4") if name != section.method)
         raise ParityError(
             f"quantize_base: {section.method} differs from the original by {kl:.3g} nats per "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from requant.comparison.divergence import divergence_words
+from requant.comparison.divergence import divergence_words, exceeds
 from requant.config.quantizing import RequantizeGptq
 from requant.data.artifact import HELDOUT
 from requant.errors import ParityError
@@ -106,8 +106,6 @@ def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
     Raises:
         ParityError: With the figures, the limit, the likely cause and the way out.
     """
-    from requant.comparison.divergence import exceeds
-
     if not exceeds(metrics["kl"], section.fidelity_max_kl):
         return
     raise ParityError(

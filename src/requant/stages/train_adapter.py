@@ -11,11 +11,12 @@ from requant.adapters.folder import CONFIG_NAME
 from requant.config.training import TrainAdapter
 from requant.errors import ContractError, TerminalError
 from requant.execution.stage import Metrics, Stage, StageContext
+from requant.figures import figure
 from requant.methods import METHODS
 from requant.models.finite import broken_tensors
 from requant.models.provenance import read_provenance, weights_digest, write_provenance
 from requant.training.words import LOSSES
-from requant.wording import few, short_count
+from requant.wording import few
 
 
 def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: Path) -> Metrics:
@@ -53,9 +54,9 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     frozen = frozen_sizes(model, sizes)
     whole = sum(sizes.values())
     context.reporter.message(
-        f"{1 - sum(frozen.values()) / whole:.1%} of the base's {short_count(whole)} parameters are "
+        f"{1 - sum(frozen.values()) / whole:.1%} of the base's {figure(whole)} parameters are "
         "in adapted layers; left frozen: "
-        + (", ".join(f"{name} ({short_count(size)})" for name, size in frozen.items()) or "nothing")
+        + (", ".join(f"{name} ({figure(size)})" for name, size in frozen.items()) or "nothing")
     )
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
     model.save_pretrained(context.out, save_embedding_layers=False)

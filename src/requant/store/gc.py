@@ -12,6 +12,7 @@ from requant.store.layout import Store
 from requant.store.locks import Say, acquire, holder_of, is_held
 from requant.store.objects import write_durably
 from requant.store.records import StageRecord, all_records, last_used
+from requant.wording import data_size
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Garbage:
     @property
     def in_words(self) -> str:
         """How much it is, for people."""
-        size = f"{self.bytes / 2**20:.1f} MiB"
-        return f"{len(self.folders)} folders ({size}), {len(self.records)} records"
+        return f"{len(self.folders)} folders ({data_size(self.bytes)}), {len(self.records)} records"
 
 
 def find_garbage(store: Store, keep: int | None = None) -> Garbage:

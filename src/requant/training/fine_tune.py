@@ -17,6 +17,7 @@ from requant.errors import TerminalError
 from requant.execution.stage import Metrics, StageContext
 from requant.training.batching import padding_share, samples_to_see, training_order
 from requant.training.checkpoints import last_checkpoint, mark_complete
+from requant.wording import few
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -134,20 +135,20 @@ def check_gradients(named_parameters: Mapping[str, Any]) -> None:
     missing = [name for name, parameter in named_parameters.items() if parameter.grad is None]
     if missing:
         raise TerminalError(
-            f"gradients: {len(missing)} of {len(named_parameters)} trainable tensors have none, "
-            f"e.g. {missing[0]}; the base's kernel does not train: load it with another backend"
+            f"gradients: {len(missing)} of {len(named_parameters)} trainable tensors have none: "
+            f"{few(missing)}; the base's kernel does not train: load it with another backend"
         )
     infinite = [name for name, p in named_parameters.items() if not p.grad.isfinite().all()]
     if infinite:
         raise TerminalError(
-            f"gradients: not finite in {len(infinite)} of {len(named_parameters)} tensors, "
-            f"e.g. {infinite[0]}; the base or the training text is damaged"
+            f"gradients: not finite in {len(infinite)} of {len(named_parameters)} tensors: "
+            f"{few(infinite)}; the base or the training text is damaged"
         )
     still = [n for n, p in named_parameters.items() if "lora_B" in n and not p.grad.any()]
     if still:
         raise TerminalError(
-            f"gradients: exactly zero in {len(still)} lora_B tensors, e.g. {still[0]}; the module "
-            "is not part of the forward pass: check train_adapter.target_modules"
+            f"gradients: exactly zero in {len(still)} lora_B tensors: {few(still)}; their "
+            "module is not part of the forward pass: check train_adapter.target_modules"
         )
 
 
