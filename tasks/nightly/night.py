@@ -16,7 +16,7 @@ from requant.report.night import StageRow, StageState
 from requant.store import StageRecord, Store, artifact_of, touch_record
 from tasks import tracking
 from tasks.caching import StageResult
-from tasks.nightly.pages import night_figures, publish_artifacts, verdict, write_pages
+from tasks.nightly.pages import night_figures, night_verdict, publish_artifacts, write_pages
 from tasks.nightly.way_on import of_deployment
 from tasks.promote import Promotion, paired_of, promote, register, standing
 from tasks.retry import retrying
@@ -119,7 +119,7 @@ class OpenNight:
                 report,
                 metrics | night_figures(records),
                 "\n\n".join(causes),
-                verdict(self._rows, self._promotion),
+                night_verdict(self._rows, self._promotion),
             )
 
     @contextmanager

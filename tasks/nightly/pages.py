@@ -159,7 +159,7 @@ def night_figures(records: list[StageRecord]) -> dict[str, float]:
     return figures if size is None else figures | {SIZE: size}
 
 
-def verdict(rows: list[StageRow], promotion: Promotion | None) -> str:
+def night_verdict(rows: list[StageRow], promotion: Promotion | None) -> str:
     """Say in two words what came of a night."""
     ended = [row for row in rows if row.error]
     if ended:

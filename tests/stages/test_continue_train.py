@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from requant.comparison.folders import batches_for, folder_loss
+from requant.comparison.batches import batches_for
+from requant.comparison.folders import folder_loss
 from requant.config.quantizing import RequantizeGptq
 from requant.config.training import ContinueTrain
 from requant.errors import ContractError, ParityError

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from requant.comparison.folders import batches_for
+from requant.comparison.batches import batches_for
 from requant.config.merge import MergeFp16
 from requant.merging.change import Change
 from requant.merging.parity import Parity, measure_parity

@@ -8,7 +8,7 @@ import pytest
 
 from requant.errors import ConfigError, TransientError
 from requant.preflight import Problem, find_problems, refuse
-from requant.preflight.memory import unless_known
+from requant.preflight.known_looks import unless_known
 from tests.support.chain import MICRO, micro_config
 
 

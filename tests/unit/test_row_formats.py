@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from requant.config.data import Columns
-from requant.data.files import count_ignored, describe, read_file
+from requant.data.files import count_ignored, describe, read_row_file
 from requant.data.formats import parse_row
 from requant.data.rows import answer, normalised, question
 from requant.errors import ContractError
@@ -201,7 +201,7 @@ def test_a_mixed_file_with_bom_and_crlf_is_read_and_said(tmp_path: Path) -> None
     path = tmp_path / "night.jsonl"
     rows = [PAIR, {"instruction": "2 + 2?", "output": "4", "id": 1}, PAIR]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, rows)).encode() + b"\r\n\r\n")
-    found = read_file(path, Columns(), "list")
+    found = read_row_file(path, Columns(), "list")
     assert [row.row for row in found] == [PAIR] * 3
     assert [row.place for row in found] == [f"{path}, line {number}" for number in (1, 2, 3)]
     assert count_ignored(found) == {"id": 1}
@@ -210,21 +210,21 @@ def test_a_mixed_file_with_bom_and_crlf_is_read_and_said(tmp_path: Path) -> None
         "night.jsonl: not read: id (1 rows)",
     ]
     with pytest.raises(ContractError, match=r"line 2: id: nothing reads this; in all: id \(1 rows"):
-        read_file(path, Columns(), "refuse")
+        read_row_file(path, Columns(), "refuse")
 
 
 def test_a_surrogate_in_a_file_is_named_by_line_and_field(tmp_path: Path) -> None:
     path = tmp_path / "night.jsonl"
     path.write_text(json.dumps(PAIR) + '\n{"prompt": "a\\ud800", "completion": "b"}\n')
     with pytest.raises(ContractError, match=r"line 2: prompt: holds '\\ud800' at character 1"):
-        read_file(path, Columns(), "list")
+        read_row_file(path, Columns(), "list")
 
 
 def test_utf16_is_named_as_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "night.jsonl"
     path.write_text(json.dumps(PAIR) + "\n", encoding="utf-16")
     with pytest.raises(ContractError, match=r"night\.jsonl: is UTF-16; save it as UTF-8$"):
-        read_file(path, Columns(), "list")
+        read_row_file(path, Columns(), "list")
 
 
 def test_texts_of_every_shape_have_an_answer_and_a_side() -> None:

@@ -61,7 +61,7 @@ def merge(
     from rich.progress import Progress
 
     with errors(), ended_by_signals():
-        from requant.comparison.text_batches import file_batches
+        from requant.comparison.batches import file_batches
         from requant.merging import Mix
         from requant.merging.command import (
             Request,
@@ -112,9 +112,9 @@ def compare(
 ) -> None:
     """Measure how far model B is from model A: KL, agreement, loss, with paired standard errors."""
     with errors():
+        from requant.comparison.batches import file_batches
         from requant.comparison.divergence import compare_log_probs
         from requant.comparison.folders import folder_log_probs, on_disk
-        from requant.comparison.text_batches import file_batches
         from requant.errors import ConfigError, ContractError
         from requant.models.config import read_model_config
         from requant.models.device import resolve_device

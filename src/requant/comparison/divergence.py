@@ -5,9 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from requant.data.chat_template import Rules
-from requant.data.formats import Row
-from requant.data.samples import encode_rows
+from requant.comparison.batches import Batch
 from requant.data.turns import IGNORED
 from requant.errors import ContractError
 from requant.figures import Wording, figure
@@ -15,9 +13,6 @@ from requant.statistics import Estimate, ratio_estimate
 
 if TYPE_CHECKING:
     import torch
-
-Batch = tuple["torch.Tensor", "torch.Tensor"]
-"""input_ids and labels, both int64 [1, tokens]."""
 
 
 @dataclass(frozen=True)
@@ -62,51 +57,6 @@ def divergence_words(prefix: str = "") -> Wording:
         return ", ".join(part for part in parts if part)
 
     return text
-
-
-def held_out_batches(
-    tokenizer: Any, rows: Iterable[tuple[str, Row]], max_length: int, rules: Rules | None = None
-) -> list[Batch]:
-    """Encode held-out rows one sequence a batch: no padding, so no mask to get wrong.
-
-    Args:
-        tokenizer: Of the model.
-        rows: Place and row.
-        max_length: Tokens; longer ones are cut as for training, and their answers too.
-        rules: Of the dataset; None for the default ones.
-
-    Raises:
-        ContractError: If a row cannot be encoded, or none carries loss.
-    """
-    import torch
-
-    encoded = encode_rows(tokenizer, rows, rules or Rules(), max_length, "clip")
-    if problems := encoded.report.problems:
-        raise ContractError("\n".join(["heldout.jsonl: cannot be measured on", *problems]))
-    if not encoded.samples:
-        raise ContractError(
-            "heldout.jsonl: no assistant turn to measure on; raise prepare_data.heldout_fraction "
-            "or give a longer held-out file"
-        )
-    return [
-        (torch.tensor([sample["input_ids"]]), torch.tensor([sample["labels"]]))
-        for sample in encoded.samples
-    ]
-
-
-def text_batches(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[Batch]:
-    """Encode plain texts one sequence a batch; every token but the first carries loss.
-
-    Raises:
-        ContractError: If no text has two tokens.
-    """
-    import torch
-
-    encoded = [tokenizer(text)["input_ids"][:max_length] for text in texts]
-    batches = [torch.tensor([ids]) for ids in encoded if len(ids) > 1]
-    if not batches:
-        raise ContractError("text: no document has two tokens; there is nothing to measure on")
-    return [(ids, ids) for ids in batches]
 
 
 def token_log_probs(model: Any, batches: Iterable[Batch]) -> Iterator["torch.Tensor"]:

@@ -7,18 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from requant.comparison.batches import Batch, batches_for
 from requant.comparison.divergence import (
-    Batch,
     Fidelity,
     compare_log_probs,
-    held_out_batches,
-    text_batches,
     token_log_probs,
 )
-from requant.config.task_names import OLD_PERPLEXITY
-from requant.data.artifact import task_documents
-from requant.data.chat_template import read_rules
-from requant.data.samples import placed, read_rows
 from requant.data.turns import IGNORED
 from requant.execution.progress import told
 from requant.execution.stage import Reporter
@@ -26,14 +20,9 @@ from requant.models.device import clear_memory, compute_dtype
 from requant.models.folder import served_dtype
 from requant.models.headers import TORCH_NAMES, read_headers
 from requant.models.load import load_model, with_adapters
-from requant.models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
-
-FIDELITY_TOKENS = 256
-"""Per assistant turn or piece of text; with their number it bounds the log-probabilities in
-memory."""
 
 
 def compare_folders(
@@ -58,13 +47,6 @@ def compare_folders(
         folder_log_probs(candidate, told(batches, reporter, "texts of the candidate"), device),
         batches,
     )
-
-
-def batches_for(model: Path, heldout: Path, rows: int) -> list[Batch]:
-    """Encode up to `rows` assistant turns of held-out text with a model's tokenizer."""
-    return held_out_batches(
-        load_tokenizer(model), placed(heldout, rows), FIDELITY_TOKENS, read_rules(heldout.parent)
-    )[:rows]
 
 
 def folder_log_probs(
@@ -123,13 +105,6 @@ def _resize(model: Any, rows: int) -> None:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             if layer is not None:
                 layer.weight[before:] = 0
-
-
-def old_batches(model: Path, data: Path, documents: int) -> list[Batch]:
-    """Encode the first documents of the old text a dataset artifact carries."""
-    path = task_documents(data, OLD_PERPLEXITY)
-    texts = [row["text"] for row in read_rows(path, documents)]
-    return text_batches(load_tokenizer(model), texts, FIDELITY_TOKENS)
 
 
 @contextmanager

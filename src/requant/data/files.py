@@ -19,7 +19,9 @@ BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_file(path: Path, columns: "Columns", unknown: Literal["list", "refuse"]) -> list[Parsed]:
+def read_row_file(
+    path: Path, columns: "Columns", unknown: Literal["list", "refuse"]
+) -> list[Parsed]:
     """Read and check a .jsonl or .parquet file.
 
     Args:
@@ -44,7 +46,7 @@ def read_hub(
     unknown: Literal["list", "refuse"],
     cache: Path,
 ) -> list[Parsed]:
-    """Read and check a split of a dataset on the Hugging Face hub; arguments as `read_file`.
+    """Read and check a split of a dataset on the Hugging Face hub; arguments as `read_row_file`.
 
     `datasets` keeps its Arrow copy of the split in `cache`.
 

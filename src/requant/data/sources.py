@@ -8,7 +8,7 @@ from pathlib import Path
 from requant.config.data import FilesData, PrepareData, StdlibData
 from requant.corpus import Docstring, bucket, docstrings, in_base, instruction
 from requant.data.chat_template import Rules
-from requant.data.files import count_ignored, describe, read_file, read_hub
+from requant.data.files import count_ignored, describe, read_hub, read_row_file
 from requant.data.formats import Parsed, Row
 from requant.data.overlap import refuse_overlap
 from requant.data.rows import Split, conversation, cut, shuffled
@@ -72,7 +72,7 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
         require_files(paths)
         named = _read_all(
             {
-                field: partial(read_file, path, section.columns, section.unknown_fields)
+                field: partial(read_row_file, path, section.columns, section.unknown_fields)
                 for field, path in paths.items()
             }
         )

@@ -9,7 +9,7 @@ from secrets import token_hex
 
 from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from requant.canonical import canonical_json
-from requant.comparison.divergence import Batch
+from requant.comparison.batches import Batch
 from requant.config.merge import MergeFp16, MergeLimits
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.comparison.divergence import Batch, compare_log_probs, exceeds
+from requant.comparison.batches import Batch
+from requant.comparison.divergence import compare_log_probs, exceeds
 from requant.comparison.folders import folder_log_probs
 from requant.config.merge import MergeLimits
 from requant.errors import ParityError

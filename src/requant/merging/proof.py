@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.comparison.divergence import Batch
+from requant.comparison.batches import Batch
 from requant.config.merge import MergeLimits
 from requant.execution.stage import Metrics, Reporter, empty_folder
 from requant.merging.change import Change

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.comparison.divergence import Batch, Fidelity, compare_log_probs, exceeds
+from requant.comparison.batches import Batch
+from requant.comparison.divergence import Fidelity, compare_log_probs, exceeds
 from requant.comparison.folders import folder_log_probs
 from requant.config.merge import MergeLimits
 from requant.config.training import ContinueTrain

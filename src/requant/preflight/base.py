@@ -14,7 +14,7 @@ from requant.models.config import read_model_config
 from requant.models.headers import read_headers, weight_files
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import chat_template
-from requant.preflight.memory import stamps, unless_known
+from requant.preflight.known_looks import stamps, unless_known
 from requant.preflight.problem import Problem
 from requant.quantization.quantizable import Layers, layers_of, quantizing_problems
 

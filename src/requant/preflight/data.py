@@ -24,7 +24,7 @@ from requant.evaluation.tasks import night_documents
 from requant.models.tokenizer import load_tokenizer, tokenizer_digest
 from requant.preflight.base import base_folder, needing_template
 from requant.preflight.evaluation import guards
-from requant.preflight.memory import unless_known
+from requant.preflight.known_looks import unless_known
 from requant.preflight.problem import Problem
 from requant.stages.prepare_data import content_digests, read_old_text
 

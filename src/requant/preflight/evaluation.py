@@ -11,7 +11,7 @@ from typing import Any
 from requant.config import Config
 from requant.config.fit import generated_tasks
 from requant.evaluation.task_index import corpus_only, leaf_tasks
-from requant.preflight.memory import unless_known
+from requant.preflight.known_looks import unless_known
 from requant.preflight.problem import Problem
 from requant.wording import few
 

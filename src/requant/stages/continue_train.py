@@ -80,7 +80,7 @@ def _save(
     data: Path,
 ) -> Metrics:
     """Write the trained weights in a dtype that holds what was learned, and measure the result."""
-    from requant.comparison.folders import batches_for
+    from requant.comparison.batches import batches_for
     from requant.merging.parity import stored_in
     from requant.merging.trained import write_trained
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from requant.canonical import canonical_json
-from requant.comparison.divergence import Batch, divergence_words
-from requant.comparison.folders import batches_for, folder_loss, old_batches
+from requant.comparison.batches import Batch, batches_for, old_batches
+from requant.comparison.divergence import divergence_words
+from requant.comparison.folders import folder_loss
 from requant.config.merge import MergeFp16
 from requant.data.artifact import HELDOUT
 from requant.errors import ContractError, ParityError
