@@ -14,8 +14,9 @@ from requant.config.training import ContinueTrain, TrainAdapter
 from requant.errors import ContractError, TerminalError
 from requant.models.provenance import read_provenance, weights_digest
 from requant.stages import continue_train, train_adapter
-from requant.stages.continue_train import find_blocks, select_trainable
 from requant.store import describe
+from requant.training.adapter import frozen_sizes, layer_sizes
+from requant.training.blocks import find_blocks, select_trainable
 from requant.training.checkpoints import last_checkpoint, mark_complete
 from requant.training.fine_tune import check_gradients
 from tests.stages.conftest import STEPS, KillAtStep5, SilentReporter, make_context
@@ -83,7 +84,7 @@ def test_frozen_experts_are_named() -> None:
         tie_word_embeddings=True,
     )
     model = AutoModelForCausalLM.from_config(config)
-    sizes = train_adapter.layer_sizes(model)
+    sizes = layer_sizes(model)
     assert sum(sizes.values()) == model.num_parameters()
     everything = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
     with pytest.raises(ContractError, match=r"fused experts.*\[k_proj, o_proj, q_proj, v_proj\]"):
@@ -91,7 +92,7 @@ def test_frozen_experts_are_named() -> None:
     model = AutoModelForCausalLM.from_config(config)
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
     train_adapter._check_no_experts(adapted)
-    frozen = train_adapter.frozen_sizes(adapted, sizes)
+    frozen = frozen_sizes(adapted, sizes)
     assert next(iter(frozen)) == "mlp.experts"
     assert frozen["mlp.experts"] == 2 * 4 * 3 * 32 * 16
     assert "self_attn.q_proj" not in frozen

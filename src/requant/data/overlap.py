@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from requant.canonical import canonical_json
-from requant.data.artifact import HELDOUT, documents_of_tasks
+from requant.data.artifact import HELDOUT, TRAIN, documents_of_tasks
 from requant.data.formats import Parsed, Row
 from requant.data.messages import Message
 from requant.data.samples import read_rows
@@ -84,3 +85,32 @@ def _values(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _values(item)
+
+
+def past_heldout(past: Sequence[Path], data: Path, limit: int) -> tuple[list[Row], list[Row]]:
+    """Choose held-out rows of earlier nights, as many of each night as the limit allows.
+
+    Args:
+        past: Dataset artifacts, last night's first.
+        data: Tonight's dataset artifact; what it holds out is evaluated already.
+        limit: Rows at most.
+
+    Returns:
+        The rows, and those that tonight trains on: a model that has read the answers proves
+        nothing.
+    """
+    trained = {normalised(row) for row in read_rows(data / TRAIN)}
+    seen = {normalised(row) for row in read_rows(data / HELDOUT)}
+    nights: list[list[Row]] = []
+    left_out: list[Row] = []
+    for folder in past:
+        kept: list[Row] = []
+        for row in read_rows(folder / HELDOUT):
+            text = normalised(row)
+            if text in seen:
+                continue
+            seen.add(text)
+            (left_out if text in trained else kept).append(row)
+        nights.append(kept)
+    by_turns = [row for turn in zip_longest(*nights) for row in turn if row is not None]
+    return by_turns[:limit], left_out

@@ -19,7 +19,7 @@ def check_gate(
 
     Args:
         section: `guard` names the tasks.
-        paired: As `requant.stages.evaluate.compare` returns them.
+        paired: As `requant.evaluation.results.compare` returns them.
         rolled_back: ISO time at which the version was rolled back.
 
     Raises:

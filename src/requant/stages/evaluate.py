@@ -1,35 +1,26 @@
 """evaluate: lm-eval on every model of the night, and their paired comparison."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
-from requant.canonical import canonical_json
 from requant.config.evaluation import Evaluate
 from requant.config.task_names import PAST_PERPLEXITY
-from requant.data.artifact import EVALUATION, HELDOUT, TRAIN
-from requant.data.formats import Row
-from requant.data.overlap import normalised
-from requant.data.rows import answer, write_jsonl
-from requant.data.samples import read_rows
+from requant.data.artifact import EVALUATION
+from requant.data.overlap import past_heldout
+from requant.data.rows import answer
 from requant.errors import ContractError
-from requant.evaluation.artifact import MODELS, PAIRED, SAMPLES, SCORES, accuracy
+from requant.evaluation.artifact import MODELS, accuracy
 from requant.evaluation.lm_eval import (
     TaskScores,
-    is_likelihood,
     local_tasks,
-    paired,
     score_model,
     task_manager,
 )
+from requant.evaluation.results import of_all_documents, write_results
 from requant.evaluation.tasks import write_perplexity_task
 from requant.execution.past_nights import DATASETS, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext
-from requant.names import file_name
-
-Scores = Mapping[str, Mapping[str, TaskScores]]
 
 
 def execute(
@@ -86,72 +77,17 @@ def execute(
             section, context, name, models[name], adapter_used, generated, manager, unit
         )
         context.reporter.message(f"{name}: {_headline(scores[name])}")
-    if whole := _of_all_documents(scores):
+    if whole := of_all_documents(scores):
         context.reporter.message(
             f"not compared document by document, as no metric is a number for each: {whole}"
         )
-    _write(context.out, scores)
+    write_results(context.out, scores)
     return counts | {
         f"{model}/{task}/{metric}": estimate.value
         for model, tasks in scores.items()
         for task, result in tasks.items()
         for metric, estimate in result.metrics.items()
     }
-
-
-def compare(scores: Scores) -> list[dict[str, Any]]:
-    """Compare each model with the one before it in the chain, and the last with the first.
-
-    Returns:
-        For each pair and task: earlier, later, task, metric, higher_is_better and the fields of
-        `requant.statistics.Paired`.
-    """
-    chain = [name for name in MODELS if name in scores]
-    pairs = list(pairwise(chain))
-    if len(chain) > 2:
-        pairs.append((chain[0], chain[-1]))
-    return [
-        {
-            "earlier": earlier,
-            "later": later,
-            "task": task,
-            "metric": _document_metric(result),
-            "higher_is_better": result.higher_is_better,
-            **asdict(paired(scores[earlier][task].documents, result.documents)),
-        }
-        for earlier, later in pairs
-        for task, result in scores[later].items()
-        if result.documents
-    ]
-
-
-def past_heldout(past: Sequence[Path], data: Path, limit: int) -> tuple[list[Row], list[Row]]:
-    """Choose held-out rows of earlier nights, as many of each night as the limit allows.
-
-    Args:
-        past: Dataset artifacts, last night's first.
-        data: Tonight's dataset artifact; what it holds out is evaluated already.
-        limit: Rows at most.
-
-    Returns:
-        The rows, and those that tonight trains on: a model that has read the answers proves
-        nothing.
-    """
-    trained = {normalised(row) for row in read_rows(data / TRAIN)}
-    seen = {normalised(row) for row in read_rows(data / HELDOUT)}
-    nights: list[list[Row]] = []
-    left_out: list[Row] = []
-    for folder in past:
-        kept: list[Row] = []
-        for row in read_rows(folder / HELDOUT):
-            text = normalised(row)
-            if text in seen:
-                continue
-            seen.add(text)
-            (left_out if text in trained else kept).append(row)
-        nights.append(kept)
-    by_turns = [row for turn in zip_longest(*nights) for row in turn if row is not None]
-    return by_turns[:limit], left_out
 
 
 def _write_past(past: Sequence[Path], data: Path, limit: int, context: StageContext) -> Metrics:
@@ -218,39 +154,6 @@ def _score(
     del model
     clear_memory()
     return scores
-
-
-def _write(out: Path, scores: Scores) -> None:
-    table = {
-        model: {
-            task: {metric: asdict(estimate) for metric, estimate in result.metrics.items()}
-            for task, result in tasks.items()
-        }
-        for model, tasks in scores.items()
-    }
-    (out / SCORES).write_bytes(canonical_json(table))
-    (out / PAIRED).write_bytes(canonical_json(compare(scores)))
-    for model, tasks in scores.items():
-        for task, result in tasks.items():
-            if result.documents:
-                rows = [asdict(document) for document in result.documents]
-                write_jsonl(out / SAMPLES / f"{model}.{file_name(task)}.jsonl", rows)
-
-
-def _document_metric(result: TaskScores) -> str:
-    main = str(result.main)
-    return "log_likelihood" if is_likelihood(main) else main
-
-
-def _of_all_documents(scores: Scores) -> str:
-    """List the tasks of which there are only figures over all documents, with their metrics."""
-    tasks = {
-        task: ", ".join(result.metrics)
-        for found in scores.values()
-        for task, result in found.items()
-        if result.main is None
-    }
-    return "; ".join(f"{task} ({metrics})" for task, metrics in sorted(tasks.items()))
 
 
 def _headline(tasks: Mapping[str, TaskScores]) -> str:

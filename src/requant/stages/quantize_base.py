@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 from requant.comparison.divergence import divergence_words, exceeds
 from requant.config.quantizing import QuantizeBase
@@ -10,7 +9,6 @@ from requant.data.artifact import HELDOUT
 from requant.errors import ConfigError, ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
-from requant.machine.library_noise import no_library_noise
 from requant.models.provenance import weights_digest, write_provenance
 
 CALIBRATION_TOKENS = 512
@@ -44,6 +42,7 @@ def execute(
     """
     from requant.comparison.folders import size_ratio
     from requant.models.pairing import check_pairing
+    from requant.quantization.bitsandbytes import quantize_bitsandbytes
     from requant.quantization.quantizable import check_quantizable, unquantized
 
     gptq = section.method == "gptq"
@@ -51,7 +50,8 @@ def execute(
     if gptq:
         _quantize_gptq(section, context, base, data)
     else:
-        _quantize_bitsandbytes(section.method, context, base)
+        context.reporter.message(f"quantizing to {section.method}")
+        quantize_bitsandbytes(base, context.out, section.method, context.device)
     check_pairing(base, context.out)
     write_provenance(context.out, original=weights_digest(base))
     skipped = unquantized(context.out)
@@ -85,48 +85,6 @@ def check_base_fidelity(metrics: Metrics, section: QuantizeBase) -> None:
             f"an adapter would learn to mend it: set quantize_base.method to {others}, or train on "
             "the original (quantize_base.enabled=false)"
         )
-
-
-def _quantize_bitsandbytes(method: str, context: StageContext, base: Path) -> None:
-    """Quantize while loading.
-
-    nf4 is NormalFloat4 with quantized scales (Dettmers et al. 2023, arXiv:2305.14314), int8 is
-    LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339). The output layer stays in 16 bit.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    from requant.models.device import clear_memory
-    from requant.models.folder import copy_companions, stored_dtype
-
-    config = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if method == "int8"
-        else BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            # Written into the artifact, so the same on every machine; `load_model` computes in
-            # float32 on a CPU.
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    )
-    context.reporter.message(f"quantizing to {method}")
-    with no_library_noise():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base,
-            quantization_config=config,
-            dtype=stored_dtype(base),
-            device_map={"": context.device},
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        model.save_pretrained(context.out)
-    written = (context.out / "config.json").read_bytes()
-    copy_companions(base, context.out, with_index=False)
-    (context.out / "config.json").write_bytes(written)
-    del model
-    clear_memory()
 
 
 def _quantize_gptq(

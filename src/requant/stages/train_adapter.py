@@ -1,20 +1,22 @@
 """train_adapter: LoRA, DoRA or a prompt on the quantized base."""
 
-import json
-import re
-from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from requant.adapters.folder import CONFIG_NAME
 from requant.config.training import TrainAdapter
-from requant.errors import ContractError, TerminalError
+from requant.errors import TerminalError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import figure
 from requant.methods import METHODS
 from requant.models.finite import broken_tensors
 from requant.models.provenance import read_provenance, weights_digest, write_provenance
+from requant.training.adapter import (
+    check_no_experts,
+    check_targets,
+    frozen_sizes,
+    layer_sizes,
+    normalise,
+    peft_config,
+)
 from requant.training.words import LOSSES
 from requant.wording import few
 
@@ -47,10 +49,10 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     set_seed(context.seed)
     model = load_model(base, context.device, trainable=True)
     if not METHODS[section.method].prompts:
-        _check_targets(model, section.target_modules)
+        check_targets(model, section.target_modules)
     sizes = layer_sizes(model)
-    model = get_peft_model(model, _peft_config(section))
-    _check_no_experts(model)
+    model = get_peft_model(model, peft_config(section))
+    check_no_experts(model)
     frozen = frozen_sizes(model, sizes)
     whole = sum(sizes.values())
     context.reporter.message(
@@ -65,125 +67,12 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
             f"train_adapter: {len(broken)} tensors of the adapter hold NaN or infinity: "
             f"{few(broken)}; lower optimisation.learning_rate or optimisation.max_grad_norm"
         )
-    _normalise(context.out, model.peft_config["default"])
+    normalise(context.out, model.peft_config["default"])
     digest = weights_digest(base)
     # An unquantized base is the original itself.
     original = read_provenance(base).get("original", digest)
     write_provenance(context.out, trained_on=digest, original=original)
     return {**metrics, "adapted_share": 1 - sum(frozen.values()) / whole}
-
-
-def layer_sizes(model: Any) -> dict[str, int]:
-    """Return module name to the numbers in its own weights, before they are packed, tied ones once.
-
-    A packed layer (NF4, GPTQ) holds in_features x out_features of them.
-    """
-    sizes: dict[str, int] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        tied = not own and any(True for _ in module.parameters(recurse=False))
-        seen |= {id(parameter) for parameter in own}
-        features: Any = getattr(module, "in_features", 0), getattr(module, "out_features", 0)
-        if all(features) and not tied:
-            bias = getattr(module, "bias", None)
-            sizes[name] = features[0] * features[1] + (0 if bias is None else bias.numel())
-        elif own:
-            sizes[name] = sum(parameter.numel() for parameter in own)
-    return sizes
-
-
-def frozen_sizes(adapted: Any, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Sum what an adapter does not reach by kind of layer, largest first.
-
-    Args:
-        adapted: peft model.
-        sizes: `layer_sizes` of its base.
-
-    Returns:
-        Name of the layer inside a block, e.g. mlp.experts, or of the model, to its parameters.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    reached = {
-        name.removeprefix("base_model.model.")
-        for name, module in adapted.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    }
-    frozen: Counter[str] = Counter()
-    for name, size in sizes.items():
-        if name not in reached:
-            # Of model.layers.3.mlp.experts what follows the last number.
-            frozen[re.split(r"\.\d+\.", name)[-1].removeprefix("model.")] += size
-    return dict(frozen.most_common())
-
-
-def _check_no_experts(adapted: Any) -> None:
-    """Refuse what peft makes of targets in a mixture of experts: the merge cannot take it."""
-    from torch.nn import Linear
-
-    config = adapted.peft_config["default"]
-    if experts := sorted(getattr(config, "target_parameters", None) or ()):
-        layers = {
-            name.removesuffix(".base_layer").rpartition(".")[2]
-            for name, module in adapted.named_modules()
-            if isinstance(module, Linear) and name.endswith(".base_layer")
-        }
-        raise ContractError(
-            f"train_adapter.target_modules: peft adapts {', '.join(experts)} of fused experts too, "
-            "which cannot be merged; name layers outside of the experts, which then stay frozen: "
-            f"[{', '.join(sorted(layers))}]"
-        )
-
-
-def _peft_config(section: TrainAdapter) -> Any:
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
-
-    method = METHODS[section.method]
-    make = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(method.peft_type)]
-    if method.prompts:
-        return make(num_virtual_tokens=section.rank, task_type="CAUSAL_LM")
-    targets = section.target_modules
-    return make(
-        r=section.rank,
-        lora_alpha=section.alpha,
-        lora_dropout=section.dropout,
-        target_modules="all-linear" if targets == ("all-linear",) else list(targets),
-        use_dora=section.method == "dora",
-        use_rslora=section.method == "rslora",
-        task_type="CAUSAL_LM",
-    )
-
-
-def _normalise(adapter: Path, peft_config: Any) -> None:
-    """Make the same adapter the same bytes anywhere: no path of the base, no order of a set."""
-    path = adapter / CONFIG_NAME
-    config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = None
-    for name, value in vars(peft_config).items():
-        if isinstance(value, set):
-            config[name] = sorted(config[name])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    (adapter / "README.md").unlink(missing_ok=True)
-
-
-def _check_targets(model: Any, targets: tuple[str, ...]) -> None:
-    if targets == ("all-linear",):
-        return
-    present = {name.rpartition(".")[2] for name, module in model.named_modules() if name}
-    unknown = sorted(set(targets) - present)
-    if unknown:
-        leaves = {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            # GPT-2's Conv1D has nf in place of out_features.
-            if not list(module.children())
-            and (getattr(module, "in_features", None) or getattr(module, "nf", None))
-        }
-        raise ContractError(
-            f"train_adapter.target_modules: {', '.join(unknown)} not in this model; its linear "
-            f"layers are: {', '.join(sorted(leaves))}; name some of them, or [all-linear]"
-        )
 
 
 STAGE = Stage(

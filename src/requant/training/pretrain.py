@@ -1,12 +1,17 @@
 """A byte-level BPE tokenizer and a small Qwen3 model, trained on a list of documents."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.config.base import StdlibBase
+from requant.corpus import base_conversations, base_documents
 from requant.errors import TerminalError
-from requant.execution.stage import Reporter
+from requant.execution.stage import Metrics, Reporter, StageContext
+from requant.figures import figure
+from requant.machine.library_noise import no_library_noise
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +42,47 @@ WEIGHT_DECAY = 0.1
 BETAS = (0.9, 0.95)
 FINAL_LEARNING_RATE = 0.1
 REPORT_EVERY = 10
+
+
+def train_on_stdlib(source: StdlibBase, context: StageContext) -> Metrics:
+    """Train a tokenizer and a small Qwen3 model on the standard library's English.
+
+    Returns:
+        loss (nats per token, mean of the last tenth of the steps), parameters, tokens (of the
+        training text) and epochs (passes over it).
+    """
+    import torch
+
+    plain = base_documents()
+    tokenizer = train_tokenizer(plain, source.vocab_size, source.sequence_length)
+    conversations = [render(tokenizer, *pair) for pair in base_conversations()]
+    model = new_model(source, tokenizer, context.seed)
+    windows = token_windows(
+        [*plain, *conversations], tokenizer, source.sequence_length, context.seed
+    )
+    parameters = sum(value.numel() for value in model.parameters())
+    context.reporter.message(
+        f"training {figure(parameters)} parameters on {windows.numel()} tokens "
+        f"for {source.steps} steps of {source.batch_size * source.sequence_length}"
+    )
+    loss = train(
+        model,
+        windows,
+        source,
+        seed=context.seed,
+        device=context.device,
+        reporter=context.reporter,
+    )
+    with no_library_noise():
+        model.to(device="cpu", dtype=torch.bfloat16).save_pretrained(context.out)
+        tokenizer.save_pretrained(context.out)
+    _name_public_class(context.out / "tokenizer_config.json")
+    return {
+        "loss": loss,
+        "parameters": float(parameters),
+        "tokens": float(windows.numel()),
+        "epochs": source.steps * source.batch_size / len(windows),
+    }
 
 
 def train_tokenizer(documents: Iterable[str], vocab_size: int, max_length: int) -> Any:
@@ -228,3 +274,11 @@ def _schedule(step: int, steps: int) -> float:
         return step / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return FINAL_LEARNING_RATE + (1 - FINAL_LEARNING_RATE) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _name_public_class(path: Path) -> None:
+    """Name the tokenizer class transformers 4 and vLLM know too, not transformers 5's backend."""
+    config: dict[str, Any] = json.loads(path.read_bytes())
+    config.pop("backend", None)
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
