@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from requant.config import STAGE_NAMES, Config
 from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
-from requant.evaluation.artifact import MODELS, read_paired, read_scores
+from requant.evaluation.artifact import MODELS, measured, read_paired, read_scores
 from requant.models.folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
 from requant.report.headline import headline
@@ -202,13 +202,6 @@ def _stage_table(summary: NightSummary) -> str:
 
 
 def _score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
-    # A model may lack a task, the first one too.
-    names = dict.fromkeys(
-        (task, metric)
-        for tasks in scores.values()
-        for task, metrics in tasks.items()
-        for metric in metrics
-    )
     return [
         {
             "task": task,
@@ -219,7 +212,7 @@ def _score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
                 if metric in tasks.get(task, {})
             },
         }
-        for task, metric in names
+        for task, metric in measured(scores)
     ]
 
 

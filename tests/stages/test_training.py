@@ -15,7 +15,7 @@ from requant.errors import ContractError, TerminalError
 from requant.models.provenance import read_provenance, weights_digest
 from requant.stages import continue_train, train_adapter
 from requant.store import describe
-from requant.training.adapter import frozen_sizes, layer_sizes
+from requant.training.adapter import check_no_experts, frozen_sizes, layer_sizes
 from requant.training.blocks import find_blocks, select_trainable
 from requant.training.checkpoints import last_checkpoint, mark_complete
 from requant.training.fine_tune import check_gradients
@@ -88,10 +88,10 @@ def test_frozen_experts_are_named() -> None:
     assert sum(sizes.values()) == model.num_parameters()
     everything = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
     with pytest.raises(ContractError, match=r"fused experts.*\[k_proj, o_proj, q_proj, v_proj\]"):
-        train_adapter._check_no_experts(get_peft_model(model, everything))
+        check_no_experts(get_peft_model(model, everything))
     model = AutoModelForCausalLM.from_config(config)
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
-    train_adapter._check_no_experts(adapted)
+    check_no_experts(adapted)
     frozen = frozen_sizes(adapted, sizes)
     assert next(iter(frozen)) == "mlp.experts"
     assert frozen["mlp.experts"] == 2 * 4 * 3 * 32 * 16

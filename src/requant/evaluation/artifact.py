@@ -26,6 +26,18 @@ def read_scores(folder: Path) -> Scores:
     return scores
 
 
+def measured(scores: Scores) -> list[tuple[str, str]]:
+    """List task and metric of every figure; a model may lack a task, the first one too."""
+    return sorted(
+        {
+            (task, metric)
+            for tasks in scores.values()
+            for task, metrics in tasks.items()
+            for metric in metrics
+        }
+    )
+
+
 def accuracy(metrics: Mapping[str, float]) -> str:
     """Say the accuracy of the model that ships, else of the first one that has one.
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from requant.evaluation.artifact import Scores
+from requant.evaluation.artifact import Scores, measured
 from requant.figures import figure
 from requant.report.drawing import drawn_curve
 from requant.report.headline import headline
@@ -101,14 +101,6 @@ def night_report(
 
 def score_table(scores: Scores) -> list[dict[str, Any]]:
     """Turn scores into a row per task and metric, a cell per model, None where not measured."""
-    names = sorted(
-        {
-            (task, metric)
-            for tasks in scores.values()
-            for task, metrics in tasks.items()
-            for metric in metrics
-        }
-    )
     return [
         {
             "task": task,
@@ -116,7 +108,7 @@ def score_table(scores: Scores) -> list[dict[str, Any]]:
             "better": _better(tasks.get(task, {}).get(metric, {}) for tasks in scores.values()),
             "cells": [_cell(tasks.get(task, {}).get(metric)) for tasks in scores.values()],
         }
-        for task, metric in names
+        for task, metric in measured(scores)
     ]
 
 
