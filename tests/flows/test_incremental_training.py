@@ -41,9 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_second_night_is_cached_and_mlflow_has_both(folder: Path) -> None:
     config = load_config(folder / "micro.yaml")
-    cached = all_stages("cached", config)
-    assert states(requant("status", folder / "micro.yaml")) == cached
-    assert states(requant("run", folder / "micro.yaml")) == cached
+    for command in ("status", "run"):
+        assert states(requant(command, folder / "micro.yaml")) == all_stages("cached", config)
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]
     runs = client.search_runs([experiment.experiment_id])
