@@ -9,6 +9,7 @@ from tenacity import (
     Retrying,
     retry_if_exception,
     stop_after_attempt,
+    stop_after_delay,
     wait_exponential_jitter,
 )
 
@@ -23,6 +24,10 @@ MAX_DELAY_SECONDS = 600.0
 """Doubling would reach days before the last of twenty retries."""
 
 
+RESTART_SECONDS = 300.0
+"""A server under load takes a minute to start; one that is away for longer needs a person."""
+
+
 def retrying(config: Config) -> Retrying:
     """Retry what the flow does outside tasks (hub look-ups, MLflow) as its tasks are retried."""
     runtime = config.runtime
@@ -32,6 +37,20 @@ def retrying(config: Config) -> Retrying:
         wait=wait_exponential_jitter(
             runtime.retry_seconds, max=MAX_DELAY_SECONDS, jitter=JITTER * runtime.retry_seconds
         ),
+        before_sleep=_say_retry,
+        reraise=True,
+    )
+
+
+def awaiting_server() -> Retrying:
+    """Try again what Prefect itself could not do because its server was away, as while it restarts.
+
+    Prefect asks again by itself only where a connection was made once.
+    """
+    return Retrying(
+        retry=retry_if_exception(is_transient),
+        stop=stop_after_delay(RESTART_SECONDS),
+        wait=wait_exponential_jitter(1.0, max=15.0),
         before_sleep=_say_retry,
         reraise=True,
     )

@@ -22,7 +22,7 @@ from tasks import tracking
 from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
 from tasks.nightly.reporter import TaskReporter
 from tasks.nightly.waiting import telling_of_slots
-from tasks.retry import JITTER, MAX_DELAY_SECONDS, may_retry
+from tasks.retry import JITTER, MAX_DELAY_SECONDS, awaiting_server, may_retry
 
 ACCELERATOR = "accelerator"
 """Tag of the tasks that fill a GPU, by which Prefect limits how many run at once."""
@@ -103,7 +103,12 @@ def run_stage_task(
     with ExitStack() as waiting:
         for tag in task.tags:
             waiting.enter_context(telling_of_slots(tag, UUID(flow_run.id), logger.info))
-        state = cast(State[Any], prefect_task(night, section, key, inputs, return_state=True))
+        # What the stage raises comes as a state; an error is Prefect's own. Work that is done by
+        # then is a hit.
+        state = cast(
+            State[Any],
+            awaiting_server()(prefect_task, night, section, key, inputs, return_state=True),
+        )
     return state.result(), state
 
 

@@ -92,8 +92,8 @@ class Machine:
     def command(self, command: list[str], fails: int = 0) -> str:
         environment = {**os.environ, "PREFECT_API_URL": self.api, "TOKEN": "s3cret-of-the-test"}
         environment["PREFECT_HOME"] = str(self.state / "prefect")
-        # A worker looks for work every ten seconds; a suite that waits for it gains by five.
-        environment["PREFECT_WORKER_QUERY_SECONDS"] = "5"
+        # A worker looks for work every ten seconds; a suite that waits for it gains by two.
+        environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
         )

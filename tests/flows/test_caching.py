@@ -4,9 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from prefect import task_engine
 from prefect.client.orchestration import get_client
 from prefect.settings import get_current_settings
 
@@ -83,6 +88,37 @@ def test_what_can_never_work_is_tried_once(tmp_path: Path) -> None:
     assert tries(tmp_path, "terminal") == 1
 
 
+def test_a_server_that_is_away_when_a_stage_ends_fails_no_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot, lost = task_engine._concurrency, []
+
+    @contextmanager
+    def losing_the_server_once(**words: Any) -> Iterator[None]:
+        with slot(**words):
+            yield
+        if not lost:
+            lost.append("the answer to the slot that was given back")
+            raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(task_engine, "_concurrency", losing_the_server_once)
+    assert say(str(tmp_path), "hello") == "Cached"
+    assert len(lost) == 1
+    assert tries(tmp_path, "hello") == 1
+
+
+@contextmanager
+def one_slot() -> Iterator[None]:
+    """Let one task that fills the cores run at once."""
+    with get_client(sync_client=True) as client:
+        client.create_concurrency_limit("processor", 1)
+    try:
+        yield
+    finally:
+        with get_client(sync_client=True) as client:
+            client.delete_concurrency_limit_by_tag("processor")
+
+
 def racer(state: Path, text: str) -> "subprocess.Popen[str]":
     """Start the flow of one stage in a process of its own."""
     environment = {
@@ -124,14 +160,9 @@ def test_the_lock_manager_keeps_prefects_promises(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_waits_for_a_slot_says_who_holds_it(tmp_path: Path) -> None:
-    with get_client(sync_client=True) as client:
-        client.create_concurrency_limit("processor", 1)
-    try:
+    with one_slot():
         racers = [racer(tmp_path / "first", "slow-9"), racer(tmp_path / "second", "slow-8")]
         outputs = [item.communicate(timeout=120) for item in racers]
-    finally:
-        with get_client(sync_client=True) as client:
-            client.delete_concurrency_limit_by_tag("processor")
     assert [out.strip() for out, _ in outputs] == ["Completed", "Completed"]
     said = [line for _, log in outputs for line in log.splitlines() if "for a slot" in line]
     assert "s for a slot of the tag processor: all 1 are held, by evaluate-" in said[0]

@@ -1,6 +1,7 @@
 """Whether a promotion deploys anything, and what to do where it does not."""
 
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def two_lines(tmp_path_factory: pytest.TempPathFactory) -> None:
+def two_lines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The deployments of prefect.yaml for two model lines, on the server of the harness."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("flows", "tasks"):
@@ -43,6 +44,11 @@ def two_lines(tmp_path_factory: pytest.TempPathFactory) -> None:
         "warning: a night started now would be refused: prepare_data.source.train.0: none.jsonl is "
         "not a file; give an existing one"
     ]
+    yield
+    with get_client(sync_client=True) as client:
+        # The server is the session's: what waits for a slot waits in every file's tests.
+        for limit in client.read_concurrency_limits(limit=100, offset=0):
+            client.delete_concurrency_limit_by_tag(limit.tag)
 
 
 def test_each_line_starts_its_own_deployment_alone(two_lines: None) -> None:
