@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,24 +120,49 @@ def one_slot() -> Iterator[None]:
             client.delete_concurrency_limit_by_tag("processor")
 
 
-def racer(state: Path, text: str) -> "subprocess.Popen[str]":
-    """Start the flow of one stage in a process of its own."""
-    environment = {
-        **os.environ,
-        **get_current_settings().to_environment_variables(exclude_unset=True),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-m", "tests.support.word_stage", str(state), text]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+class Racer:
+    """The flow of one stage in a process of its own."""
+
+    def __init__(self, state: Path, text: str, log: Path) -> None:
+        environment = {
+            **os.environ,
+            **get_current_settings().to_environment_variables(exclude_unset=True),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        command = [sys.executable, "-m", "tests.support.word_stage", str(state), text]
+        self._log = log
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=output, text=True
+            )
+
+    def said(self, words: str) -> list[str]:
+        """List the lines of its log with these words."""
+        assert self._process.poll() in (None, 0), self._log.read_text()
+        return [line for line in self._log.read_text().splitlines() if words in line]
+
+    def end(self) -> str:
+        """Wait for its end; return the name of its final state."""
+        return self._process.communicate(timeout=120)[0].strip()
+
+
+def wait_until(found: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not found():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_two_processes_that_race_on_one_key_work_once(tmp_path: Path) -> None:
-    racers = [racer(tmp_path, "slow-5") for _ in range(2)]
-    outputs = [item.communicate(timeout=120) for item in racers]
-    assert sorted(out.strip() for out, _ in outputs) == ["Cached", "Completed"]
-    assert tries(tmp_path, "slow-5") == 1
-    (said,) = [line for _, log in outputs for line in log.splitlines() if "waiting" in line]
+    first = Racer(tmp_path, "held", tmp_path / "first.log")
+    wait_until(lambda: tries(tmp_path, "held"))
+    second = Racer(tmp_path, "held", tmp_path / "second.log")
+    wait_until(lambda: second.said("waiting"))
+    (tmp_path / "go").touch()
+    assert [first.end(), second.end()] == ["Completed", "Cached"]
+    assert tries(tmp_path, "held") == 1
+    assert not first.said("waiting")
+    said = second.said("waiting")[0]
     assert "waiting since 2 s for evaluate of '" in said
     assert f"which holds {tmp_path}/locks/task-" in said
 
@@ -160,11 +186,17 @@ def test_the_lock_manager_keeps_prefects_promises(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_waits_for_a_slot_says_who_holds_it(tmp_path: Path) -> None:
+    states = (tmp_path / "first", tmp_path / "second")
     with one_slot():
-        racers = [racer(tmp_path / "first", "slow-9"), racer(tmp_path / "second", "slow-8")]
-        outputs = [item.communicate(timeout=120) for item in racers]
-    assert [out.strip() for out, _ in outputs] == ["Completed", "Completed"]
-    said = [line for _, log in outputs for line in log.splitlines() if "for a slot" in line]
+        first = Racer(states[0], "held", tmp_path / "first.log")
+        wait_until(lambda: tries(states[0], "held"))
+        second = Racer(states[1], "held", tmp_path / "second.log")
+        wait_until(lambda: second.said("for a slot"))
+        for state in states:
+            state.mkdir(exist_ok=True)
+            (state / "go").touch()
+        assert [first.end(), second.end()] == ["Completed", "Completed"]
+    said = second.said("for a slot")
     assert "s for a slot of the tag processor: all 1 are held, by evaluate-" in said[0]
     # Two lines in ten seconds: the pauses grow.
     assert 1 <= len(said) <= 3

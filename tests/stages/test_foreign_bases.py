@@ -149,7 +149,7 @@ def test_experts_stay_as_they_are_and_are_named(
     experts = sum(
         shape[0] * shape[1] for key, shape in logical_shapes(base, {}).items() if ".experts." in key
     )
-    assert f"({experts / 3 / 1e3:.3g}k)" in said
+    assert f"({experts // 3})" in said
     assert metrics["unquantized_share"] > 0.7
     # In this very process GPTQModel had replaced transformers' classes.
     states = torch.randn(1, 5, 64)
