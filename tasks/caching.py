@@ -1,19 +1,24 @@
 """Prefect's own cache, made trustworthy: keyed by stage key, locked by flock, verified on a hit."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Final, Literal
 
 from prefect.cache_policies import CacheKeyFnPolicy, CachePolicy
-from prefect.serializers import JSONSerializer
+from prefect.filesystems import LocalFileSystem
+from prefect.serializers import Serializer
 from prefect.transactions import IsolationLevel
 from pydantic import BaseModel, ConfigDict
 
-from requant.canonical import digest_of
+from requant.canonical import canonical_json, digest_of
 from requant.errors import ArtifactError
-from requant.store import ArtifactRef, Store, store_of, verified_record
+from requant.store import ArtifactRef, StageRecord, Store, artifact_of, verified_record
 from requant.store.locks import Say, acquire, is_held
+
+SERIALIZER: Final = "requant-verified-json"
+"""Name under which Prefect finds `StageResultSerializer`."""
 
 
 class StageResult(BaseModel):
@@ -26,26 +31,73 @@ class StageResult(BaseModel):
     artifact: ArtifactRef
 
 
-class VerifiedJSONSerializer(JSONSerializer):
-    """JSON whose reading fails when the artifact it names is gone or altered.
+class StageResultSerializer(Serializer):
+    """JSON of a StageResult, and of nothing else.
 
-    Prefect treats an unreadable result as a cache miss, which is what such an artifact is.
+    Prefect's own JSON imports and makes whatever class the file names.
     """
 
-    type: Literal["requant-verified-json"] = "requant-verified-json"
+    type: Literal["requant-verified-json"] = SERIALIZER
 
-    def loads(self, blob: bytes) -> Any:
+    def dumps(self, obj: StageResult) -> bytes:
+        return obj.model_dump_json().encode()
+
+    def loads(self, blob: bytes) -> StageResult:
+        return StageResult.model_validate_json(blob)
+
+
+class ResultFolder(LocalFileSystem):
+    """Prefect's results of a store, each believed only if the store says the same.
+
+    A result file names the class that reads it (Prefect would load a pickle where it says so), a
+    key, and an artifact anywhere. So it is taken for what it says of itself, compared with the
+    verified record of its key, and handed to Prefect in the words of this module.
+    """
+
+    # Prefect's own is a coroutine unless it is told to be none.
+    def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
         """Read a result and verify every byte of its artifact.
 
         Raises:
-            ArtifactError: If the record is gone, or the artifact does not match its manifest.
+            ArtifactError: If it says anything else than the store. Prefect takes what cannot be
+                read for a miss.
         """
-        result = super().loads(blob)
-        if isinstance(result, StageResult):
-            record, reason = verified_record(store_of(result.artifact), result.key)
-            if record is None:
-                raise ArtifactError(f"{result.stage}: cached result refused: {reason}")
-        return result
+        file = self._resolve_path(path)
+        store = Store(file.parent.parent)
+        key = file.name.partition("-")[0]
+        record, reason = verified_record(store, key)
+        if record is None:
+            raise ArtifactError(f"{file}: cached result refused: {reason}")
+        result = result_of(store, record)
+        if _told_by(file) != result:
+            raise ArtifactError(f"{file}: cached result refused: the record of its key differs")
+        metadata = {"storage_key": path, "serializer": {"type": SERIALIZER}}
+        return canonical_json({"metadata": metadata, "result": result.model_dump_json()})
+
+    async def aread_path(self, path: str) -> bytes:
+        return await asyncio.to_thread(self.read_path, path)
+
+
+def result_of(store: Store, record: StageRecord) -> StageResult:
+    """Return what a stage's task says of work that is recorded."""
+    return StageResult(stage=record.stage, key=record.key, artifact=artifact_of(store, record))
+
+
+class _ResultFile(BaseModel):
+    """What of Prefect's result file is looked at: its words, not how it wants to be read."""
+
+    result: str
+
+
+def _told_by(file: Path) -> StageResult:
+    try:
+        told = json.loads(_ResultFile.model_validate_json(file.read_bytes()).result)
+        # Earlier versions named the class.
+        if isinstance(told, dict) and told.keys() == {"__class__", "data"}:
+            told = told["data"]
+        return StageResult.model_validate(told)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{file}: is not a stage's result") from error
 
 
 class FlockManager:

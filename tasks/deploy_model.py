@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from requant.canonical import digest_of
 from requant.config import Config
-from requant.errors import ConfigError, ContractError
+from requant.errors import ArtifactError, ConfigError, ContractError
 from requant.models.device import resolve_device
 from requant.serving.deploy import Release, act, check_release, still_there
 from requant.store import Store, locked, materialise
-from requant.store.objects import write_durably
+from requant.store.documents import read_sealed, write_sealed
 from tasks.nightly.reporter import keep_log_readable
 from tasks.promote import registry_of
 from tasks.retry import may_retry
@@ -103,16 +103,16 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
             done=done,
         )
         path = store.deployment_path(config.name)
-        write_durably(path, record.model_dump_json(indent=2).encode())
+        write_sealed(store, path, record.model_dump(mode="json"))
         versions.mark(registry, serving, "deployed")
     return f"{config.name}: version {serving.version} {done}; it answers {said!r}"
 
 
 def read_deployment(store: Store, model: str) -> Deployment | None:
-    """Return what was deployed last, None where nothing was or the record cannot be read."""
+    """Return what was deployed last, None where nothing was or the record cannot be believed."""
     try:
-        return Deployment.model_validate_json(store.deployment_path(model).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return Deployment.model_validate(read_sealed(store, store.deployment_path(model)))
+    except (FileNotFoundError, ArtifactError, ValidationError):
         return None
 
 

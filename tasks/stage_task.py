@@ -19,7 +19,7 @@ from requant.execution.perform import perform
 from requant.execution.stage import Metrics, Stage
 from requant.store import StageRecord, Store, artifact_of, read_record
 from tasks import tracking
-from tasks.caching import StageResult, VerifiedJSONSerializer, cache_policy
+from tasks.caching import ResultFolder, StageResult, StageResultSerializer, cache_policy
 from tasks.nightly.reporter import TaskReporter
 from tasks.nightly.waiting import telling_of_slots
 from tasks.retry import JITTER, MAX_DELAY_SECONDS, awaiting_server, may_retry
@@ -92,13 +92,15 @@ def run_stage_task(
         persist_result=True,
         cache_result_in_memory=False,
         result_storage=night.store.results_path(),
-        result_serializer=VerifiedJSONSerializer(),
+        result_serializer=StageResultSerializer(),
         refresh_cache=task.stage.name in night.force,
         retries=runtime.retries,
         retry_delay_seconds=delays or None,
         retry_jitter_factor=JITTER,
         retry_condition_fn=may_retry,
     )
+    # Given earlier, Prefect would want it saved on its server.
+    prefect_task.result_storage = ResultFolder(basepath=str(night.store.results_path()))
     section = getattr(night.config, task.stage.name)
     with ExitStack() as waiting:
         for tag in task.tags:

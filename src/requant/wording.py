@@ -4,6 +4,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
+def printable(text: object) -> str:
+    """Text from outside on one line: what a terminal would obey or could not show is an escape."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in str(text)
+    )
+
+
 def shown(value: Any) -> str:
     """A value as Python writes it, cut where it is long."""
     text = repr(value)

@@ -15,6 +15,7 @@ from requant.config import Config, StageName
 from requant.errors import ConfigError, RequantError
 from requant.models.device import resolve_device
 from requant.store import Store, locked
+from requant.store.documents import seal_earlier
 from requant.store.locks import acquire, whose
 from tasks import tracking
 from tasks.nightly.night import OpenNight
@@ -59,6 +60,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     store = Store(config.state.resolve())
     with _alone(config, store):
         keep_log_readable()
+        seal_earlier(store)
         retrying(config)(refuse_problems, config)
         uri = retrying(config)(tracking.prepare_database, config.tracking.uri, store.root)
         parent = retrying(config)(

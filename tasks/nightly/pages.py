@@ -20,7 +20,7 @@ from requant.report.headline import headline
 from requant.report.lineage import lineage_html
 from requant.report.night import StageRow, StageState, night_report
 from requant.store import StageRecord, Store, materialise, read_file
-from requant.store.objects import write_durably
+from requant.store.durable import write_durably
 from tasks import tracking
 from tasks.promote import Promotion
 from tasks.stage_task import Night

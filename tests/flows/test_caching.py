@@ -1,6 +1,9 @@
 """Prefect's cache is keyed, verified and locked; retries happen where they can help."""
 
+import base64
+import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -63,6 +66,82 @@ def test_a_lost_prefect_result_costs_no_work(tmp_path: Path) -> None:
         path.unlink()
     assert say(str(tmp_path), "hello") == "Completed"
     assert tries(tmp_path, "hello") == 1
+
+
+MARK = "somebody else's code ran"
+
+
+class Bomb:
+    """What a pickle of it does when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (Path(os.environ["REQUANT_TEST_MARK"]), MARK))
+
+
+def pickled(document: dict[str, Any], store: Store) -> None:
+    blob = base64.encodebytes(pickle.dumps(Bomb())).decode()
+    document["metadata"]["serializer"] = {"type": "pickle"}
+    document["result"] = blob
+
+
+def made_of_another_class(document: dict[str, Any], store: Store) -> None:
+    document["metadata"]["serializer"] = {"type": "json"}
+    module = {"__class__": "tests.support.shout.Shout", "data": {}}
+    document["result"] = json.dumps(module)
+
+
+def with_a_decoder_of_its_own(document: dict[str, Any], store: Store) -> None:
+    document["metadata"]["serializer"] = {"type": "json", "object_decoder": "os.remove"}
+
+
+def of_an_artifact_elsewhere(document: dict[str, Any], store: Store) -> None:
+    told = json.loads(document["result"])
+    told["artifact"]["uri"] = f"file:///elsewhere/objects/ab/{'ab' * 32}"
+    document["result"] = json.dumps(told)
+
+
+def of_another_artifact(document: dict[str, Any], store: Store) -> None:
+    told = json.loads(document["result"])
+    told["artifact"]["digest"] = "ab" * 32
+    document["result"] = json.dumps(told)
+
+
+def compressed(document: dict[str, Any], store: Store) -> None:
+    document["metadata"]["serializer"] = {"type": "compressed/pickle"}
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        pickled,
+        made_of_another_class,
+        with_a_decoder_of_its_own,
+        of_an_artifact_elsewhere,
+        of_another_artifact,
+        compressed,
+    ],
+)
+def test_a_result_says_nothing_the_store_does_not_say(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    poison: Callable[[dict[str, Any], Store], None],
+) -> None:
+    """How a result wants to be read is not asked: what it says must be what the record says."""
+    mark = tmp_path / "mark"
+    monkeypatch.setenv("REQUANT_TEST_MARK", str(mark))
+    say(str(tmp_path), "hello")
+    store = Store(tmp_path)
+    (path,) = store.results_path().iterdir()
+    document = json.loads(path.read_text())
+    before = document["result"]
+    poison(document, store)
+    path.write_text(json.dumps(document))
+    # One whose words are right is believed for its words, by our own reader.
+    right = document["result"] == before
+    assert say(str(tmp_path), "hello") == ("Cached" if right else "Completed")
+    assert not mark.exists()
+    assert tries(tmp_path, "hello") == 1
+    assert say(str(tmp_path), "hello") == "Cached"
 
 
 def test_force_executes_a_cached_stage(tmp_path: Path) -> None:

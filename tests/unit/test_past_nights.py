@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from requant.canonical import digest_of
 from requant.config.loading import load_config
 from requant.errors import ContractError
 from requant.execution.past_nights import (
@@ -25,12 +26,20 @@ from tests.support.nights import make_night
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
+def of_night(record: StageRecord, number: int, started: float, **past: str) -> StageRecord:
+    """The record of the same work on another night, with the inputs that it has besides."""
+    inputs = {**record.key_fields["inputs"], **past}
+    fields = {**record.key_fields, "seed": number, "inputs": inputs}
+    changes = {"key": digest_of(fields), "key_fields": fields, "started": started}
+    return record.model_copy(update=changes)
+
+
 def datasets_of_nights(store: Store, count: int) -> list[StageRecord]:
     """Datasets of so many nights, the oldest first, each with a record of its own."""
     nights: list[StageRecord] = []
     for number in range(count):
         made = make_night(store, str(number))["prepare_data"]
-        nights.append(made.model_copy(update={"key": f"{number:064}", "started": float(number)}))
+        nights.append(of_night(made, number, started=float(number)))
     for record in nights:
         write_record(store, record)
     return nights
@@ -70,13 +79,10 @@ def test_collecting_garbage_keeps_what_the_next_night_evaluates(tmp_path: Path) 
     for number in range(5):
         night = make_night(store, str(number))
         data, evaluation = night["prepare_data"], night["evaluate"]
-        data = data.model_copy(update={"key": f"{number:064}", "started": float(number)})
+        data = of_night(data, number, started=float(number))
         past = {role: old.digest for role, old in past_datasets(store, data, 2).items()}
-        fields = evaluation.key_fields
-        fields = {**fields, "inputs": {**fields["inputs"], **past}}
-        changes = {"key": f"e{number:063}", "key_fields": fields, "started": number + 0.5}
         write_record(store, data)
-        write_record(store, evaluation.model_copy(update=changes))
+        write_record(store, of_night(evaluation, number, started=number + 0.5, **past))
         store.record_path(night["prepare_data"].key).unlink()
         store.record_path(night["evaluate"].key).unlink()
         nights.append(data)

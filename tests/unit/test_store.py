@@ -15,7 +15,6 @@ from requant.store import (
     find_object,
     locked,
     publish,
-    store_of,
     verify,
 )
 from requant.store.locks import acquire, is_held
@@ -50,7 +49,6 @@ def test_same_content_has_the_same_digest_and_is_kept_once(
 
 
 def test_an_artifact_is_found_by_its_address(store: Store, artifact: ArtifactRef) -> None:
-    assert store_of(artifact).object_path(artifact.digest) == store.object_path(artifact.digest)
     assert find_object(store, artifact.short) == store.object_path(artifact.digest)
 
 

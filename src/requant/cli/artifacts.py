@@ -55,13 +55,22 @@ def gc(
 ) -> None:
     """Delete artifacts nothing refers to and what crashes left behind."""
     with errors():
-        from requant.store.gc import collect, find_garbage
+        from requant.store.gc import Garbage, collect, find_garbage
+        from requant.wording import printable
+
+        def tell(garbage: Garbage) -> None:
+            for path in garbage.strange:
+                typer.echo(f"left alone, it is none of requant's folders: {printable(path)}")
+            for user in garbage.in_use:
+                typer.echo(f"in use, its folders are not in this list: {user}")
+            for path in (*garbage.folders, *garbage.records):
+                typer.echo(printable(path))
 
         store = open_store(state)
-        garbage = find_garbage(store, keep) if dry_run else collect(store, keep)
-    for path in (*garbage.folders, *garbage.records):
-        typer.echo(path)
-    for user in garbage.in_use:
-        typer.echo(f"in use, its folders are not in this list: {user}")
+        if dry_run:
+            garbage = find_garbage(store, keep)
+            tell(garbage)
+        else:
+            garbage = collect(store, keep, before=tell)
     done = "would delete" if dry_run else "deleted"
     typer.echo(f"{done} {garbage.in_words}")

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 from requant.errors import ConfigError, TransientError
 from requant.store import Store
-from requant.store.objects import write_durably
+from requant.store.durable import write_durably
 
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 3.0

@@ -7,7 +7,7 @@ from typing import Any
 from requant.canonical import digest_of
 from requant.preflight.problem import Problem
 from requant.store import Store
-from requant.store.objects import write_durably
+from requant.store.durable import write_durably
 
 
 def unless_known(

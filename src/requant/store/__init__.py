@@ -3,14 +3,16 @@
     objects/<dd>/<digest>/  the files + manifest.json; digest = sha256 of the canonical manifest
     actions/<key>.json      which stage key produced which digest, with figures and timings
     attempts/<key>.json     what came of work that is not done: it runs, failed or was killed
+    pins/  deployments/     what no collection may take; what serves
     work/<key>/             resumable scratch of a stage, deleted when its artifact is published
     tmp/  locks/  results/  unfinished publications, flock files, Prefect results
 
+Records, pins and deployments are sealed to their place: see `documents`.
 Only this package builds paths below the state folder.
 """
 
 from requant.store.content import holds, materialise, read_file
-from requant.store.layout import ArtifactRef, Store, store_of
+from requant.store.layout import ArtifactRef, Store
 from requant.store.locks import locked
 from requant.store.manifest import Manifest, ManifestEntry, describe, hash_file
 from requant.store.objects import check_sizes, find_object, publish, verify
@@ -43,7 +45,6 @@ __all__ = [
     "publish",
     "read_file",
     "read_record",
-    "store_of",
     "touch_record",
     "unreadable_records",
     "verified_record",

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from requant.canonical import canonical_json
-from requant.store.layout import Store
+from requant.store.durable import write_durably
+from requant.store.layout import Digest, Store
 from requant.store.locks import is_held
-from requant.store.objects import write_durably
 
 
 class Attempt(BaseModel):
@@ -24,7 +24,7 @@ class Attempt(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     stage: str
-    key: str
+    key: Digest
     started: float
     """Seconds since the epoch."""
     host: str
@@ -65,9 +65,11 @@ def attempted(store: Store, stage: str, key: str, labels: Mapping[str, str]) -> 
 def read_attempt(store: Store, key: str) -> Attempt | None:
     """Return the last attempt at work that is not done; None where there is none to be read."""
     try:
-        return Attempt.model_validate_json(store.attempt_path(key).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        attempt = Attempt.model_validate_json(store.attempt_path(key).read_bytes())
+    except (OSError, ValidationError):
         return None
+    # Its key leads to a lock file.
+    return attempt if attempt.key == key else None
 
 
 def all_attempts(store: Store) -> list[Attempt]:

@@ -1,16 +1,17 @@
 """Give disk back: artifacts nothing refers to, and what crashes left behind."""
 
 import os
+import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.errors import TransientError
+from requant.errors import ArtifactError, TransientError
 from requant.store.attempts import Attempt, all_attempts, in_progress, in_words
+from requant.store.documents import read_sealed, write_sealed
 from requant.store.layout import Store
 from requant.store.locks import Say, acquire, holder_of, is_held
-from requant.store.objects import write_durably
 from requant.store.records import StageRecord, all_records, last_used
 from requant.wording import data_size
 
@@ -23,6 +24,8 @@ class Garbage:
     folders: tuple[Path, ...]
     bytes: int
     """Size of the folders."""
+    strange: tuple[Path, ...] = ()
+    """What requant did not put there, links above all: it is left alone."""
     in_use: tuple[str, ...] = ()
     """Nights and stages that run now, in words: what they work in is not garbage."""
 
@@ -41,9 +44,15 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
             all that they were made from; None keeps every record.
     """
     # Looked at first: what is made from here on is not among them.
-    found = list(store.objects.glob("*/*"))
-    scratch = list(store.work_path("x").parent.glob("*"))
-    drafts = list(store.tmp.glob("*"))
+    shelves, strange = _folders(store.objects, "[0-9a-f]{2}")
+    found: list[Path] = []
+    for shelf in shelves:
+        artifacts, others = _folders(shelf, f"{shelf.name}[0-9a-f]{{62}}")
+        found += artifacts
+        strange += others
+    scratch, others = _folders(store.work_path("x").parent, "[0-9a-f]{64}")
+    drafts, more = _folders(store.tmp, "[0-9a-f]{64}-.*|discarded-.*")
+    strange += [*others, *more]
     running = {item.key: item for item in all_attempts(store) if in_progress(store, item.key)}
     records = all_records(store)
     pins = pinned_digests(store)
@@ -64,12 +73,34 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
         records=tuple(store.record_path(key) for key in sorted(done - kept_keys)),
         folders=tuple(sorted(folders)),
         bytes=sum(_size(folder) for folder in folders),
+        strange=tuple(sorted(strange)),
         in_use=in_use(store, running.values()),
     )
 
 
+def _folders(parent: Path, pattern: str) -> tuple[list[Path], list[Path]]:
+    """List the folders of requant's names in a folder, and what else lies there.
+
+    A link is none of its folders: what it leads to is not the store's to delete.
+    """
+    if parent.is_symlink():
+        return [], [parent]
+    entries = sorted(parent.iterdir()) if parent.is_dir() else []
+    ours = [
+        path
+        for path in entries
+        if re.fullmatch(pattern, path.name) and path.is_dir() and not path.is_symlink()
+    ]
+    return ours, [path for path in entries if path not in ours]
+
+
 def collect(
-    store: Store, keep: int | None = None, *, timeout: float = 0.0, say: Say | None = None
+    store: Store,
+    keep: int | None = None,
+    *,
+    timeout: float = 0.0,
+    say: Say | None = None,
+    before: Callable[[Garbage], None] = lambda garbage: None,
 ) -> Garbage:
     """Delete what `find_garbage` lists, while no night runs.
 
@@ -78,9 +109,11 @@ def collect(
         keep: As `find_garbage` takes it.
         timeout: Seconds to wait for a night to end.
         say: Is told for whom it waits, with growing pauses.
+        before: Is told what goes before the first of it does.
 
     Raises:
         TransientError: If a night is running still; it may be about to read what looks unused.
+        ArtifactError: As `pinned_digests`; nothing was deleted.
     """
 
     def waits(_: str) -> None:
@@ -96,8 +129,9 @@ def collect(
         )
     try:
         garbage = find_garbage(store, keep)
+        before(garbage)
         for record in garbage.records:
-            record.unlink()
+            record.unlink(missing_ok=True)
         for folder in garbage.folders:
             shutil.rmtree(folder)
     finally:
@@ -140,12 +174,42 @@ def pin(store: Store, name: str, digest: str) -> None:
         name: Who needs it; a new pin of the same name takes the place of the old one.
         digest: The artifact.
     """
-    write_durably(store.pin_path(name), digest.encode())
+    write_sealed(store, store.pin_path(name), digest)
 
 
 def pinned_digests(store: Store) -> set[str]:
-    """Return the artifacts that somebody has pinned."""
-    return {path.read_text() for path in store.pin_path("x").parent.glob("[!.]*")}
+    """Return the artifacts that somebody has pinned.
+
+    Raises:
+        ArtifactError: If a pin cannot be believed: what it kept might be deleted.
+    """
+    return {_pinned(store, path) for path in pin_files(store)}
+
+
+def broken_pins(store: Store) -> list[str]:
+    """Say which pins cannot be believed, and why."""
+    reasons = []
+    for path in pin_files(store):
+        try:
+            _pinned(store, path)
+        except ArtifactError as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def pin_files(store: Store) -> list[Path]:
+    """List the files that pin artifacts."""
+    return sorted(store.pins.glob("[!.]*"))
+
+
+def _pinned(store: Store, path: Path) -> str:
+    digest = read_sealed(store, path)
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ArtifactError(
+            f"{path}: names no artifact; promote the model anew (`requant promote CONFIG "
+            "--version N`), or delete the file where nothing is to be kept"
+        )
+    return digest
 
 
 def _used_last(store: Store, records: list[StageRecord], keep: int) -> list[StageRecord]:
@@ -171,4 +235,4 @@ def _with_ancestors(records: list[StageRecord], roots: Iterable[StageRecord]) ->
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(path.lstat().st_size for path in folder.rglob("*"))

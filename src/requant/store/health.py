@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from requant.errors import ArtifactError
+from requant.store.gc import broken_pins
 from requant.store.layout import ArtifactRef, Store
 from requant.store.objects import check_sizes, verify
 from requant.store.records import all_records, artifact_of, unreadable_records
@@ -17,7 +18,7 @@ class Health:
     harmed: int
     """How many artifacts are harmed."""
     problems: tuple[str, ...]
-    """What is wrong with artifacts and records, one sentence each."""
+    """What is wrong with artifacts, records and pins, one sentence each."""
 
 
 def examine(
@@ -26,7 +27,7 @@ def examine(
     deep: bool,
     watch: Callable[[Sequence[ArtifactRef]], Iterable[ArtifactRef]] = iter,
 ) -> Health:
-    """Check every recorded artifact against its manifest, and every record.
+    """Check every recorded artifact against its manifest, every record and every pin.
 
     Args:
         store: The store.
@@ -41,5 +42,5 @@ def examine(
             check(store, ref)
         except ArtifactError as error:
             harmed.append(str(error))
-    unreadable = [f"{path}: is not a record; delete it" for path in unreadable_records(store)]
-    return Health(len(refs), len(harmed), (*unreadable, *harmed))
+    documents = (*unreadable_records(store), *broken_pins(store))
+    return Health(len(refs), len(harmed), (*documents, *harmed))

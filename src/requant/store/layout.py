@@ -4,8 +4,6 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -90,13 +88,26 @@ class Store:
         """Folder of Prefect's own task results: small JSON files named by stage key."""
         return self.root / "results"
 
+    @property
+    def sealed_mark(self) -> Path:
+        """Empty file: every document here is sealed. A store of an earlier version has none."""
+        return self.root / "sealed"
+
+    @property
+    def pins(self) -> Path:
+        return self.root / "pins"
+
+    @property
+    def deployments(self) -> Path:
+        return self.root / "deployments"
+
     def pin_path(self, name: str) -> Path:
         """File that names an artifact no collection may take."""
-        return self.root / "pins" / name
+        return self.pins / name
 
     def deployment_path(self, model: str) -> Path:
         """Record of what was deployed last of a registered model."""
-        return self.root / "deployments" / f"{model}.json"
+        return self.deployments / f"{model}.json"
 
     def service_path(self, name: str) -> Path:
         """File that names the process of a service `requant up` started."""
@@ -114,9 +125,3 @@ class Store:
         """Make the reference of an artifact in this store."""
         uri = self.object_path(digest).resolve().as_uri()
         return ArtifactRef(kind=kind, digest=digest, uri=uri)
-
-
-def store_of(ref: ArtifactRef) -> Store:
-    """Return the store an artifact lies in, from its address alone."""
-    folder = Path(url2pathname(urlparse(ref.uri).path))
-    return Store(folder.parents[2])

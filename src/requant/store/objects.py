@@ -1,7 +1,6 @@
 """Publish a folder as an artifact, find it again, and prove that its bytes are still the same."""
 
 import errno
-import os
 import shutil
 import stat
 import uuid
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
+from requant.store.durable import sync, write_durably
 from requant.store.layout import ArtifactRef, Store
 from requant.store.manifest import MANIFEST_NAME, Manifest, describe
 
@@ -33,7 +33,7 @@ def publish(store: Store, kind: str, folder: Path) -> ArtifactRef:
     """
     manifest = describe(folder)
     for entry in manifest.files:
-        _sync(folder / entry.path)
+        sync(folder / entry.path)
     write_durably(folder / MANIFEST_NAME, canonical_json(manifest.model_dump(mode="json")))
     # safetensors writes what its owner alone may read, and who serves may be another user.
     mode = stat.S_IMODE((folder / MANIFEST_NAME).stat().st_mode)
@@ -58,7 +58,7 @@ def publish(store: Store, kind: str, folder: Path) -> ArtifactRef:
         # Another key came to the same bytes in this moment.
         verify(store, ref)
         shutil.rmtree(folder)
-    _sync(target.parent)
+    sync(target.parent)
     return ref
 
 
@@ -70,10 +70,6 @@ def verify(store: Store, ref: ArtifactRef) -> Manifest:
     """
     folder = store.object_path(ref.digest)
     recorded = _manifest_of(store, ref)
-    if recorded.digest != ref.digest:
-        raise ArtifactError(
-            f"{folder / MANIFEST_NAME}: was altered: its digest is {recorded.digest}"
-        )
     present = describe(folder)
     if present == recorded:
         return recorded
@@ -156,7 +152,12 @@ def _manifest_of(store: Store, ref: ArtifactRef) -> Manifest:
     folder = store.object_path(ref.digest)
     if not folder.exists():
         raise ArtifactError(f"{folder}: is missing; {whereabouts(store, ref.digest)}")
-    return read_manifest(folder)
+    manifest = read_manifest(folder)
+    if manifest.digest != ref.digest:
+        raise ArtifactError(
+            f"{folder / MANIFEST_NAME}: was altered: its digest is {manifest.digest}"
+        )
+    return manifest
 
 
 def find_object(store: Store, prefix: str) -> Path:
@@ -182,26 +183,3 @@ def discard(store: Store, folder: Path) -> None:
     grave.parent.mkdir(parents=True, exist_ok=True)
     folder.rename(grave)
     shutil.rmtree(grave)
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a small file so that after a crash it is either absent, old or whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

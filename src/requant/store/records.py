@@ -1,14 +1,14 @@
 """Records: which stage key produced which artifact, with what figures, when."""
 
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from requant.canonical import canonical_json
+from requant.canonical import digest_of
 from requant.errors import ArtifactError
+from requant.store.documents import read_sealed, write_sealed
 from requant.store.layout import ArtifactRef, Digest, Store
-from requant.store.objects import verify_unless_untouched, write_durably
+from requant.store.objects import verify_unless_untouched
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -32,15 +32,37 @@ class StageRecord(BaseModel):
 
 def write_record(store: Store, record: StageRecord) -> None:
     """Write a record durably; it replaces the one with the same key."""
-    content = canonical_json(record.model_dump(mode="json"))
-    write_durably(store.record_path(record.key), content)
+    write_sealed(store, store.record_path(record.key), record.model_dump(mode="json"))
+
+
+def load_record(store: Store, key: str) -> StageRecord:
+    """Return the record of a stage key.
+
+    Raises:
+        ArtifactError: If there is none, or it is not as it was written, with the reason.
+    """
+    path = store.record_path(key)
+    try:
+        content = read_sealed(store, path)
+    except FileNotFoundError as error:
+        raise ArtifactError("no record of this key") from error
+    try:
+        record = StageRecord.model_validate(content)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "it"
+        raise ArtifactError(f"{path}: is not a record: {place}") from error
+    if record.key != key or digest_of(record.key_fields) != key:
+        raise ArtifactError(f"{path}: is the record of other work than its name says")
+    if record.key_fields.get("stage") != record.stage:
+        raise ArtifactError(f"{path}: its stage is not that of its key")
+    return record
 
 
 def read_record(store: Store, key: str) -> StageRecord | None:
-    """Return the record of a stage key, or None where there is none that can be read."""
+    """Return the record of a stage key, or None where there is none that can be believed."""
     try:
-        return StageRecord.model_validate_json(store.record_path(key).read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return load_record(store, key)
+    except ArtifactError:
         return None
 
 
@@ -50,10 +72,8 @@ def verified_record(store: Store, key: str) -> tuple[StageRecord | None, str]:
     Returns:
         The record and an empty text, or None and the reason for the miss.
     """
-    record = read_record(store, key)
-    if record is None:
-        return None, "no record of this key"
     try:
+        record = load_record(store, key)
         verify_unless_untouched(store, artifact_of(store, record))
     except ArtifactError as error:
         return None, str(error)
@@ -75,10 +95,15 @@ def last_used(store: Store, record: StageRecord) -> float:
     return store.record_path(record.key).stat().st_mtime
 
 
-def unreadable_records(store: Store) -> list[Path]:
-    """Return the files among the records that cannot be read: their work will be done again."""
-    paths = sorted(store.actions.glob("*.json"))
-    return [path for path in paths if read_record(store, path.stem) is None]
+def unreadable_records(store: Store) -> list[str]:
+    """Say which records cannot be believed, and why: their work will be done again."""
+    reasons = []
+    for path in sorted(store.actions.glob("[!.]*")):
+        try:
+            load_record(store, path.stem)
+        except ArtifactError as error:
+            reasons.append(str(error))
+    return reasons
 
 
 def all_records(store: Store) -> list[StageRecord]:

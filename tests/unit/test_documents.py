@@ -1,0 +1,177 @@
+"""A document is believed at its own place, and as it was written."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from requant.errors import ArtifactError
+from requant.store import Store, all_records, read_record, unreadable_records, verified_record
+from requant.store.documents import MAX_BYTES, read_sealed, seal_earlier, write_sealed
+from requant.store.gc import collect, pin, pinned_digests
+from requant.store.health import examine
+from requant.store.records import StageRecord, last_used
+from tests.support.nights import make_night
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "state")
+
+
+@pytest.fixture
+def night(store: Store) -> dict[str, StageRecord]:
+    return make_night(store)
+
+
+def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
+    document = json.loads(path.read_bytes())
+    change(document["content"])
+    path.write_text(json.dumps(document))
+
+
+def repointed(store: Store, night: dict[str, StageRecord]) -> str:
+    """A record that names another model of the same kind."""
+    other = night["prepare_base"].digest
+    edit(store.record_path(night["merge_fp16"].key), lambda record: record.update(digest=other))
+    return "its seal does not match"
+
+
+def swapped(store: Store, night: dict[str, StageRecord]) -> str:
+    """The record of other work, whole, under this key."""
+    shutil.copy(
+        store.record_path(night["continue_train"].key), store.record_path(night["merge_fp16"].key)
+    )
+    return "stands in the place of another"
+
+
+def unsealed(store: Store, night: dict[str, StageRecord]) -> str:
+    path = store.record_path(night["merge_fp16"].key)
+    path.write_text(json.dumps(json.loads(path.read_bytes())["content"]))
+    return "has no seal"
+
+
+def of_another_key(store: Store, night: dict[str, StageRecord]) -> str:
+    """Sealed at its place by who can write a seal, but of other work than its name says."""
+    path = store.record_path(night["merge_fp16"].key)
+    other = night["continue_train"].model_copy(update={"key": night["merge_fp16"].key})
+    write_sealed(store, path, other.model_dump(mode="json"))
+    return "is the record of other work than its name says"
+
+
+def linked(store: Store, night: dict[str, StageRecord]) -> str:
+    path = store.record_path(night["merge_fp16"].key)
+    elsewhere = path.rename(store.root / "elsewhere.json")
+    path.symlink_to(elsewhere)
+    return "is no plain file"
+
+
+def a_folder(store: Store, night: dict[str, StageRecord]) -> str:
+    path = store.record_path(night["merge_fp16"].key)
+    path.unlink()
+    path.mkdir()
+    return "is no plain file"
+
+
+def deep(store: Store, night: dict[str, StageRecord]) -> str:
+    store.record_path(night["merge_fp16"].key).write_text("[" * 100_000)
+    return "is not JSON"
+
+
+def huge(store: Store, night: dict[str, StageRecord]) -> str:
+    os.truncate(store.record_path(night["merge_fp16"].key), MAX_BYTES + 1)
+    return "more than anything of its kind"
+
+
+def no_number(store: Store, night: dict[str, StageRecord]) -> str:
+    edit(store.record_path(night["merge_fp16"].key), lambda record: record.update(seconds=1e999))
+    return "holds what requant never writes"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        repointed,
+        swapped,
+        unsealed,
+        of_another_key,
+        linked,
+        a_folder,
+        deep,
+        huge,
+        no_number,
+    ],
+)
+def test_a_record_that_is_not_its_own_is_a_miss_with_the_reason(
+    store: Store,
+    night: dict[str, StageRecord],
+    harm: Callable[[Store, dict[str, StageRecord]], str],
+) -> None:
+    key = night["merge_fp16"].key
+    assert verified_record(store, key) == (night["merge_fp16"], "")
+    says = harm(store, night)
+    assert read_record(store, key) is None
+    record, reason = verified_record(store, key)
+    assert record is None
+    assert says in reason
+    assert str(store.record_path(key)) in reason
+    assert key not in {item.key for item in all_records(store)}
+    assert [says in problem for problem in examine(store, deep=True).problems] == [True]
+
+
+def test_a_state_folder_that_was_moved_is_believed(
+    store: Store, night: dict[str, StageRecord], tmp_path: Path
+) -> None:
+    there = Store(store.root.rename(tmp_path / "elsewhere"))
+    assert verified_record(there, night["merge_fp16"].key)[0] == night["merge_fp16"]
+
+
+def test_a_pin_that_cannot_be_believed_stops_a_collection(
+    store: Store, night: dict[str, StageRecord]
+) -> None:
+    digest = night["merge_fp16"].digest
+    pin(store, "line-champion", digest)
+    assert pinned_digests(store) == {digest}
+    path = store.pin_path("line-champion")
+    path.write_text(path.read_text().replace(digest, "f" * 64))
+    with pytest.raises(ArtifactError, match="line-champion: was altered"):
+        collect(store, keep=1)
+    (problem,) = examine(store, deep=False).problems
+    assert problem.startswith(f"{path}: was altered")
+    assert len(all_records(store)) == len(night)
+
+
+def test_what_an_earlier_version_wrote_is_sealed_once(
+    store: Store, night: dict[str, StageRecord]
+) -> None:
+    """Believed before, as it was then; from then on, nothing without a seal is."""
+    pin(store, "line-champion", night["merge_fp16"].digest)
+    for record in night.values():
+        path = store.record_path(record.key)
+        path.write_text(json.dumps(json.loads(path.read_bytes())["content"]))
+        os.utime(path, (1e9, 1e9))
+    store.pin_path("line-champion").write_text(night["merge_fp16"].digest)
+    store.sealed_mark.unlink()
+    assert all_records(store) == sorted(night.values(), key=lambda item: item.started)
+
+    seal_earlier(store)
+
+    assert unreadable_records(store) == []
+    assert pinned_digests(store) == {night["merge_fp16"].digest}
+    assert last_used(store, night["merge_fp16"]) == 1e9
+    unsealed(store, night)
+    assert read_record(store, night["merge_fp16"].key) is None
+    seal_earlier(store)
+    assert read_record(store, night["merge_fp16"].key) is None
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    path = store.deployment_path("line")
+    content = {"text": "naïve", "number": 1e-05, "list": [1, 2.0, None]}
+    write_sealed(store, path, content)
+    assert read_sealed(store, path) == content
+    with pytest.raises(FileNotFoundError):
+        read_sealed(store, store.deployment_path("other"))
