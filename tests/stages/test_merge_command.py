@@ -189,7 +189,9 @@ def field(name: str, value: object) -> Callable[[Path], None]:
         (broken("adapter/tokenizer.json", "{"), "tokenizer.json: is no tokenizer"),
         (broken("base/model.safetensors.index.json", "{}"), "index.json: has no weight_map"),
         (
-            broken("base/model.safetensors.index.json", '{"weight_map": {"x.weight": "2"}}'),
+            broken(
+                "base/model.safetensors.index.json", '{"weight_map": {"x.weight": "2.safetensors"}}'
+            ),
             "names x.weight, which no *.safetensors beside it holds; copy the missing shards",
         ),
         (field("lora_alpha", "6"), "lora_alpha='6': Input should be a valid number"),

@@ -2,26 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from requant.errors import ArtifactError
 from requant.json_file import read_object
+from requant.wording import shown
 
-if TYPE_CHECKING:
-    pass
+OTHER_WEIGHTS = "transformers_weights"
+"""Field that makes transformers load another file than the one its name says."""
+IMPLEMENTATIONS = frozenset(
+    {
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+    }
+)
+"""Fields that name how a layer computes; the name of a hub repository is fetched and run."""
+ADAPTER_NAME = "adapter_config.json"
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """Return the content of a model folder's config.json.
 
     Raises:
-        ArtifactError: If it is missing or not a JSON object.
+        ArtifactError: If it is missing or not a JSON object, or makes transformers load another
+            file than the weights that are checked, or fetch and run code.
     """
     path = folder / "config.json"
     if not path.exists():
         raise ArtifactError(f"{path}: is missing; {folder} is not a model folder")
-    return read_object(path)
+    config = read_object(path)
+    _check_fields(path, config)
+    return config
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Refuse a model folder with an adapter: transformers would load it into the model, unasked.
+
+    Raises:
+        ArtifactError: Naming the file, and the way out.
+    """
+    if (folder / ADAPTER_NAME).exists():
+        raise ArtifactError(
+            f"{folder / ADAPTER_NAME}: transformers would load this adapter into the model beside "
+            "it; move it, with its weights, to a folder of its own, and merge it with "
+            "`requant merge` where it belongs in the model"
+        )
+
+
+def _check_fields(path: Path, config: dict[str, Any]) -> None:
+    if (other := config.get(OTHER_WEIGHTS)) is not None:
+        raise ArtifactError(
+            f"{path}: {OTHER_WEIGHTS}={shown(other)} makes transformers load that file instead of "
+            "model.safetensors, which is what is checked; remove the field, and where that file is "
+            "the model, give it the name model.safetensors"
+        )
+    for name, value in _implementations(config):
+        if "/" in value:
+            raise ArtifactError(
+                f"{path}: {name}={shown(value)} names a repository whose code transformers would "
+                "fetch and run; remove the field, or set it to sdpa or eager"
+            )
+
+
+def _implementations(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Go through the fields that name how a layer computes, of the parts of a model too."""
+    for name, value in config.items():
+        if name in IMPLEMENTATIONS:
+            chosen = value.values() if isinstance(value, dict) else [value]
+            yield from ((name, each) for each in chosen if isinstance(each, str))
+        elif isinstance(value, dict):
+            yield from _implementations(value)
 
 
 def quantization_of(config: dict[str, Any]) -> str | None:

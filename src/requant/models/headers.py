@@ -11,10 +11,12 @@ from requant.errors import ArtifactError
 from requant.json_file import read_object
 from requant.models.config import quantization_of
 from requant.models.folder import INDEX_NAME
+from requant.wording import shown
 
 Shape = tuple[int, ...]
 
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+SAFETENSORS = re.compile(r"[^/\\\0]+\.safetensors")
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names of the floating dtypes that weights are stored in, and torch's."""
 SAFETENSORS_NAMES = {name: short for short, name in TORCH_NAMES.items()}
@@ -97,12 +99,19 @@ def read_index(folder: Path) -> dict[str, str]:
     """Return tensor name to file name as a folder's shard index has it.
 
     Raises:
-        ArtifactError: If the index is no JSON object with a weight_map.
+        ArtifactError: If the index is no JSON object with a weight_map, or names another file than
+            a *.safetensors beside it: transformers would load a pickle, or from elsewhere.
     """
     path = folder / INDEX_NAME
     files = read_object(path).get("weight_map")
     if not isinstance(files, dict):
         raise ArtifactError(f"{path}: has no weight_map; copy it anew")
+    for tensor, name in files.items():
+        if not isinstance(name, str) or not SAFETENSORS.fullmatch(name):
+            raise ArtifactError(
+                f"{path}: {shown(tensor)} is in {shown(name)}, which is no *.safetensors beside "
+                "it; save the model anew with save_pretrained"
+            )
     return files
 
 

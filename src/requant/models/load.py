@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import ContractError
 from requant.machine.library_noise import no_library_noise
-from requant.models.config import quantization_of, read_model_config
+from requant.models.config import check_no_adapter, quantization_of, read_model_config
 from requant.models.device import compute_dtype, device_index
+from requant.models.headers import read_headers
 from requant.wording import few
 
 if TYPE_CHECKING:
@@ -35,10 +36,13 @@ def load_model(
         dtype: To compute in; None for `compute_dtype(device)`.
 
     Raises:
-        ArtifactError: If config.json is missing or names a quantization requant cannot load.
+        ArtifactError: If config.json is missing or names a quantization requant cannot load, or if
+            transformers would load anything else than the weights that are checked.
         ContractError: If the files lack tensors, which transformers would fill with random numbers.
     """
     config = read_model_config(folder)
+    check_no_adapter(folder)
+    read_headers(folder)
     quantization = quantization_of(config)
     computed = dtype or compute_dtype(device)
     if quantization == "gptq":
@@ -65,6 +69,7 @@ def load_model(
             device_map="auto" if spread else {"": device_index(device)},
             local_files_only=True,
             trust_remote_code=False,
+            use_safetensors=True,
             output_loading_info=True,
             **options,
         )

@@ -1,0 +1,135 @@
+"""What transformers loads is what was checked: no pickle, no other file, nothing from elsewhere."""
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from requant.errors import RequantError
+from requant.models.load import load_model
+from tests.stages.conftest import Trained
+
+
+class Bomb:
+    """What a pickle of it does when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (Path(os.environ["REQUANT_TEST_MARK"]), "ran"))
+
+
+@pytest.fixture
+def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "mark"
+    monkeypatch.setenv("REQUANT_TEST_MARK", str(path))
+    return path
+
+
+@pytest.fixture
+def folder(tiny_base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_base, tmp_path / "model"))
+
+
+def configure(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def zeros(folder: Path, name: str) -> None:
+    """Other weights of the same shapes."""
+    tensors = {key: torch.zeros_like(value) for key, value in weights(folder).items()}
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load_file(folder / "model.safetensors"))
+
+
+def another_file(folder: Path) -> str:
+    zeros(folder, "other.safetensors")
+    configure(folder, transformers_weights="other.safetensors")
+    return "transformers_weights='other.safetensors' makes transformers load that file"
+
+
+def another_index(folder: Path) -> str:
+    zeros(folder, "other.safetensors")
+    index = {"weight_map": dict.fromkeys(weights(folder), "other.safetensors")}
+    (folder / "other.safetensors.index.json").write_text(json.dumps(index))
+    configure(folder, transformers_weights="other.safetensors.index.json")
+    return "makes transformers load that file"
+
+
+def a_pickle_alone(folder: Path) -> str:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    return "requant reads no pickles"
+
+
+def a_pickle_in_the_index(folder: Path) -> str:
+    names = weights(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "evil.bin").write_bytes(pickle.dumps(Bomb()))
+    index = {"weight_map": dict.fromkeys(names, "evil.bin")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "is in 'evil.bin', which is no \\*.safetensors beside it"
+
+
+def a_file_elsewhere(folder: Path) -> str:
+    names = weights(folder)
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "../elsewhere.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return "is in '../elsewhere.safetensors', which is no"
+
+
+def a_kernel(folder: Path) -> str:
+    configure(folder, attn_implementation="somebody/kernels:attention")
+    return "names a repository whose code transformers would fetch and run"
+
+
+def a_kernel_of_a_part(folder: Path) -> str:
+    configure(folder, text_config={"_attn_implementation": {"": "somebody/kernels"}})
+    return "names a repository whose code transformers would fetch and run"
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        another_file,
+        another_index,
+        a_pickle_alone,
+        a_pickle_in_the_index,
+        a_file_elsewhere,
+        a_kernel,
+        a_kernel_of_a_part,
+    ],
+)
+def test_what_would_load_something_else_is_refused(
+    folder: Path, mark: Path, poison: Callable[[Path], str]
+) -> None:
+    says = poison(folder)
+    with pytest.raises(RequantError, match=says):
+        load_model(folder, "cpu")
+    assert not mark.exists()
+
+
+def test_an_adapter_in_the_folder_is_not_loaded_into_the_model(folder: Path, lora: Trained) -> None:
+    for path in lora[0].iterdir():
+        if path.name.startswith("adapter_"):
+            shutil.copy(path, folder)
+    with pytest.raises(RequantError, match="would load this adapter into the model beside it"):
+        load_model(folder, "cpu")
+
+
+def test_a_pickle_beside_the_weights_is_not_read(folder: Path, mark: Path, tiny_base: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    loaded, right = load_model(folder, "cpu"), load_model(tiny_base, "cpu")
+    for ours, theirs in zip(loaded.parameters(), right.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert not mark.exists()
