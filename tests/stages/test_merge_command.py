@@ -190,7 +190,7 @@ def field(name: str, value: object) -> Callable[[Path], None]:
         (broken("base/model.safetensors.index.json", "{}"), "index.json: has no weight_map"),
         (
             broken(
-                "base/model.safetensors.index.json", '{"weight_map": {"x.weight": "2.safetensors"}}'
+                "base/model.safetensors.index.json", '{"weight_map": {"x.weight": "s.safetensors"}}'
             ),
             "names x.weight, which no *.safetensors beside it holds; copy the missing shards",
         ),
