@@ -1,4 +1,4 @@
-"""The night: base and data, six stages, promotion, one flow."""
+"""The night: its stages from base and data to a judged 4-bit model, and its promotion; one flow."""
 
 from prefect import flow
 from prefect.client.schemas.objects import State

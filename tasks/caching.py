@@ -54,6 +54,9 @@ class ResultFolder(LocalFileSystem):
     verified record of its key, and handed to Prefect in the words of this module.
     """
 
+    # Else Prefect would take it for its own local file system, wherever that is asked for.
+    _block_type_name = "requant results"
+
     # Prefect's own is a coroutine unless it is told to be none.
     def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
         """Read a result and verify every byte of its artifact.

@@ -46,8 +46,9 @@ class OpenNight:
         with self._blaming(stage.name):
             key = retrying(config)(stage_key, stage, section, refs, config.seed)
             result, state = run_stage_task(task, self._night, key, inputs)
-            cached = state.name == "Cached"
             record = record_of(self._night.store, result)
+            # Of a state folder that was moved Prefect knows no result; the stage finds its record.
+            cached = state.name == "Cached" or record.started < self._night.started
             touch_record(self._night.store, record)
             if cached:
                 retrying(config)(self._track_cached, record, inputs)

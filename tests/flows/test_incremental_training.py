@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,13 @@ def test_the_second_night_is_cached_and_mlflow_has_both(folder: Path) -> None:
     models = client.search_logged_models([experiment.experiment_id])
     digests = [model.params["digest"] for model in models]
     assert len(digests) == len(set(digests)) == 6
+
+
+def test_a_state_folder_that_was_copied_says_cached(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "state", tmp_path / "state")
+    there = ("--set", f"state={tmp_path / 'state'}")
+    output = requant("run", folder / "micro.yaml", *there)
+    assert states(output) == all_stages("cached", load_config(folder / "micro.yaml"))
 
 
 def test_a_changed_knob_re_runs_what_is_downstream_and_explain_says_why(folder: Path) -> None:

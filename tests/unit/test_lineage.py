@@ -92,3 +92,14 @@ def test_flat_names_nested_fields() -> None:
         "d": "text",
         "e": "null",
     }
+
+
+def test_a_stage_that_changed_nothing_does_not_hide_what_made_its_input(
+    night: dict[str, StageRecord],
+) -> None:
+    data = night["prepare_data"]
+    fields = {"stage": "filter_data", "inputs": {"data": data.digest}}
+    same = data.model_copy(update={"stage": "filter_data", "key_fields": fields})
+    for records in ([*night.values(), same], [same, *night.values()]):
+        assert lineage_tree(records, data.digest).record == data
+        assert "filter_data" not in "\n".join(tree_lines(lineage_tree(records, data.digest)))

@@ -1,4 +1,4 @@
-"""The dataset artifact that prepare_data makes: where what lies in its folder.
+"""The dataset artifact: where what lies in its folder.
 
 train.jsonl      rows of tonight, in the order of the night
 heldout.jsonl    rows that are never trained on

@@ -116,7 +116,7 @@ def lineage_html(
         title: Of the night.
     """
     hits = frozenset(cached)
-    owners = {record.digest: record for record in records}
+    owners = _makers(records)
     # Data first: then most boxes follow what they were made from, and the arrow between is true.
     ordered = sorted(records, key=lambda record: record.kind != "dataset")
     boxes = [_box(record, owners, links or {}, record.stage in hits) for record in ordered]
@@ -161,8 +161,17 @@ def _box(
     }
 
 
+def _makers(records: Iterable[StageRecord]) -> dict[str, StageRecord]:
+    """Return digest to what made it; a stage that gave back its input unchanged did not."""
+
+    def unchanged(record: StageRecord) -> bool:
+        return record.digest in parents(record).values()
+
+    return {record.digest: record for record in sorted(records, key=unchanged, reverse=True)}
+
+
 def _by_digest(records: Iterable[StageRecord], digest: str) -> dict[str, StageRecord]:
-    known = {record.digest: record for record in records}
+    known = _makers(records)
     if digest not in known:
         raise ArtifactError(
             f"digest {digest[:SHORT]}: no record says what made it; "
