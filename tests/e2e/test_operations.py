@@ -92,7 +92,7 @@ def test_the_servers_listen_on_the_loopback_address_only(machine: Machine) -> No
 
 def deployed(machine: Machine) -> dict[str, Any] | None:
     path = machine.state / "deployments" / "tiny.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text())["content"] if path.exists() else None
 
 
 def test_promotion_deploys_and_rollback_deploys_what_was_before(

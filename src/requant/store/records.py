@@ -102,7 +102,7 @@ def unreadable_records(store: Store) -> list[str]:
         try:
             load_record(store, path.stem)
         except ArtifactError as error:
-            reasons.append(str(error))
+            reasons.append(f"{error}; delete it")
     return reasons
 
 
