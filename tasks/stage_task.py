@@ -17,9 +17,15 @@ from requant.execution.key import StageKey
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.perform import perform
 from requant.execution.stage import Metrics, Stage
-from requant.store import StageRecord, Store, artifact_of, read_record
+from requant.store import StageRecord, Store, read_record
 from tasks import tracking
-from tasks.caching import ResultFolder, StageResult, StageResultSerializer, cache_policy
+from tasks.caching import (
+    ResultFolder,
+    StageResult,
+    StageResultSerializer,
+    cache_policy,
+    result_of,
+)
 from tasks.nightly.reporter import TaskReporter
 from tasks.nightly.waiting import telling_of_slots
 from tasks.retry import JITTER, MAX_DELAY_SECONDS, awaiting_server, may_retry
@@ -91,7 +97,6 @@ def run_stage_task(
         cache_policy=cache_policy(night.store, what, logger.info),
         persist_result=True,
         cache_result_in_memory=False,
-        result_storage=night.store.results_path(),
         result_serializer=StageResultSerializer(),
         refresh_cache=task.stage.name in night.force,
         retries=runtime.retries,
@@ -117,7 +122,15 @@ def run_stage_task(
 def _done_tonight(night: Night, key: StageKey) -> bool:
     """Tell whether a forced stage has run already, and only its book-keeping is tried again."""
     record = read_record(night.store, key.digest)
-    return record is not None and record.started >= night.started
+    return record is not None and not done_earlier(night, record)
+
+
+def done_earlier(night: Night, record: StageRecord) -> bool:
+    """Tell whether work was done before a night began.
+
+    Of a state folder that was moved Prefect knows no result; the stage finds its record.
+    """
+    return record.started < night.started
 
 
 def record_of(store: Store, result: StageResult) -> StageRecord:
@@ -163,8 +176,9 @@ def _execute(
         tracking.fail_stage(run, error)
         raise
     parents = {role: record_of(night.store, result) for role, result in inputs.items()}
-    tracking.close_stage(run, record, parents, store=night.store, cached=False)
-    return StageResult(stage=stage.name, key=key.digest, artifact=artifact_of(night.store, record))
+    cached = done_earlier(night, record)
+    tracking.close_stage(run, record, parents, store=night.store, cached=cached)
+    return result_of(night.store, record)
 
 
 def _launched(stage: Stage, night: Night) -> Callable[..., Metrics] | None:

@@ -13,15 +13,15 @@ from requant.execution.past_nights import lost_datasets, past_of, past_use
 from requant.execution.progress import done_line
 from requant.report.headline import headline
 from requant.report.night import StageRow, StageState
-from requant.store import StageRecord, Store, artifact_of, touch_record
+from requant.store import StageRecord, Store, touch_record
 from tasks import tracking
-from tasks.caching import StageResult
+from tasks.caching import StageResult, result_of
 from tasks.nightly.pages import night_figures, night_verdict, publish_artifacts, write_pages
 from tasks.nightly.way_on import of_deployment
 from tasks.promote import Promotion, paired_of, promote, register, standing
 from tasks.retry import retrying
 from tasks.servers.listeners import outlook
-from tasks.stage_task import Night, StageTask, record_of, run_stage_task
+from tasks.stage_task import Night, StageTask, done_earlier, record_of, run_stage_task
 
 
 class OpenNight:
@@ -47,11 +47,11 @@ class OpenNight:
             key = retrying(config)(stage_key, stage, section, refs, config.seed)
             result, state = run_stage_task(task, self._night, key, inputs)
             record = record_of(self._night.store, result)
-            # Of a state folder that was moved Prefect knows no result; the stage finds its record.
-            cached = state.name == "Cached" or record.started < self._night.started
             touch_record(self._night.store, record)
-            if cached:
+            known = state.name == "Cached"
+            if known:
                 retrying(config)(self._track_cached, record, inputs)
+        cached = known or done_earlier(self._night, record)
         came: StageState = "cached" if cached else "done"
         self._rows.append(StageRow(stage.name, came, record))
         seconds = None if cached else record.seconds
@@ -66,12 +66,7 @@ class OpenNight:
             found = past_of(store, record, config)
             if record.stage == "prepare_data" and config.evaluate.enabled:
                 self._note(*_lost_nights(store, record, config.evaluate.past_nights))
-        return {
-            role: StageResult(
-                stage=record.stage, key=record.key, artifact=artifact_of(store, record)
-            )
-            for role, record in found.items()
-        }
+        return {role: result_of(store, record) for role, record in found.items()}
 
     def promote(self) -> None:
         """Register the requantized model once it is evaluated, and promote it where that is on."""

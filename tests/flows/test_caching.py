@@ -22,6 +22,7 @@ from prefect.settings import get_current_settings
 from requant.errors import TerminalError, TransientError
 from requant.store import Store, all_records
 from tasks.caching import FlockManager
+from tests.support.pickles import Bomb, armed
 from tests.support.word_stage import say, take, tries
 
 
@@ -66,16 +67,6 @@ def test_a_lost_prefect_result_costs_no_work(tmp_path: Path) -> None:
         path.unlink()
     assert say(str(tmp_path), "hello") == "Completed"
     assert tries(tmp_path, "hello") == 1
-
-
-MARK = "somebody else's code ran"
-
-
-class Bomb:
-    """What a pickle of it does when it is loaded."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.write_text, (Path(os.environ["REQUANT_TEST_MARK"]), MARK))
 
 
 def pickled(document: dict[str, Any], store: Store) -> None:
@@ -127,8 +118,7 @@ def test_a_result_says_nothing_the_store_does_not_say(
     poison: Callable[[dict[str, Any], Store], None],
 ) -> None:
     """How a result wants to be read is not asked: what it says must be what the record says."""
-    mark = tmp_path / "mark"
-    monkeypatch.setenv("REQUANT_TEST_MARK", str(mark))
+    mark = armed(tmp_path, monkeypatch)
     say(str(tmp_path), "hello")
     store = Store(tmp_path)
     (path,) = store.results_path().iterdir()

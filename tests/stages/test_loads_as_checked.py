@@ -1,7 +1,6 @@
 """What transformers loads is what was checked: no pickle, no other file, nothing from elsewhere."""
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -15,20 +14,12 @@ from safetensors.torch import load_file, save_file
 from requant.errors import RequantError
 from requant.models.load import load_model
 from tests.stages.conftest import Trained
-
-
-class Bomb:
-    """What a pickle of it does when it is loaded."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (Path.write_text, (Path(os.environ["REQUANT_TEST_MARK"]), "ran"))
+from tests.support.pickles import Bomb, armed
 
 
 @pytest.fixture
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "mark"
-    monkeypatch.setenv("REQUANT_TEST_MARK", str(path))
-    return path
+    return armed(tmp_path, monkeypatch)
 
 
 @pytest.fixture

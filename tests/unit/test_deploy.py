@@ -26,11 +26,6 @@ def no_secret(reference: str) -> str:
     raise AssertionError(f"nobody needs {reference}")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "state")
-
-
 def test_current_moves_in_one_step_and_back(store: Store, tmp_path: Path) -> None:
     action = CopyAction(kind="copy", folder=tmp_path / "served")
     current = tmp_path / "served" / "current" / "model.safetensors"

@@ -9,22 +9,11 @@ from pathlib import Path
 import pytest
 
 from requant.errors import ArtifactError
-from requant.store import Store, all_records, read_record, unreadable_records, verified_record
+from requant.store import Store, all_records, read_record, verified_record
 from requant.store.documents import MAX_BYTES, read_sealed, seal_earlier, write_sealed
 from requant.store.gc import collect, pin, pinned_digests
-from requant.store.health import examine
+from requant.store.health import examine, unreadable_records
 from requant.store.records import StageRecord, last_used
-from tests.support.nights import make_night
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "state")
-
-
-@pytest.fixture
-def night(store: Store) -> dict[str, StageRecord]:
-    return make_night(store)
 
 
 def edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:

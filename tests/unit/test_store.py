@@ -30,11 +30,6 @@ def draft(store: Store, files: dict[str, bytes], name: str = "draft") -> Path:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "state")
-
-
-@pytest.fixture
 def artifact(store: Store) -> ArtifactRef:
     return publish(store, "model", draft(store, {"a.txt": b"one", "sub/b.bin": b"two" * 1000}))
 

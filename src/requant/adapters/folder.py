@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from requant.errors import ContractError
 from requant.json_file import read_object
 from requant.methods import peft_types
+from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.models.headers import TensorHeader, read_shard_header
 from requant.wording import few
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 """peft's name for the wrapped model inside adapter files."""
 
-CONFIG_NAME = "adapter_config.json"
+CONFIG_NAME = ADAPTER_CONFIG_NAME
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 NEUTRAL_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")

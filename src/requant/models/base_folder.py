@@ -11,7 +11,7 @@ from typing import Any
 from requant.errors import ConfigError, RequantError
 from requant.json_file import read_object
 from requant.models.config import read_model_config
-from requant.models.folder import INDEX_NAME
+from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
 from requant.models.skeleton import Skeleton, loading_problems, one_line, read_skeleton
 from requant.models.tokenizer import load_tokenizer
@@ -21,7 +21,7 @@ from requant.wording import data_size, few
 # What makes a model: weights without pickles, configuration, tokenizer, template, licence.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model*.safetensors")
+ADAPTER_FILES = (ADAPTER_CONFIG_NAME, "adapter_model*.safetensors")
 """transformers loads an adapter that lies in the folder instead of the model beside it."""
 OTHER_FORMATS = ("consolidated*.safetensors",)
 """The same weights again, as the model's authors name their tensors."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from requant.errors import ArtifactError
 from requant.json_file import read_object
+from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.wording import shown
 
 OTHER_WEIGHTS = "transformers_weights"
@@ -21,7 +22,6 @@ IMPLEMENTATIONS = frozenset(
     }
 )
 """Fields that name how a layer computes; the name of a hub repository is fetched and run."""
-ADAPTER_NAME = "adapter_config.json"
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -45,10 +45,10 @@ def check_no_adapter(folder: Path) -> None:
     Raises:
         ArtifactError: Naming the file, and the way out.
     """
-    if (folder / ADAPTER_NAME).exists():
+    if (folder / ADAPTER_CONFIG_NAME).exists():
         raise ArtifactError(
-            f"{folder / ADAPTER_NAME}: transformers would load this adapter into the model beside "
-            "it; move it, with its weights, to a folder of its own, and merge it with "
+            f"{folder / ADAPTER_CONFIG_NAME}: transformers would load this adapter into the model "
+            "beside it; move it, with its weights, to a folder of its own, and merge it with "
             "`requant merge` where it belongs in the model"
         )
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 INDEX_NAME = "model.safetensors.index.json"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+"""peft's; transformers loads an adapter that lies in a model's folder into the model."""
 MERGE_NAME = "merge.json"
 """What merging did to each tensor."""
 PROVENANCE_NAME = "provenance.json"

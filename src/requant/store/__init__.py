@@ -22,7 +22,6 @@ from requant.store.records import (
     artifact_of,
     read_record,
     touch_record,
-    unreadable_records,
     verified_record,
     write_record,
 )
@@ -46,7 +45,6 @@ __all__ = [
     "read_file",
     "read_record",
     "touch_record",
-    "unreadable_records",
     "verified_record",
     "verify",
     "write_record",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _write(store: Store, path: Path, content: Any) -> None:
 
 def _bytes(path: Path) -> bytes:
     found = path.lstat()
-    if path.is_symlink() or not path.is_file():
+    if not stat.S_ISREG(found.st_mode):
         raise ArtifactError(f"{path}: is no plain file")
     if found.st_size > MAX_BYTES:
         raise ArtifactError(f"{path}: has {found.st_size} bytes, more than anything of its kind")

@@ -183,18 +183,7 @@ def pinned_digests(store: Store) -> set[str]:
     Raises:
         ArtifactError: If a pin cannot be believed: what it kept might be deleted.
     """
-    return {_pinned(store, path) for path in pin_files(store)}
-
-
-def broken_pins(store: Store) -> list[str]:
-    """Say which pins cannot be believed, and why."""
-    reasons = []
-    for path in pin_files(store):
-        try:
-            _pinned(store, path)
-        except ArtifactError as error:
-            reasons.append(str(error))
-    return reasons
+    return {read_pin(store, path) for path in pin_files(store)}
 
 
 def pin_files(store: Store) -> list[Path]:
@@ -202,7 +191,12 @@ def pin_files(store: Store) -> list[Path]:
     return sorted(store.pins.glob("[!.]*"))
 
 
-def _pinned(store: Store, path: Path) -> str:
+def read_pin(store: Store, path: Path) -> str:
+    """Return the digest of the artifact that a file pins.
+
+    Raises:
+        ArtifactError: If it cannot be believed, or names no artifact.
+    """
     digest = read_sealed(store, path)
     if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise ArtifactError(

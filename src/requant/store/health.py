@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from requant.errors import ArtifactError
-from requant.store.gc import broken_pins
+from requant.store.gc import pin_files, read_pin
 from requant.store.layout import ArtifactRef, Store
 from requant.store.objects import check_sizes, verify
-from requant.store.records import all_records, artifact_of, unreadable_records
+from requant.store.records import all_records, artifact_of, load_record
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,24 @@ def examine(
     """
     check = verify if deep else check_sizes
     refs = list({item.digest: artifact_of(store, item) for item in all_records(store)}.values())
-    harmed = []
-    for ref in watch(refs):
+    harmed = _refused(lambda ref: check(store, ref), watch(refs))
+    pins = _refused(lambda path: read_pin(store, path), pin_files(store))
+    return Health(len(refs), len(harmed), (*unreadable_records(store), *pins, *harmed))
+
+
+def unreadable_records(store: Store) -> list[str]:
+    """Say which records cannot be believed, and why: their work will be done again."""
+    paths = sorted(store.actions.glob("[!.]*"))
+    reasons = _refused(lambda path: load_record(store, path.stem), paths)
+    return [f"{reason}; delete it" for reason in reasons]
+
+
+def _refused(check: Callable[[Item], object], items: Iterable[Item]) -> list[str]:
+    """Return why a check refuses items, of those that it does."""
+    reasons = []
+    for item in items:
         try:
-            check(store, ref)
+            check(item)
         except ArtifactError as error:
-            harmed.append(str(error))
-    documents = (*unreadable_records(store), *broken_pins(store))
-    return Health(len(refs), len(harmed), (*documents, *harmed))
+            reasons.append(str(error))
+    return reasons

@@ -95,17 +95,6 @@ def last_used(store: Store, record: StageRecord) -> float:
     return store.record_path(record.key).stat().st_mtime
 
 
-def unreadable_records(store: Store) -> list[str]:
-    """Say which records cannot be believed, and why: their work will be done again."""
-    reasons = []
-    for path in sorted(store.actions.glob("[!.]*")):
-        try:
-            load_record(store, path.stem)
-        except ArtifactError as error:
-            reasons.append(f"{error}; delete it")
-    return reasons
-
-
 def all_records(store: Store) -> list[StageRecord]:
     """Return every readable record, oldest first."""
     records = (read_record(store, path.stem) for path in store.actions.glob("*.json"))
