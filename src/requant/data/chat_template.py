@@ -12,7 +12,7 @@ from requant.data.artifact import RULES_NAME
 from requant.data.formats import Row
 from requant.data.messages import Message
 from requant.errors import ContractError
-from requant.json_file import read_object
+from requant.outside.json_text import read_object
 from requant.wording import shown
 
 if TYPE_CHECKING:

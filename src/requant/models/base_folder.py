@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ConfigError, RequantError
-from requant.json_file import read_object
 from requant.models.config import read_model_config
 from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
 from requant.models.skeleton import Skeleton, loading_problems, one_line, read_skeleton
 from requant.models.tokenizer import load_tokenizer
+from requant.outside.json_text import read_object
 from requant.store.manifest import MANIFEST_NAME
 from requant.wording import data_size, few
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from requant.errors import ArtifactError
-from requant.json_file import read_object
 from requant.models.folder import ADAPTER_CONFIG_NAME
+from requant.outside.json_text import read_object
 from requant.wording import shown
 
 OTHER_WEIGHTS = "transformers_weights"
@@ -23,13 +24,18 @@ IMPLEMENTATIONS = frozenset(
 )
 """Fields that name how a layer computes; the name of a hub repository is fetched and run."""
 
+LAYERS = re.compile(r"n_layers?|num(_hidden|_decoder)?_layers")
+"""Names of the field that says how many blocks a network has."""
+MOST = ((re.compile("layer"), 10_000), (re.compile("expert"), 1 << 16), (re.compile(""), 1 << 53))
+"""What a number is called -> how large it may be. transformers makes a list of the layers."""
+
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """Return the content of a model folder's config.json.
 
     Raises:
-        ArtifactError: If it is missing or not a JSON object, or makes transformers load another
-            file than the weights that are checked, or fetch and run code.
+        ArtifactError: If it is missing or not a JSON object, holds an absurd number, or makes
+            transformers load another file than the weights that are checked, or fetch and run code.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -37,6 +43,25 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     config = read_object(path)
     _check_fields(path, config)
     return config
+
+
+def check_depth(folder: Path, config: dict[str, Any], tensors: int) -> None:
+    """Refuse a network deeper than a folder's weights: to build it alone could take for ever.
+
+    Args:
+        folder: Of the model.
+        config: Its config.json.
+        tensors: In its weights; a layer has one at least.
+
+    Raises:
+        ArtifactError: Naming the field.
+    """
+    for name, value in _numbers(config):
+        if LAYERS.fullmatch(name) and value > tensors:
+            raise ArtifactError(
+                f"{folder / 'config.json'}: {name}={value}, and the weights hold {tensors} "
+                "tensors; the two are not of one model: copy both anew"
+            )
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -66,6 +91,23 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
                 f"{path}: {name}={shown(value)} names a repository whose code transformers would "
                 "fetch and run; remove the field, or set it to sdpa or eager"
             )
+
+    for name, number in _numbers(config):
+        most = next(most for pattern, most in MOST if pattern.search(name))
+        if abs(number) > most:
+            raise ArtifactError(
+                f"{path}: {name}={shown(number)}, at most {most} is read; correct it, or copy the "
+                "file anew"
+            )
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Go through the whole numbers among the fields, of the parts of a model too."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield name, value
 
 
 def _implementations(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
-from requant.json_file import read_object
 from requant.machine.library_noise import no_library_noise
+from requant.outside.json_text import read_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from requant.config import Config
 from requant.config.base import FolderBase, HubBase, StdlibBase
 from requant.methods import METHODS
 from requant.models.base_folder import MODEL_FILES, check_base
-from requant.models.config import read_model_config
+from requant.models.config import check_depth, read_model_config
 from requant.models.headers import read_headers, weight_files
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import chat_template
@@ -153,6 +153,8 @@ def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
 
 
 def _facts(folder: Path, names: Iterable[str]) -> BaseFacts:
+    names = list(names)
+    check_depth(folder, read_model_config(folder), len(names))
     config = read_causal_config(folder)
     model = empty_model(config)
     layers = layers_of(model, names)
