@@ -11,6 +11,7 @@ from requant.errors import ContractError
 from requant.methods import peft_types
 from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.models.headers import TensorHeader, read_shard_header
+from requant.outside.files import refuse_links_out
 from requant.outside.json_text import read_object
 from requant.outside.patterns import check_patterns
 from requant.wording import few, shown
@@ -85,6 +86,7 @@ def read_adapter(folder: Path) -> Adapter:
                 "(requant reads no pickles such as adapter_model.bin: save the adapter again with "
                 "a newer peft)"
             )
+    refuse_links_out(folder)
     config = read_object(folder / CONFIG_NAME)
     _check_type(folder, config)
     if config["peft_type"] == "LORA":

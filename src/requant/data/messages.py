@@ -1,14 +1,16 @@
 """One message of a conversation: its fields checked, tool calls brought into one shape."""
 
-import json
 from typing import Any
 
 from requant.errors import ContractError
+from requant.outside.json_text import Bounds, MalformedJson, parse_json
 from requant.wording import shown
 
 Message = dict[str, Any]
 """`role` and `content`, and of MESSAGE_FIELDS what it has."""
 
+ARGUMENTS = Bounds(size=4 << 20, entries=100_000)
+"""JSON that a row holds as text: arguments of a tool call, or the tools it offers."""
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGE_FIELDS = (
     "role",
@@ -119,8 +121,8 @@ def parse_json(text: str, at: str) -> Any:
         ContractError: If it is not JSON.
     """
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return parse_json(text, ARGUMENTS, finite=True)
+    except MalformedJson as error:
         raise ContractError(f"{at}: is not JSON ({error}): {shown(text)}") from error
 
 

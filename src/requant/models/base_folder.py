@@ -14,9 +14,10 @@ from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
 from requant.models.skeleton import Skeleton, loading_problems, one_line, read_skeleton
 from requant.models.tokenizer import load_tokenizer
+from requant.outside.files import refuse_links_out
 from requant.outside.json_text import read_object
 from requant.store.manifest import MANIFEST_NAME
-from requant.wording import data_size, few
+from requant.wording import data_size, few, shown
 
 # What makes a model: weights without pickles, configuration, tokenizer, template, licence.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
@@ -113,6 +114,7 @@ def select_files(folder: Path, origin: str) -> BaseFiles:
 
 
 def _select(folder: Path, origin: str) -> BaseFiles:
+    refuse_links_out(folder)
     found = sorted(
         path
         for path in folder.iterdir()
@@ -234,7 +236,7 @@ def tokenizer_problems(folder: Path) -> list[str]:
     if over:
         problems.append(
             f"the tokenizer has {len(over)} tokens past the embedding (config.json vocab_size="
-            f"{rows}): {few(f'{token!r} ({number})' for number, token in over)}; give the "
+            f"{rows}): {few(f'{shown(token)} ({number})' for number, token in over)}; give the "
             "tokenizer the model was trained with, or resize the embedding"
         )
     return problems

@@ -47,3 +47,22 @@ def read_plain(path: Path, limit: int) -> bytes:
             "copy it anew"
         )
     return content
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse links of a folder from elsewhere to files outside of it: their content would travel.
+
+    The hub's cache is the exception: snapshots/COMMIT/ links to blobs/ beside snapshots/.
+
+    Raises:
+        ArtifactError: Naming the first link and where it leads.
+    """
+    inside = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":
+        inside.append(folder.resolve().parent.parent / "blobs")
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not any(path.resolve().is_relative_to(one) for one in inside):
+            raise ArtifactError(
+                f"{printable(path)}: is a link out of its folder, to {printable(path.resolve())}; "
+                "put the file itself there, or give the folder it lies in"
+            )

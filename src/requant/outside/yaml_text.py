@@ -44,7 +44,7 @@ def _check_events(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise _refused(event, f"{'*' + event.anchor} repeats another part; write it out")
+            raise _refused(event, f"*{event.anchor} repeats another part; write it out")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
             size = len(event.value)
             raise _refused(event, f"a value of {size} characters; at most {MAX_SCALAR} are read")
