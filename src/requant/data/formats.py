@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from requant.canonical import canonical_json
-from requant.data.messages import EXPECTED, is_text, parse_json, parse_message, parse_tools
+from requant.data.messages import EXPECTED, is_text, parse_message, parse_text, parse_tools
 from requant.errors import ContractError
 from requant.wording import printable, shown
 
@@ -170,7 +170,7 @@ def _from_sharegpt(item: Any, at: str) -> Any:
     rest = {name: value for name, value in item.items() if name not in {"from", "value"}}
     message = {"role": SHAREGPT_ROLES[speaker], "content": item["value"], **rest}
     if speaker == "function_call":
-        call = parse_json(item["value"], f"{at}.value")
+        call = parse_text(item["value"], f"{at}.value")
         calls = call if isinstance(call, list) else [call]
         message |= {
             "content": "",
@@ -234,7 +234,7 @@ def _refuse_foreign(row: Row, place: str) -> None:
         canonical_json(row)
     except (TypeError, ValueError) as error:
         raise ContractError(
-            f"{place}: tools or tool_calls: {printable(error)}; expected what JSON can hold: texts, "
+            f"{place}: tools or tool_calls: {printable(error)}; expected what JSON holds: texts, "
             "numbers that are finite, true, false, null, lists and objects"
         ) from error
 

@@ -92,7 +92,7 @@ def parse_tool_calls(calls: Any, at: str) -> list[Any]:
             )
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            arguments = parse_json(arguments or "{}", f"{at}[{index}].function.arguments")
+            arguments = parse_text(arguments or "{}", f"{at}[{index}].function.arguments")
         called = {"name": function["name"], "arguments": {} if arguments is None else arguments}
         identity = {"id": call["id"]} if is_text(call.get("id")) else {}
         checked.append({"type": "function", **identity, "function": called})
@@ -106,7 +106,7 @@ def parse_tools(tools: Any, place: str) -> list[Any]:
         ContractError: If they are not JSON, or no list of objects.
     """
     if isinstance(tools, str):
-        tools = parse_json(tools, f"{place}: tools") if tools.strip() else []
+        tools = parse_text(tools, f"{place}: tools") if tools.strip() else []
     if tools is None:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -114,7 +114,7 @@ def parse_tools(tools: Any, place: str) -> list[Any]:
     return tools
 
 
-def parse_json(text: str, at: str) -> Any:
+def parse_text(text: str, at: str) -> Any:
     """Read a text as JSON.
 
     Raises:

@@ -38,7 +38,8 @@ def main(folder: Path) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     try:
         told = {"returned": function(asked.argument, watch_by_kernel(folder))}
-    except Exception as error:
+    # Libraries in Rust panic with what is no Exception.
+    except BaseException as error:
         told = told_of(error)
     signal.setitimer(signal.ITIMER_PROF, 0)
     (folder / "told.json").write_text(json.dumps(told))

@@ -12,7 +12,7 @@ from requant.errors import ConfigError, RequantError
 from requant.models.config import read_model_config
 from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
-from requant.models.skeleton import Skeleton, loading_problems, one_line, read_skeleton
+from requant.models.skeleton import Skeleton, built, loading_problems, one_line
 from requant.models.tokenizer import load_tokenizer
 from requant.outside.files import refuse_links_out
 from requant.outside.json_text import read_object
@@ -75,11 +75,9 @@ def inspect_base(folder: Path, origin: str) -> Inspection:
     notes = [_left_out(files)] if files.left_out else []
     skeleton: Skeleton | None = None
     try:
-        skeleton = read_skeleton(folder, files.weights)
+        skeleton = built(folder, files.weights)
     except RequantError as error:
         problems.append(str(error))
-    except Exception as error:  # whatever transformers raises where it builds a network
-        problems.append(f"transformers cannot build the model: {one_line(error)}")
     else:
         problems += loading_problems(skeleton)
         if skeleton.unread:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.errors import ContractError
+from requant.errors import ContractError, RequantError
 from requant.machine.library_noise import no_library_noise
 from requant.models.config import check_depth, read_model_config
 from requant.models.headers import TensorHeader, headers_of, weight_files
@@ -77,6 +77,32 @@ def read_skeleton(folder: Path, files: Sequence[Path] | None = None) -> Skeleton
         mismatched=tuple(mismatched),
         unread=tuple(sorted({*report["unexpected_keys"], *_passed_over(model, headers)})),
     )
+
+
+def built(folder: Path, files: Sequence[Path] | None = None) -> Skeleton:
+    """Read a skeleton; whatever transformers raises on the way is an error of requant's.
+
+    Raises:
+        ContractError: In one line.
+        ArtifactError: As `read_skeleton`.
+    """
+    try:
+        return read_skeleton(folder, files)
+    except (RequantError, MemoryError):
+        raise
+    except Exception as error:
+        raise ContractError(f"transformers cannot build the model: {one_line(error)}") from error
+
+
+def check_network(folder: Path) -> None:
+    """Refuse a folder whose weights are not all of the network that its config.json describes.
+
+    Raises:
+        ContractError: With what transformers would fill with random numbers.
+        ArtifactError: As `read_skeleton`.
+    """
+    if problems := loading_problems(built(folder)):
+        raise ContractError("\n".join(f"{folder}: {problem}" for problem in problems))
 
 
 def empty_model(config: Any) -> Any:

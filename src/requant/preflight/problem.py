@@ -31,6 +31,8 @@ def checked(check: Check, config: Config) -> list[Problem]:
         found.extend(check(config))
     except RequantError as error:
         found.append(Problem("", str(error), may_pass=is_transient(error)))
+    except MemoryError:
+        raise  # of a look, whose memory is bounded: it is told by the piece it was at
     except Exception as error:
         text = f"the check itself failed ({type(error).__name__}: {error}); report this"
         found.append(Problem(f"preflight.{getattr(check, '__name__', 'check')}", text))
