@@ -102,7 +102,9 @@ def refusing(argument: Any, watch: Any) -> None:
 def test_what_ends_a_look_is_told_by_the_piece_it_was_at() -> None:
     with pytest.raises(ConfigError, match=r"^a field: a value: needs more memory than 1024 MiB"):
         look(Look(f"{__name__}:swelling", None))
-    with pytest.raises(ConfigError, match=r"^a field: a value: ended the process that read it .SIGSEGV"):
+    with pytest.raises(
+        ConfigError, match=r"^a field: a value: ended the process that read it .SIGSEGV"
+    ):
         look(Look(f"{__name__}:crashing", None))
     with pytest.raises(ContractError, match=r"^x: is wrong$"):
         look(Look(f"{__name__}:refusing", "x"))

@@ -14,7 +14,7 @@ from requant.models.headers import TensorHeader, read_shard_header
 from requant.outside.files import refuse_links_out
 from requant.outside.json_text import read_object
 from requant.outside.patterns import check_patterns
-from requant.wording import few, shown
+from requant.wording import few, printable, shown
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,8 @@ def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ContractError(
-            f"{path}: {name}={config.get(name)!r}: {first['msg']}; save the adapter again with peft"
+            f"{path}: {name}={shown(config.get(name))}: {first['msg']}; save the adapter again "
+            "with peft"
         ) from error
 
 
@@ -168,7 +169,7 @@ def _texts(value: Any) -> list[str]:
 def _check_type(folder: Path, config: Mapping[str, Any]) -> None:
     if "peft_type" not in config:
         raise ContractError(f"{folder / CONFIG_NAME}: has no peft_type; expected peft's own file")
-    kind = str(config["peft_type"])
+    kind = printable(config["peft_type"])[:100]
     if kind in peft_types(merges=False):
         raise ContractError(
             f"{folder}: peft_type={kind} adds tokens or attention, not weights: it cannot be "
@@ -187,16 +188,16 @@ def _check_type(folder: Path, config: Mapping[str, Any]) -> None:
     initialisation = config.get("init_lora_weights", True)
     if initialisation not in NEUTRAL_INITIALISATIONS:
         raise ContractError(
-            f"{folder}: init_lora_weights={initialisation!r} moved the base weights when training "
-            "began, so the original + B A is not what was trained. Convert the adapter with peft's "
+            f"{folder}: init_lora_weights={shown(initialisation)} moved the base weights when "
+            "training began, so the original + B A is not what was trained. Convert the adapter with peft's "
             "save_pretrained(path_initial_model_for_weight_conversion=...), or train with "
             "init_lora_weights=true"
         )
     for option in REFUSED_OPTIONS:
         if config.get(option):
             raise ContractError(
-                f"{folder}: {option}={config[option]!r} is not a change of single weights that "
-                "requant can merge; train without it"
+                f"{folder}: {option}={shown(config[option])} is not a change of single weights "
+                "that requant can merge; train without it"
             )
 
 

@@ -155,7 +155,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 return
             row: Any
             try:
-                row = parse_json(text, ROW, finite=True)
+                row = parse_json(text, ROW, finite=True, halves=True)
             except MalformedJson as error:
                 row = ContractError(f"{place}: is not JSON ({error}): {shown(text)}")
             yield place, row

@@ -163,7 +163,7 @@ def _from_sharegpt(item: Any, at: str) -> Any:
     if not isinstance(item, dict) or not isinstance(item.get("value"), str):
         raise ContractError(f'{at} is {shown(item)}; expected {{"from": ..., "value": "text"}}')
     speaker = item.get("from")
-    if speaker not in SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise ContractError(
             f"{at}.from is {shown(speaker)}; expected one of {', '.join(SHAREGPT_ROLES)}"
         )
@@ -195,7 +195,7 @@ def _pair(
     row: Mapping[str, Any], prompt: str, answer: str, place: str
 ) -> tuple[list[Any], str, tuple[str, ...]]:
     name = f"{prompt} and {answer}"
-    if isinstance(row[prompt], list) and isinstance(row[answer], list):
+    if isinstance(row[prompt], list) and isinstance(row[answer], list) and row[answer]:
         return [*row[prompt], *row[answer]], name, (prompt, answer)
     for column in (prompt, answer):
         if not is_text(row[column]):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from requant.errors import ArtifactError
 from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.outside.json_text import read_object
@@ -24,6 +26,7 @@ IMPLEMENTATIONS = frozenset(
 )
 """Fields that name how a layer computes; the name of a hub repository is fetched and run."""
 
+GPTQ_BITS = (2, 3, 4, 8)
 LAYERS = re.compile(r"n_layers?|num(_hidden|_decoder)?_layers")
 """Names of the field that says how many blocks a network has."""
 MOST = ((re.compile("layer"), 10_000), (re.compile("expert"), 1 << 16), (re.compile(""), 1 << 53))
@@ -43,6 +46,19 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     config = read_object(path)
     _check_fields(path, config)
     return config
+
+
+class _Fields(BaseModel):
+    """What is read of config.json, with the types it must have; null counts as absent."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    architectures: list[str] | None = None
+    model_type: str | None = None
+    vocab_size: int | None = Field(None, ge=1)
+    num_hidden_layers: int | None = Field(None, ge=0)
+    tie_word_embeddings: bool | None = None
+    quantization_config: dict[str, Any] | None = None
 
 
 def check_depth(folder: Path, config: dict[str, Any], tensors: int) -> None:
@@ -79,6 +95,14 @@ def check_no_adapter(folder: Path) -> None:
 
 
 def _check_fields(path: Path, config: dict[str, Any]) -> None:
+    try:
+        _Fields.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise ArtifactError(
+            f"{path}: {name}={shown(config.get(name))}: {first['msg']}; copy the file anew"
+        ) from error
     if (other := config.get(OTHER_WEIGHTS)) is not None:
         raise ArtifactError(
             f"{path}: {OTHER_WEIGHTS}={shown(other)} makes transformers load that file instead of "
@@ -129,11 +153,12 @@ def quantization_of(config: dict[str, Any]) -> str | None:
     quantization = config.get("quantization_config")
     if quantization is None:
         return None
-    method = quantization.get("quant_method")
-    if method == "gptq":
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method == "gptq" and quantization.get("bits") in GPTQ_BITS:
         return "gptq"
     if method == "bitsandbytes":
         return "nf4" if quantization.get("load_in_4bit") else "int8"
     raise ArtifactError(
-        f"config.json: quantization_config.quant_method={method!r}; expected bitsandbytes or gptq"
+        f"config.json: quantization_config={shown(quantization)}; expected quant_method "
+        f"bitsandbytes, or gptq with bits one of {', '.join(map(str, GPTQ_BITS))}"
     )

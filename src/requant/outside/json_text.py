@@ -33,17 +33,24 @@ STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', r
 """One that is never closed ends with the text, so that nothing is read twice."""
 
 
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 class MalformedJson(ValueError):
     """A text is not JSON, or says more than its bounds let it; the text says what."""
 
 
-def parse_json(text: str | bytes, bounds: Bounds, *, finite: bool = False) -> Any:
+def parse_json(
+    text: str | bytes, bounds: Bounds, *, finite: bool = False, halves: bool = False
+) -> Any:
     """Parse JSON: `{"a": 1, "a": 2}`, which readers understand differently, is refused too.
 
     Args:
         text: UTF-8 where it is bytes.
         bounds: Of the size, the depth and the number of entries.
         finite: Whether NaN and Infinity, which are not JSON but often written, are refused.
+        halves: Whether half a surrogate pair, which no file can be written with, is let through:
+            who reads rows tells in which field it is.
 
     Raises:
         MalformedJson: In one line.
@@ -57,9 +64,12 @@ def parse_json(text: str | bytes, bounds: Bounds, *, finite: bool = False) -> An
             _check_depth(letters, bounds.depth)
         if letters.count(",") > bounds.entries:
             raise MalformedJson(f"has more than {bounds.entries} entries")
-        return json.loads(
+        found = json.loads(
             letters, object_pairs_hook=_once, parse_constant=_refuse if finite else None
         )
+        if not halves and SURROGATE.search(letters):
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except MalformedJson:
         raise
     except ValueError as error:
