@@ -25,8 +25,9 @@ from requant.store import Store
 from requant.store.locks import locked
 from tasks.servers import machine, prefect_server
 from tasks.servers.machine import stop_machine
-from tasks.servers.own import MLFLOW, PREFECT, with_pages
+from tasks.servers.own import PREFECT, with_pages
 from tasks.servers.setup import all_pages, runs_without_deployment
+from tasks.tracking.protected import MLFLOW
 from tests.support.chain import micro_config
 
 

@@ -122,6 +122,18 @@ def check_stages(stages: list[str] | None, config: "Config | None" = None) -> No
             raise ConfigError(f"--force {stage}: is switched off by {stage}.enabled=false")
 
 
+def keep_private(config: "Config") -> None:
+    """Close what a night writes to everybody but its owner; say what was open.
+
+    Raises:
+        ConfigError: If the state folder cannot be made.
+    """
+    from tasks.servers import folders
+
+    for text in folders.keep_private(config.state.resolve(), config.tracking.uri):
+        typer.secho(f"warning: {text}", fg="yellow", err=True)
+
+
 def prepare_environment() -> Path:
     """Find `flows` and `tasks`, and set what the libraries read from the environment alone.
 
@@ -153,9 +165,11 @@ def prepare_environment() -> Path:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if home := os.environ.get("PREFECT_HOME"):
+        from requant.store.privacy import make_folder
+
         # Prefect makes the last folder of the path alone, and warns where it cannot.
         try:
-            Path(home).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(Path(home).expanduser().absolute())
         except OSError as error:
             raise ConfigError(
                 f"PREFECT_HOME={home}: cannot be made ({error.strerror}); name a folder that can"
