@@ -21,6 +21,9 @@ from requant.store.durable import write_durably
 
 USER = "requant"
 PASSWORD_BYTES = 32
+UNAUTHORIZED = 401
+PATIENCE_SECONDS = 20.0
+"""On a machine whose cores are taken a healthy server takes seconds to answer."""
 USABLE = re.compile(r"[!-9;-~]+:[!-~]+")
 """user:password in printable ASCII, the one thing that headers, URLs and shells agree on."""
 LOGIN_PAGE = "login.html"
@@ -100,8 +103,9 @@ def write_ways(store: Store, given: str, prefect: str, mlflow: str) -> Ways:
         "Prefect": f"{prefect}/{LOGIN_PAGE}#{base64.b64encode(given.encode()).decode()}",
         "MLflow": urlsplit(mlflow)._replace(netloc=_with(given, mlflow), path=LOGIN).geturl(),
     }
-    page = [f'<p><a href="{escape(link)}">{name}</a></p>' for name, link in links.items()]
-    page = ["<!doctype html>", "<title>requant</title>", *page, ""]
+    page = ["<!doctype html>", "<title>requant</title>", f"<p>{escape(str(store.root))}</p>"]
+    for name, link in links.items():
+        page.append(f'<p><a target="_blank" href="{escape(link)}">{name}</a></p>')
     write_durably(ways.page, "\n".join(page).encode())
     exports = {"PREFECT_API_URL": f"{prefect}/api", "PREFECT_API_AUTH_STRING": given}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
@@ -122,18 +126,23 @@ def expect_protected(service: str, url: str, given: str) -> None:
         TransientError: If it does not answer.
     """
     again = "`requant down`, then `requant up`, start it anew"
-    unasked = status(url)
+    unasked = status(url, "", PATIENCE_SECONDS)
     if unasked is None:
         raise TransientError(f"{service}: does not answer at {url}; try again")
-    if unasked != 401:
+    if unasked != UNAUTHORIZED:
         raise ConfigError(
             f"{service}: answers every user of this machine, without a password, as an earlier "
             f"version started it; {again}"
         )
-    if status(url, given) == 401:
+    if not admits(url, given, PATIENCE_SECONDS):
         raise ConfigError(
             f"{service}: runs with another password than the one in the state folder; {again}"
         )
+
+
+def admits(url: str, given: str, seconds: float) -> bool:
+    """Tell whether a server answers within some seconds, and takes a password."""
+    return status(url, given, seconds) not in {None, UNAUTHORIZED}
 
 
 def _with(given: str, url: str) -> str:

@@ -12,11 +12,9 @@ from uuid import UUID
 
 from requant.errors import ConfigError, TerminalError, TransientError
 from requant.machine.services import (
-    HEALTH,
     POLL_SECONDS,
     STOP_SECONDS,
     Service,
-    answers,
     launch,
     running,
     start,
@@ -28,11 +26,19 @@ from requant.store import Store
 from requant.store.gc import held_nights
 from requant.store.locks import holder_of
 from tasks import tracking
-from tasks.servers.access import expect_protected, make_credentials, write_ways
+from tasks.servers.access import (
+    PATIENCE_SECONDS,
+    admits,
+    credentials,
+    expect_protected,
+    make_credentials,
+    write_ways,
+)
 from tasks.servers.folders import close_again, keep_private
 from tasks.servers.own import PREFECT, WORKER, prefect_api, talking_to_own
 from tasks.servers.prefect_server import SERVER_AUTH, command_path, talking_to
 from tasks.servers.services import (
+    CLIENT_AUTH,
     mlflow_service,
     page,
     prefect_environment,
@@ -49,8 +55,6 @@ from tasks.servers.setup import (
 )
 from tasks.tracking.protected import MLFLOW
 
-PATIENCE_SECONDS = 20.0
-"""On a machine whose cores are taken a healthy server takes seconds to answer."""
 FLOW_RUN_MARK = "PREFECT__FLOW_RUN_ID="
 """In the environment of each process that a worker starts."""
 
@@ -110,8 +114,14 @@ def start_machine(
             yield from set_up_server(root, accelerators, processors, settings)
             expect_signs_of_life()
         yield "deployed: prefect.yaml"
-        if running(store, WORKER) is None:
+        pid = running(store, WORKER)
+        if pid is None:
             yield from _crashed(store, "the machine or its worker went down")
+        elif not _environment_holds(pid, f"{CLIENT_AUTH}={given}"):
+            raise ConfigError(
+                f"{WORKER}: was started without the password, or with another, so that the server "
+                "gives it no work; `requant down`, then `requant up`, start it anew"
+            )
         worker = worker_service(settings)
         yield _said(worker, start(store, worker))
     yield from _warnings(close_again(state))
@@ -182,8 +192,10 @@ def stop_machine(state: Path) -> Iterator[str]:
     """
     store = Store(state)
     api = prefect_api(store)
-    # One that hangs must not keep the machine from being stopped.
-    speaks = api is not None and answers(f"{api}{HEALTH}", PATIENCE_SECONDS)
+    # One that hangs, or has another password, must not keep the machine from being stopped.
+    speaks = api is not None and admits(
+        f"{api}/admin/version", credentials(store), PATIENCE_SECONDS
+    )
     if api is not None:
         _refuse_in_use(store, speaks=speaks)
     before: list[UUID] = []
@@ -196,7 +208,10 @@ def stop_machine(state: Path) -> Iterator[str]:
     if speaks:
         yield from _crashed(store, "stopped with the machine by `requant down`", before)
     elif api is not None:
-        yield f"{PREFECT}: does not answer; runs in progress are marked at the next `requant up`"
+        yield (
+            f"{PREFECT}: does not answer, or not with the password in the state folder; runs in "
+            "progress are marked at the next `requant up`"
+        )
     stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
     yield f"stopped: {', '.join(stopped) or 'nothing was running'}"
 

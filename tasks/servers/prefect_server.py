@@ -5,7 +5,6 @@ and a Ctrl-C ends it before the flow has said that it was interrupted.
 """
 
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from requant.errors import ConfigError, RequantError, TerminalError, TransientEr
 from requant.machine.processes import end, spawn
 from requant.machine.services import answers, running, unreachable
 from requant.store import Store, locked
-from tasks.servers.access import credentials
+from tasks.servers.access import UNAUTHORIZED, credentials, make_credentials
 from tasks.servers.own import PREFECT, client_settings, prefect_api
 
 START_SECONDS = 120.0
@@ -37,8 +36,6 @@ LOG = f"{PREFECT}.log"
 DRAIN_SECONDS = 10.0
 SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 """Environment variable of a Prefect server: user:password that it asks for."""
-THROW_AWAY_BYTES = 32
-UNAUTHORIZED = 401
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,7 @@ def prefect_server(config: Config) -> Iterator[Server]:
         # It lives for one run: nothing is scheduled on it.
         command += ["--port", str(port), "--no-scheduler", "--no-late-runs"]
         # Secret blocks lie in its database, and every user of the machine reaches its port.
-        given = f"requant:{secrets.token_urlsafe(THROW_AWAY_BYTES)}"
+        given = make_credentials(store, os.environ.get(SERVER_AUTH, ""))
         # Its pages ask the API at this address, which would otherwise be that of port 4200.
         environment = {**os.environ, "PREFECT_API_URL": url, SERVER_AUTH: given}
         with log.open("wb") as output:

@@ -13,6 +13,7 @@ from tasks.servers.prefect_server import SERVER_AUTH, command_path
 from tasks.servers.setup import HEARTBEAT_SECONDS, POOL
 from tasks.tracking.protected import APP, CREDENTIALS, MLFLOW
 
+CLIENT_AUTH = "PREFECT_API_AUTH_STRING"
 LOOPBACK = ("--host", "127.0.0.1", "--port")
 
 
@@ -33,7 +34,7 @@ def prefect_environment(state: Path, api: str, given: str) -> dict[str, str]:
     return {
         "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(state / "prefect")),
         "PREFECT_API_URL": api,
-        "PREFECT_API_AUTH_STRING": given,
+        CLIENT_AUTH: given,
         # In memory a restart of the server would forget which night is in progress.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
@@ -51,7 +52,7 @@ def prefect_service(store: Store, settings: Mapping[str, str], port: int) -> Ser
         port: It listens at, on the loopback address.
     """
     pages = {
-        SERVER_AUTH: settings["PREFECT_API_AUTH_STRING"],
+        SERVER_AUTH: settings[CLIENT_AUTH],
         # Where Prefect is installed others may have no right to write.
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(store.prefect_pages),
     }

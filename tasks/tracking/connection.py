@@ -15,7 +15,7 @@ from requant.errors import ConfigError, TransientError
 from requant.machine.services import served_at, unreachable
 from requant.store import Store, all_records, locked
 from requant.store.locks import Say
-from tasks.servers.access import credentials
+from tasks.servers.access import UNAUTHORIZED, credentials
 from tasks.tracking.database import is_current, migrate
 from tasks.tracking.protected import MLFLOW
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 SQLITE = "sqlite:///"
-UNAUTHORIZED = 401
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -206,7 +205,8 @@ def _bring_password(address: str, store: Store) -> None:
     if "MLFLOW_TRACKING_USERNAME" in os.environ or address != served_at(store, MLFLOW):
         return
     user, _, password = credentials(store).partition(":")
-    os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
+    if user:
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def _say_lost(path: Path, store: Store) -> None:

@@ -1,6 +1,7 @@
 """A machine as `make up` makes it, in a folder of its own: servers, worker, deployments."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -80,17 +81,29 @@ class Machine:
     def api(self) -> str:
         return f"http://127.0.0.1:{self.prefect_port}/api"
 
+    @property
+    def password(self) -> str:
+        """user:password of both servers."""
+        return (self.state / "access/password").read_text()
+
     def requant(self, *words: object, fails: int = 0) -> str:
-        """Run a command in the project; return all it printed."""
+        """Run a command in the project, which finds the servers itself; return all it printed."""
         code = "from requant.cli import app; app()"
-        return self.command([sys.executable, "-c", code, *map(str, words)], fails)
+        return self._run([sys.executable, "-c", code, *map(str, words)], {}, fails)
 
     def prefect(self, *words: object) -> str:
         program = Path(sys.executable).parent / "prefect"
         return self.command([str(program), "--no-prompt", *map(str, words)])
 
     def command(self, command: list[str], fails: int = 0) -> str:
-        environment = {**os.environ, "PREFECT_API_URL": self.api, "TOKEN": "s3cret-of-the-test"}
+        """Run a command in a shell for which a person sourced what `up` names."""
+        lines = (self.state / "access/environment").read_text().splitlines()
+        words = (shlex.split(line)[1] for line in lines)
+        pairs = (word.partition("=") for word in words)
+        return self._run(command, {name: value for name, _, value in pairs}, fails)
+
+    def _run(self, command: list[str], sourced: Mapping[str, str], fails: int) -> str:
+        environment = {**os.environ, "TOKEN": "s3cret-of-the-test", **sourced}
         environment["PREFECT_HOME"] = str(self.state / "prefect")
         # A worker looks for work every ten seconds; a suite that waits for it gains by two.
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"
@@ -123,7 +136,8 @@ class Machine:
         def answer() -> httpx.Response | None:
             # SQLite behind the server may be busy; Prefect's own client asks again too.
             try:
-                found = self.client.request(method, f"{self.api}/{path}", json=body)
+                known = httpx.BasicAuth(*self.password.split(":"))
+                found = self.client.request(method, f"{self.api}/{path}", json=body, auth=known)
             except (httpx.ReadTimeout, httpx.RemoteProtocolError):
                 return None
             return None if found.status_code == 503 else found

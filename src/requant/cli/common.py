@@ -165,11 +165,9 @@ def prepare_environment() -> Path:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if home := os.environ.get("PREFECT_HOME"):
-        from requant.store.privacy import make_folder
-
         # Prefect makes the last folder of the path alone, and warns where it cannot.
         try:
-            make_folder(Path(home).expanduser().absolute())
+            Path(home).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"PREFECT_HOME={home}: cannot be made ({error.strerror}); name a folder that can"

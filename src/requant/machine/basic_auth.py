@@ -6,7 +6,6 @@ a cookie of 127.0.0.1 goes to every port, and so to the servers of other users o
 """
 
 import base64
-import binascii
 import secrets
 from typing import TYPE_CHECKING
 
@@ -65,7 +64,7 @@ def _knows(scope: "Scope", credentials: str) -> bool:
         return False
     try:
         found = base64.b64decode(given, validate=True)
-    except binascii.Error:
+    except ValueError:
         return False
     return secrets.compare_digest(found, credentials.encode())
 

@@ -19,8 +19,6 @@ from requant.store.durable import write_durably
 
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 3.0
-STATUS_SECONDS = 30.0
-"""A page may be the first that a server makes."""
 STOP_SECONDS = 20.0
 HEALTH = "/health"
 """Below the address of Prefect's API, and of MLflow's pages."""
@@ -197,19 +195,20 @@ def answers(url: str, seconds: float = 1.0) -> bool:
     return True
 
 
-def status(url: str, credentials: str = "") -> int | None:
+def status(url: str, credentials: str, seconds: float) -> int | None:
     """Return the HTTP status that a server gives for an address; None where it does not answer.
 
     Args:
         url: The address.
         credentials: user:password, or nothing.
+        seconds: It may take.
     """
     headers = {}
     if credentials:
         headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
     request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=STATUS_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code

@@ -13,7 +13,6 @@ import pwd
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from requant.errors import ConfigError
@@ -43,7 +42,7 @@ def make_private(folder: Path, field: str) -> list[str]:
         ConfigError: If the folder cannot be made.
     """
     try:
-        make_folder(folder)
+        folder.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
         found = folder.stat()
     except OSError as error:
         raise ConfigError(
@@ -59,17 +58,8 @@ def make_private(folder: Path, field: str) -> list[str]:
         f"{field}: {folder} was open to other users of this machine (mode {mode:04o}); it and all "
         "in it is for its owner only now. To let others read a model, deploy it: deploy.action"
     )
-    return [*([was_open] if mode & OTHERS else []), *close(folder, field)]
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and what is missing above it, for its owner only."""
-    if not folder.is_dir():
-        make_folder(folder.parent)
-        with suppress(FileExistsError):
-            folder.mkdir(mode=PRIVATE)
-        # A file of this name is none.
-        folder.stat()
+    said = [was_open] if mode & OTHERS and _shows_files(folder) else []
+    return said + close(folder, field)
 
 
 def close(folder: Path, field: str) -> list[str]:
@@ -94,6 +84,15 @@ def open_to_others(path: Path) -> str:
     except FileNotFoundError:
         return ""
     return f"{path} is open to other users (mode {mode:04o})" if mode & OTHERS else ""
+
+
+def _shows_files(folder: Path) -> bool:
+    """Tell whether an open folder leads others to any file: one that was just made does not."""
+    for parent, folders, files in os.walk(folder):
+        if files:
+            return True
+        folders[:] = [name for name in folders if Path(parent, name).stat().st_mode & OTHERS]
+    return False
 
 
 def _all_below(folder: Path) -> Iterator[Path]:
