@@ -114,14 +114,9 @@ def start_machine(
             yield from set_up_server(root, accelerators, processors, settings)
             expect_signs_of_life()
         yield "deployed: prefect.yaml"
-        pid = running(store, WORKER)
-        if pid is None:
+        refuse_strange_worker(store, given)
+        if running(store, WORKER) is None:
             yield from _crashed(store, "the machine or its worker went down")
-        elif not _environment_holds(pid, f"{CLIENT_AUTH}={given}"):
-            raise ConfigError(
-                f"{WORKER}: was started without the password, or with another, so that the server "
-                "gives it no work; `requant down`, then `requant up`, start it anew"
-            )
         worker = worker_service(settings)
         yield _said(worker, start(store, worker))
     yield from _warnings(close_again(state))
@@ -129,6 +124,20 @@ def start_machine(
     yield f"MLflow:   {page(mlflow_port)}"
     yield f"log in:   {ways.page.as_uri()}"
     yield f"for your shell:  source {shlex.quote(str(ways.environment))}"
+
+
+def refuse_strange_worker(store: Store, given: str) -> None:
+    """Refuse to go on with a worker that runs and does not know the password of its server.
+
+    Raises:
+        ConfigError: With the way out.
+    """
+    pid = running(store, WORKER)
+    if pid is not None and not _environment_holds(pid, f"{CLIENT_AUTH}={given}\0"):
+        raise ConfigError(
+            f"{WORKER}: was started without the password, or with another, so that the server "
+            "gives it no work; `requant down`, then `requant up`, start it anew"
+        )
 
 
 def _warnings(said: Iterable[str]) -> Iterator[str]:
