@@ -19,6 +19,7 @@ import yaml
 from tests.support.chain import MICRO
 
 ROOT = Path(__file__).parents[2]
+REQUANT = (sys.executable, "-c", "from requant.cli import app; app()")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
@@ -86,10 +87,18 @@ class Machine:
         """user:password of both servers."""
         return (self.state / "access/password").read_text()
 
+    @property
+    def mlflow(self) -> str:
+        """Address of the MLflow server, for who brings the password."""
+        return f"http://{self.password}@127.0.0.1:{self.mlflow_port}"
+
     def requant(self, *words: object, fails: int = 0) -> str:
         """Run a command in the project, which finds the servers itself; return all it printed."""
-        code = "from requant.cli import app; app()"
-        return self._run([sys.executable, "-c", code, *map(str, words)], {}, fails)
+        return self._run([*REQUANT, *map(str, words)], {}, fails)
+
+    def sourced(self, *words: object, fails: int = 0) -> str:
+        """Run a command that must be told of the server, in the project."""
+        return self.command([*REQUANT, *map(str, words)], fails)
 
     def prefect(self, *words: object) -> str:
         program = Path(sys.executable).parent / "prefect"
