@@ -103,7 +103,11 @@ def write_ways(store: Store, given: str, prefect: str, mlflow: str) -> Ways:
         "Prefect": f"{prefect}/{LOGIN_PAGE}#{base64.b64encode(given.encode()).decode()}",
         "MLflow": urlsplit(mlflow)._replace(netloc=_with(given, mlflow), path=LOGIN).geturl(),
     }
-    page = ["<!doctype html>", "<title>requant</title>", f"<p>{escape(str(store.root))}</p>"]
+    page = [
+        "<!doctype html>",
+        "<title>requant</title>",
+        f"<p>{escape(str(store.root))}: these links hold the password of both servers.</p>",
+    ]
     for name, link in links.items():
         page.append(f'<p><a target="_blank" href="{escape(link)}">{name}</a></p>')
     write_durably(ways.page, "\n".join(page).encode())

@@ -58,7 +58,7 @@ def processes(folder: Path, *words: str) -> list[int]:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -245,4 +245,4 @@ def make_machine(folder: Path) -> Machine:
         },
     )
     (folder / "configs/tiny.yaml").write_text(yaml.safe_dump(document))
-    return Machine(folder.resolve(), _free_port(), _free_port())
+    return Machine(folder.resolve(), free_port(), free_port())
