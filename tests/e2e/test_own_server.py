@@ -121,11 +121,11 @@ def test_a_run_alone_deploys_what_it_promotes_and_says_nothing_but_that(tmp_path
         assert f"{stage}  done  " in said
     assert re.search(r"train_adapter  done  [^\n]* s  loss \d.* → \d", said)
     assert (tmp_path / "served" / "current" / "model.safetensors").exists()
-    assert "it is deployed already" in requant("promote", config)
     state = tmp_path / "state"
     below = [state, *state.rglob("*")]
     assert state / "prefect/prefect.db" in below
     assert [path for path in below if path.lstat().st_mode & 0o077] == []
+    assert "it is deployed already" in requant("promote", config)
 
     # The command it says for its pages starts servers that ask for the password.
     (command,) = re.findall(r"Prefect:  (PREFECT_HOME=\S+ \S+/requant up .+)", said)
