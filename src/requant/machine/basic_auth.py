@@ -35,7 +35,7 @@ def behind_password(application: "ASGIApp", credentials: str) -> "ASGIApp":
         if scope["type"] == "lifespan":
             answer = application
         elif scope["type"] != "http":
-            # None of MLflow's pages opens a socket.
+            # No page of MLflow's opens a socket.
             answer = WebSocketClose(1008)
         elif scope["path"] == HEALTH and scope["method"] in {"GET", "HEAD"}:
             answer = application

@@ -91,8 +91,15 @@ def _shows_files(folder: Path) -> bool:
     for parent, folders, files in os.walk(folder):
         if files:
             return True
-        folders[:] = [name for name in folders if Path(parent, name).stat().st_mode & OTHERS]
+        folders[:] = [name for name in folders if _is_open(Path(parent, name))]
     return False
+
+
+def _is_open(folder: Path) -> bool:
+    try:
+        return bool(folder.lstat().st_mode & OTHERS)
+    except FileNotFoundError:
+        return False
 
 
 def _all_below(folder: Path) -> Iterator[Path]:
