@@ -25,6 +25,7 @@ from requant.store import Store
 from requant.store.locks import locked
 from tasks import tracking
 from tasks.servers import machine, prefect_server
+from tasks.servers import services as service_descriptions
 from tasks.servers.access import make_credentials
 from tasks.servers.machine import refuse_strange_worker, stop_machine
 from tasks.servers.own import PREFECT, WORKER, with_pages
@@ -342,3 +343,11 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) 
         with pytest.raises(ConfigError, match=f"--mlflow-port {ports[1]}: another program listen"):
             next(machine.start_machine(tmp_path, tmp_path / "state", *ports, 1, 1))
     assert not (tmp_path / "state").exists()
+
+
+def test_an_installation_without_the_door_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_descriptions, "APP", "not-installed")
+    with pytest.raises(ConfigError, match=r"installed by an earlier version.*`make .venv/ready`"):
+        service_descriptions.mlflow_service(tmp_path, "sqlite:///x.db", 5000, "requant:s3cret")
