@@ -23,6 +23,7 @@ from tasks.nightly.preflight import refuse_problems
 from tasks.nightly.reporter import keep_log_readable
 from tasks.nightly.way_on import way_on
 from tasks.retry import retrying
+from tasks.servers.folders import close_again, keep_private
 from tasks.stage_task import Night
 
 LOOK_SECONDS = 1.0
@@ -58,6 +59,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         resolve_device(config.runtime.device)
     _refuse_late(config)
     store = Store(config.state.resolve())
+    _warn(keep_private(store.root, config.tracking.uri))
     with _alone(config, store):
         keep_log_readable()
         seal_earlier(store)
@@ -86,7 +88,15 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
                 get_run_logger().error("%s: %s", when, way_on())
                 opened.close("FAILED" if failed else "KILLED")
                 raise
-            opened.close("FINISHED")
+            else:
+                opened.close("FINISHED")
+            finally:
+                _warn(close_again(store.root))
+
+
+def _warn(said: list[str]) -> None:
+    for text in said:
+        get_run_logger().warning(text)
 
 
 @contextmanager

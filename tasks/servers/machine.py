@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,14 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
-from prefect.settings import PREFECT_API_URL, temporary_settings
-
 from requant.errors import ConfigError, TerminalError, TransientError
 from requant.machine.services import (
     POLL_SECONDS,
     STOP_SECONDS,
     Service,
-    answers,
     launch,
     running,
     start,
@@ -28,30 +26,52 @@ from requant.store import Store
 from requant.store.gc import held_nights
 from requant.store.locks import holder_of
 from tasks import tracking
-from tasks.servers.own import HEALTH, MLFLOW, PREFECT, WORKER, prefect_api
-from tasks.servers.prefect_server import command_path, talking_to
+from tasks.servers.access import (
+    PATIENCE_SECONDS,
+    admits,
+    credentials,
+    expect_protected,
+    make_credentials,
+    write_ways,
+)
+from tasks.servers.folders import close_again, keep_private
+from tasks.servers.own import PREFECT, WORKER, prefect_api, talking_to_own
+from tasks.servers.prefect_server import SERVER_AUTH, command_path, talking_to
+from tasks.servers.services import (
+    CLIENT_AUTH,
+    mlflow_service,
+    page,
+    prefect_environment,
+    prefect_service,
+    python_path,
+    worker_service,
+)
 from tasks.servers.setup import (
-    HEARTBEAT_SECONDS,
-    POOL,
     crash_runs,
     expect_signs_of_life,
     prepare_server,
     runs_in_progress,
     runs_without_deployment,
 )
+from tasks.tracking.protected import MLFLOW
 
-PATIENCE_SECONDS = 20.0
-"""On a machine whose cores are taken a healthy server takes seconds to answer."""
 FLOW_RUN_MARK = "PREFECT__FLOW_RUN_ID="
 """In the environment of each process that a worker starts."""
 
 
 def start_machine(
-    root: Path, state: Path, prefect_port: int, mlflow_port: int, accelerators: int, processors: int
+    root: Path,
+    state: Path,
+    prefect_port: int,
+    mlflow_port: int,
+    accelerators: int,
+    processors: int,
+    *,
+    servers_only: bool = False,
 ) -> Iterator[str]:
     """Start what does not run yet, and deploy `prefect.yaml`; yields what a person should know.
 
-    Both servers listen on the loopback address only.
+    Both servers listen on the loopback address only, and ask for the password in the state folder.
 
     Args:
         root: Of the project, with `prefect.yaml`.
@@ -60,58 +80,69 @@ def start_machine(
         mlflow_port: Of the MLflow server.
         accelerators: Stages that may fill a GPU at once.
         processors: Stages that may fill the cores at once.
+        servers_only: Deploy nothing and start no worker: no night comes by schedule.
 
     Raises:
-        ConfigError: If another program listens at a port; nothing is started then.
+        ConfigError: If another program listens at a port; nothing is started then. If a server
+            does not ask for the password.
         TransientError: If a server does not come up.
         TerminalError: If the deployment fails, with its output.
     """
     store = Store(state)
     _refuse_taken(store, PREFECT, "--prefect-port", prefect_port)
     _refuse_taken(store, MLFLOW, "--mlflow-port", mlflow_port)
-    api = f"http://127.0.0.1:{prefect_port}/api"
-    settings = prefect_environment(state, api)
+    yield from _warnings(keep_private(state))
+    given = make_credentials(store, os.environ.get(SERVER_AUTH, ""))
+    api = f"{page(prefect_port)}/api"
+    settings = prefect_environment(state, api, given)
     database = tracking.prepare_database(None, state)
-    here = ("--host", "127.0.0.1", "--port")
-    prefect = Service(
-        PREFECT,
-        (command_path("prefect"), "server", "start", *here, str(prefect_port)),
-        settings,
-        f"{api}{HEALTH}",
-    )
-    mlflow = Service(
-        MLFLOW,
-        (
-            *(command_path("mlflow"), "server", *here, str(mlflow_port)),
-            *("--workers", "1", "--backend-store-uri", database),
-        ),
-        # Six processes that wait for jobs nobody here starts.
-        {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        f"http://127.0.0.1:{mlflow_port}{HEALTH}",
-    )
+    servers = [
+        (prefect_service(store, settings, prefect_port), f"{api}/admin/version"),
+        (mlflow_service(root, database, mlflow_port, given), f"{page(mlflow_port)}/version"),
+    ]
     # Each imports for a quarter of a minute, and needs the other for nothing yet.
-    launched = [(service, launch(store, service)) for service in (prefect, mlflow)]
-    for service, started in launched:
+    launched = [launch(store, service) for service, _ in servers]
+    for (service, asks), started in zip(servers, launched, strict=True):
         # One that runs already may have been launched by an `up` that failed before it answered.
         wait_until_ready(store, service)
+        expect_protected(service.name, asks, given)
         yield _said(service, started)
-    settings["REQUANT_TRACKING_PAGES"] = f"http://127.0.0.1:{mlflow_port}"
-    with talking_to(api):
-        yield from set_up_server(root, accelerators, processors, settings)
-        expect_signs_of_life()
-    yield "deployed: prefect.yaml"
-    if running(store, WORKER) is None:
-        yield from _crashed(store, "the machine or its worker went down")
-    worker = Service(
-        WORKER,
-        [command_path("prefect"), "worker", "start", "--pool", POOL, "--type", "process"],
-        settings,
-        None,
-    )
-    yield _said(worker, start(store, worker))
-    yield f"Prefect:  http://127.0.0.1:{prefect_port}"
-    yield f"MLflow:   http://127.0.0.1:{mlflow_port}"
-    yield f"for your shell:  export PREFECT_API_URL={api}"
+    ways = write_ways(store, given, page(prefect_port), page(mlflow_port))
+    if not servers_only:
+        settings["REQUANT_TRACKING_PAGES"] = page(mlflow_port)
+        with talking_to(api, given=given):
+            yield from set_up_server(root, accelerators, processors, settings)
+            expect_signs_of_life()
+        yield "deployed: prefect.yaml"
+        refuse_strange_worker(store, given)
+        if running(store, WORKER) is None:
+            yield from _crashed(store, "the machine or its worker went down")
+        worker = worker_service(settings)
+        yield _said(worker, start(store, worker))
+    yield from _warnings(close_again(state))
+    yield f"Prefect:  {page(prefect_port)}"
+    yield f"MLflow:   {page(mlflow_port)}"
+    yield f"log in:   {ways.page.as_uri()}"
+    yield f"for your shell:  source {shlex.quote(str(ways.environment))}"
+
+
+def refuse_strange_worker(store: Store, given: str) -> None:
+    """Refuse to go on with a worker that runs and does not know the password of its server.
+
+    Raises:
+        ConfigError: With the way out.
+    """
+    pid = running(store, WORKER)
+    if pid is not None and not _environment_holds(pid, f"{CLIENT_AUTH}={given}\0"):
+        raise ConfigError(
+            f"{WORKER}: was started without the password, or with another, so that the server "
+            "gives it no work; `requant down`, then `requant up`, start it anew"
+        )
+
+
+def _warnings(said: Iterable[str]) -> Iterator[str]:
+    for text in said:
+        yield f"warning: {text}"
 
 
 def set_up_server(
@@ -133,12 +164,11 @@ def set_up_server(
     """
     prepare_server(accelerators, processors)
     command = [command_path("prefect"), "--no-prompt", "deploy", "--all"]
-    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         command,
         cwd=root,
         # The build step reads the configuration with the project's own code.
-        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, **environment, "PYTHONPATH": python_path(root)},
         capture_output=True,
         text=True,
         check=False,
@@ -171,13 +201,15 @@ def stop_machine(state: Path) -> Iterator[str]:
     """
     store = Store(state)
     api = prefect_api(store)
-    # One that hangs must not keep the machine from being stopped.
-    speaks = api is not None and answers(f"{api}{HEALTH}", PATIENCE_SECONDS)
+    # One that hangs, or has another password, must not keep the machine from being stopped.
+    speaks = api is not None and admits(
+        f"{api}/admin/version", credentials(store), PATIENCE_SECONDS
+    )
     if api is not None:
         _refuse_in_use(store, speaks=speaks)
     before: list[UUID] = []
     if speaks:
-        with temporary_settings({PREFECT_API_URL: api}):
+        with talking_to_own(store):
             before = runs_in_progress()
     stopped = [WORKER] if stop(store, WORKER) else []
     if stopped:
@@ -185,7 +217,10 @@ def stop_machine(state: Path) -> Iterator[str]:
     if speaks:
         yield from _crashed(store, "stopped with the machine by `requant down`", before)
     elif api is not None:
-        yield f"{PREFECT}: does not answer; runs in progress are marked at the next `requant up`"
+        yield (
+            f"{PREFECT}: does not answer, or not with the password in the state folder; runs in "
+            "progress are marked at the next `requant up`"
+        )
     stopped += [name for name in (MLFLOW, PREFECT) if stop(store, name)]
     yield f"stopped: {', '.join(stopped) or 'nothing was running'}"
 
@@ -198,7 +233,7 @@ def _refuse_in_use(store: Store, *, speaks: bool) -> None:
     """
     names: list[str] = []
     if speaks:
-        with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
+        with talking_to_own(store):
             names = [repr(run.name) for run in runs_without_deployment()]
     for path in held_nights(store):
         holder = holder_of(path)
@@ -219,7 +254,7 @@ def _refuse_in_use(store: Store, *, speaks: bool) -> None:
 
 def _crashed(store: Store, reason: str, before: Iterable[UUID] = ()) -> Iterator[str]:
     """Mark the runs the worker left behind: without a worker nobody else will."""
-    with temporary_settings({PREFECT_API_URL: prefect_api(store)}):
+    with talking_to_own(store):
         text = f"{reason}; retry the run to go on from what is valid"
         for name, run_id in crash_runs(text, _has_process, before):
             yield (
@@ -245,25 +280,6 @@ def _environment_holds(pid: int, mark: str) -> bool:
     with suppress(OSError):
         return mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
     return False
-
-
-def prefect_environment(state: Path, api: str) -> dict[str, str]:
-    """Return the settings of a server and its workers that survive crashes of either.
-
-    Args:
-        state: Folder; Prefect's database lies below it.
-        api: Address of the server's API.
-    """
-    leases = "prefect.server.concurrency.lease_storage.filesystem"
-    return {
-        "PREFECT_HOME": os.environ.get("PREFECT_HOME", str(state / "prefect")),
-        "PREFECT_API_URL": api,
-        # In memory a restart of the server would forget which night is in progress.
-        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": leases,
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-    }
 
 
 def _said(service: Service, started: bool) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Event
 
 from prefect.events.worker import EventsWorker
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, Settings, get_current_settings, temporary_settings
 from prefect.utilities.urls import url_for
@@ -26,12 +27,15 @@ from requant.errors import ConfigError, RequantError, TerminalError, TransientEr
 from requant.machine.processes import end, spawn
 from requant.machine.services import answers, running, unreachable
 from requant.store import Store, locked
-from tasks.servers.own import PREFECT, prefect_api
+from tasks.servers.access import UNAUTHORIZED, credentials, make_credentials
+from tasks.servers.own import PREFECT, client_settings, prefect_api
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.05
 LOG = f"{PREFECT}.log"
 DRAIN_SECONDS = 10.0
+SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+"""Environment variable of a Prefect server: user:password that it asks for."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +66,18 @@ def prefect_server(config: Config) -> Iterator[Server]:
     """
     settings = get_current_settings()
     there = Event()
-    if settings.api.url is not None:
-        url = settings.api.url
-        with talking_to(url, there.is_set):
-            yield Server(_then(partial(_expect, url), there), ours=False)
-        return
     store = Store(config.state.resolve())
     started = prefect_api(store)
+    if settings.api.url is not None:
+        url = settings.api.url
+        # An address that was copied comes without the password of what answers there.
+        known = url == started and settings.api.auth_string is None
+        with talking_to(url, there.is_set, credentials(store) if known else ""):
+            yield Server(_then(partial(_expect, url), there), ours=False)
+        return
     if started is not None:
         wait = partial(_wait, lambda: running(store, PREFECT), started, store.log_path(LOG))
-        with talking_to(started, there.is_set):
+        with talking_to(started, there.is_set, credentials(store)):
             yield Server(
                 _then(wait, there),
                 ours=False,
@@ -88,40 +94,53 @@ def prefect_server(config: Config) -> Iterator[Server]:
         command = [command_path("prefect"), "server", "start", "--host", "127.0.0.1"]
         # It lives for one run: nothing is scheduled on it.
         command += ["--port", str(port), "--no-scheduler", "--no-late-runs"]
+        # Secret blocks lie in its database, and every user of the machine reaches its port.
+        given = make_credentials(store, os.environ.get(SERVER_AUTH, ""))
+        # Its pages ask the API at this address, which would otherwise be that of port 4200.
+        environment = {**os.environ, "PREFECT_API_URL": url, SERVER_AUTH: given}
         with log.open("wb") as output:
-            # Its pages ask the API at this address, which would otherwise be that of port 4200.
-            process = spawn(command, output=output, env={**os.environ, "PREFECT_API_URL": url})
+            process = spawn(command, output=output, env=environment)
 
         def ready() -> None:
             _wait(lambda: process.poll() is None, url, log)
             starting.close()
 
         try:
-            with talking_to(url, there.is_set):
+            with talking_to(url, there.is_set, given):
                 yield Server(_then(ready, there), ours=True)
         finally:
             end(process)
 
 
 @contextmanager
-def talking_to(url: str, there: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def talking_to(
+    url: str, there: Callable[[], bool] = lambda: True, given: str = ""
+) -> Iterator[None]:
     """Name a server for the length of a block, and send what is still to be said at its end.
 
     Args:
         url: Of its API.
         there: Tells whether it has answered before; one that never did is not gone.
+        given: user:password of the server; empty for what the environment says.
 
     Raises:
+        ConfigError: In place of the server's refusal of the password, or of none.
         TransientError: In place of an error of the block that is none of requant's, if the server
             is gone.
     """
     try:
-        with temporary_settings({PREFECT_API_URL: url}):
+        with temporary_settings(client_settings(url, given)):
             yield
     except RequantError:
         # It names its own cause and way out.
         raise
     except Exception as error:
+        if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == UNAUTHORIZED:
+            raise ConfigError(
+                f"PREFECT_API_AUTH_STRING: {url} does not answer without its password; set this to "
+                "user:password of it. Of a server that `requant up` started, `source "
+                "STATE/access/environment` does"
+            ) from error
         if there() and not answers(f"{url}/health") and unreachable(url):
             raise _gone(url) from error
         raise
@@ -186,8 +205,9 @@ def _database_lock(settings: Settings) -> Path:
     return settings.home / "requant.lock"
 
 
-def named_server() -> str:
-    """Return the address of the server a person named.
+@contextmanager
+def named_server() -> Iterator[None]:
+    """Talk to the server a person named for the length of a block; see `talking_to`.
 
     Raises:
         ConfigError: If none is named, or it does not answer.
@@ -200,7 +220,8 @@ def named_server() -> str:
         )
     if not answers(f"{url}/health"):
         raise _nobody(str(url))
-    return str(url)
+    with talking_to(str(url)):
+        yield
 
 
 def flow_run_page(flow_run: object) -> str:

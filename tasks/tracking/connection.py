@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
 from requant.errors import ConfigError, TransientError
-from requant.machine.services import unreachable
+from requant.machine.services import served_at, unreachable
 from requant.store import Store, all_records, locked
 from requant.store.locks import Say
+from tasks.servers.access import UNAUTHORIZED, credentials
 from tasks.tracking.database import is_current, migrate
+from tasks.tracking.protected import MLFLOW
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,6 +52,7 @@ def transient(uri: str) -> Iterator[None]:
     """Turn "the tracking server is away" into an error that is worth a retry.
 
     Raises:
+        ConfigError: In place of a refusal of the password.
         TransientError: In place of a lost connection, or of an answer that may pass.
     """
     from mlflow.exceptions import MlflowException
@@ -62,6 +65,11 @@ def transient(uri: str) -> Iterator[None]:
     except away as error:
         raise TransientError(_is_away(uri, error)) from error
     except MlflowException as error:
+        if error.get_http_status_code() == UNAUTHORIZED:
+            raise ConfigError(
+                f"tracking.uri: {public(uri)} asks for a password and does not take this one, or "
+                "none; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where this runs"
+            ) from error
         if error.error_code not in codes:
             raise
         raise TransientError(_is_away(uri, error)) from error
@@ -158,6 +166,7 @@ def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> st
     """
     address = uri or default_uri(state)
     if address.startswith(("http://", "https://")):
+        _bring_password(address.rstrip("/"), Store(state))
         return address.rstrip("/")
     if not address.startswith(SQLITE):
         # mlflow would keep the artifacts of another database below the working folder.
@@ -186,6 +195,18 @@ def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> st
         # The first to open it makes the default experiment.
         MlflowClient(tracking_uri=address)
     return address
+
+
+def _bring_password(address: str, store: Store) -> None:
+    """Let mlflow bring the password where the server is the one of this state folder.
+
+    It takes user and password from the environment alone. Those a person gave go first.
+    """
+    if "MLFLOW_TRACKING_USERNAME" in os.environ or address != served_at(store, MLFLOW):
+        return
+    user, _, password = credentials(store).partition(":")
+    if user:
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def _say_lost(path: Path, store: Store) -> None:

@@ -1,6 +1,7 @@
 """A machine as `make up` makes it, in a folder of its own: servers, worker, deployments."""
 
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import yaml
 from tests.support.chain import MICRO
 
 ROOT = Path(__file__).parents[2]
+REQUANT = (sys.executable, "-c", "from requant.cli import app; app()")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
 
@@ -56,7 +58,7 @@ def processes(folder: Path, *words: str) -> list[int]:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -80,17 +82,37 @@ class Machine:
     def api(self) -> str:
         return f"http://127.0.0.1:{self.prefect_port}/api"
 
+    @property
+    def password(self) -> str:
+        """user:password of both servers."""
+        return (self.state / "access/password").read_text()
+
+    @property
+    def mlflow(self) -> str:
+        """Address of the MLflow server, for who brings the password."""
+        return f"http://{self.password}@127.0.0.1:{self.mlflow_port}"
+
     def requant(self, *words: object, fails: int = 0) -> str:
-        """Run a command in the project; return all it printed."""
-        code = "from requant.cli import app; app()"
-        return self.command([sys.executable, "-c", code, *map(str, words)], fails)
+        """Run a command in the project, which finds the servers itself; return all it printed."""
+        return self._run([*REQUANT, *map(str, words)], {}, fails)
+
+    def sourced(self, *words: object, fails: int = 0) -> str:
+        """Run a command that must be told of the server, in the project."""
+        return self.command([*REQUANT, *map(str, words)], fails)
 
     def prefect(self, *words: object) -> str:
         program = Path(sys.executable).parent / "prefect"
         return self.command([str(program), "--no-prompt", *map(str, words)])
 
     def command(self, command: list[str], fails: int = 0) -> str:
-        environment = {**os.environ, "PREFECT_API_URL": self.api, "TOKEN": "s3cret-of-the-test"}
+        """Run a command in a shell for which a person sourced what `up` names."""
+        lines = (self.state / "access/environment").read_text().splitlines()
+        words = (shlex.split(line)[1] for line in lines)
+        pairs = (word.partition("=") for word in words)
+        return self._run(command, {name: value for name, _, value in pairs}, fails)
+
+    def _run(self, command: list[str], sourced: Mapping[str, str], fails: int) -> str:
+        environment = {**os.environ, "TOKEN": "s3cret-of-the-test", **sourced}
         environment["PREFECT_HOME"] = str(self.state / "prefect")
         # A worker looks for work every ten seconds; a suite that waits for it gains by two.
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"
@@ -123,7 +145,8 @@ class Machine:
         def answer() -> httpx.Response | None:
             # SQLite behind the server may be busy; Prefect's own client asks again too.
             try:
-                found = self.client.request(method, f"{self.api}/{path}", json=body)
+                known = httpx.BasicAuth(*self.password.split(":"))
+                found = self.client.request(method, f"{self.api}/{path}", json=body, auth=known)
             except (httpx.ReadTimeout, httpx.RemoteProtocolError):
                 return None
             return None if found.status_code == 503 else found
@@ -222,4 +245,4 @@ def make_machine(folder: Path) -> Machine:
         },
     )
     (folder / "configs/tiny.yaml").write_text(yaml.safe_dump(document))
-    return Machine(folder.resolve(), _free_port(), _free_port())
+    return Machine(folder.resolve(), free_port(), free_port())

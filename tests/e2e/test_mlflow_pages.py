@@ -1,8 +1,10 @@
-"""A night on a real MLflow server, looked at in a real browser: can a person walk the lineage?"""
+"""A night on a real MLflow server, looked at in a real browser: can a person walk the lineage?
+
+The server asks for a password, as that of `requant up` does.
+"""
 
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -13,30 +15,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from requant.errors import TransientError
+from requant.machine.basic_auth import LOGIN
 from requant.report.lineage import lineage_html
 from requant.report.night import StageRow, night_report
 from requant.store import StageRecord, Store
 from tasks import tracking
 from tasks.tracking.nights import BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE
+from tasks.tracking.protected import APP, CREDENTIALS
+from tests.support.browser import browser_window, follow, keep
 from tests.support.nights import CHAIN, make_night
 
+ROOT = Path(__file__).parents[2]
+KNOWN = ("requant", "s3cret")
 START_SECONDS = 120
-PAGE_MILLISECONDS = 60_000
-BROWSER = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-BROWSER_ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-SHOTS = os.environ.get("REQUANT_SCREENSHOTS")
-"""Folder to keep a picture of every page in, for a person to look at."""
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +40,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name", APP]
+    command += ["--host", "127.0.0.1", "--workers", "1"]
     command += ["--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    environment = {**os.environ, **quiet}
+    found = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **quiet, "PYTHONPATH": found, CREDENTIALS: ":".join(KNOWN)}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -62,7 +59,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     try:
         _wait_for(address, process, folder / "log")
-        yield address
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in zip(("USERNAME", "PASSWORD"), KNOWN, strict=True):
+                patch.setenv(f"MLFLOW_TRACKING_{name}", value)
+            yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=30)
@@ -106,29 +106,41 @@ def night(
 
 @pytest.fixture(scope="module")
 def browser_page(server: str) -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("no chromium on this machine: the MLflow pages cannot be looked at")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=BROWSER_ARGUMENTS)
-        context = browser.new_context(viewport={"width": 1400, "height": 2000})
-        context.set_default_timeout(PAGE_MILLISECONDS)
-        yield context.new_page()
-        browser.close()
+    with browser_window() as page:
+        page.goto(f"http://{':'.join(KNOWN)}@{server.removeprefix('http://')}{LOGIN}")
+        assert page.url == f"{server}/"
+        yield page
 
 
-def keep(page: Any, name: str) -> None:
-    if SHOTS:
-        page.wait_for_timeout(1500)
-        page.screenshot(path=str(Path(SHOTS, f"{name}.png")))
+def routes() -> set[tuple[str, str]]:
+    """List method and path of all MLflow's application answers to, from its own tables."""
+    from mlflow.server import app as pages
+    from mlflow.server.fastapi_app import app
+
+    native = app.openapi()["paths"].items()
+    found = {(method.upper(), path) for path, methods in native for method in methods}
+    assert any("/assistant/" in path for _, path in found)
+    for rule in pages.url_map.iter_rules():
+        found |= {(method, rule.rule) for method in rule.methods or ()}
+    return {(method, re.sub(r"[<{][^>}]*[>}]", "1", path)) for method, path in found}
 
 
-def follow(page: Any, link: str) -> Any:
-    """Click a link of a description; MLflow opens it in a tab of its own."""
-    with page.context.expect_page() as opened:
-        page.get_by_role("link", name=link).first.click()
-    return opened.value
+def test_without_the_password_no_route_answers(server: str) -> None:
+    asked = routes()
+    assert len(asked) > 500
+    assert ("POST", "/graphql") in asked
+    assert ("GET", "/get-artifact") in asked
+    with httpx.Client(base_url=server) as client:
+        answers = {
+            f"{method} {path}": client.request(method, path).status_code
+            for method, path in sorted(asked)
+        }
+        let_in = client.post(
+            "/api/2.0/mlflow/experiments/search", json={"max_results": 1}, auth=KNOWN
+        )
+    assert let_in.status_code == 200
+    opened = {asked for asked, status in answers.items() if status != 401}
+    assert opened == {"GET /health", "HEAD /health"}
 
 
 def test_night_page_leads_to_the_models_and_back_to_the_base(

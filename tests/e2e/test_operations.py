@@ -2,19 +2,28 @@
 
 import http.server
 import json
+import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from mlflow import MlflowClient
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from requant.store import Store, all_records
 from tests.e2e.machine import Machine, eventually
+from tests.support.browser import browser_window, follow, keep
+from tests.support.users import as_nobody, only_root
+
+SERVICES = ("prefect-server", "mlflow-server", "worker")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +96,100 @@ def test_the_servers_listen_on_the_loopback_address_only(machine: Machine) -> No
         assert addresses == {"0100007F"}
 
 
+# -------------------------------------------------------------------- who may reach it
+
+
+def prefect_routes() -> tuple[set[tuple[str, str]], set[str]]:
+    """List method and path of all the API answers to, from its own tables; and its sockets."""
+    from fastapi.routing import APIRoute, APIWebSocketRoute
+    from prefect.server.api.server import API_ROUTERS
+
+    routes = [route for router in API_ROUTERS for route in router.routes]
+    found = {
+        (method, route.path)
+        for route in routes
+        if isinstance(route, APIRoute)
+        for method in route.methods
+    }
+    sockets = {route.path for route in routes if isinstance(route, APIWebSocketRoute)}
+    some_id = "00000000-0000-0000-0000-000000000000"
+    filled = {(method, re.sub(r"{[^}]*}", some_id, path)) for method, path in found}
+    return filled, {re.sub(r"{[^}]*}", some_id, path) for path in sockets}
+
+
+def test_without_the_password_no_route_of_prefect_answers(machine: Machine) -> None:
+    asked, sockets = prefect_routes()
+    assert len(asked) > 180
+    assert ("POST", "/block_documents/filter") in asked
+    asked |= {("GET", path) for path in ("/version", "/docs", "/openapi.json", "/no-such-route")}
+    answers = {
+        f"{method} {path}": machine.client.request(method, machine.api + path).status_code
+        for method, path in sorted(asked)
+    }
+    assert {asked for asked, status in answers.items() if status != 401} == {"GET /ready"}
+    assert machine.client.get(f"{machine.api}/health").status_code == 200
+    # As does every method that has the password.
+    assert machine.post("block_documents/filter", {}) == []
+
+    assert {"/events/in", "/events/out", "/logs/out"} <= sockets
+    address = machine.api.replace("http", "ws", 1)
+    for path in sockets:
+        with pytest.raises(InvalidStatus, match="403"), connect(address + path):
+            pass
+        with connect(address + path, subprotocols=[Subprotocol("prefect")]) as socket:
+            socket.send(json.dumps({"type": "auth", "token": "requant:wrong"}))
+            with pytest.raises(ConnectionClosed):
+                socket.recv(timeout=30)
+
+
+def test_all_in_the_state_folder_is_for_its_owner_alone(
+    machine: Machine, first_night: dict[str, Any]
+) -> None:
+    eventually("the first model is deployed", lambda: deployed(machine))
+    found = [machine.state, *machine.state.rglob("*")]
+    for name in ("mlflow.db", "prefect/prefect.db", "logs/worker.log", "access/password"):
+        assert machine.state / name in found
+    assert [path for path in found if path.lstat().st_mode & 0o077] == []
+    # It stays on no command line, and in no log, database or page.
+    _, _, password = machine.password.partition(":")
+    known = {machine.state / "access" / name for name in ("password", "environment", "login.html")}
+    holding = {path for path in found if path.is_file() and password.encode() in path.read_bytes()}
+    assert holding == known
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            assert password.encode() not in path.read_bytes()
+    # What serves is outside of it, and as readable as the folder that a person named.
+    weights = machine.folder / "served/current/model.safetensors"
+    assert weights.stat().st_mode & 0o044
+
+
+@only_root
+def test_another_user_of_the_machine_gets_nothing(
+    machine: Machine, first_night: dict[str, Any]
+) -> None:
+    servers = [int((machine.state / "services" / name).read_text().split()[0]) for name in SERVICES]
+    with as_nobody(machine.state):
+        for path in (machine.state, *(Path(f"/proc/{pid}/environ") for pid in servers)):
+            with pytest.raises(PermissionError):
+                list(path.iterdir()) if path.is_dir() else path.read_bytes()
+
+
+def test_a_browser_logs_in_by_the_links(machine: Machine, first_night: dict[str, Any]) -> None:
+    with browser_window() as page:
+        page.goto(f"http://127.0.0.1:{machine.prefect_port}")
+        page.get_by_role("button", name="Login").wait_for()
+        page.goto((machine.state / "access/login.html").as_uri())
+        keep(page, "log-in")
+        prefect = follow(page, "Prefect")
+        prefect.get_by_role("link", name="Runs").first.click()
+        prefect.get_by_text(first_night["name"]).first.wait_for()
+        keep(prefect, "logged-in-prefect")
+        mlflow = follow(page, "MLflow")
+        mlflow.get_by_role("link", name="requant").first.wait_for()
+        keep(mlflow, "logged-in-mlflow")
+        assert mlflow.url == f"http://127.0.0.1:{machine.mlflow_port}/"
+
+
 # -------------------------------------------------------------------- promotion and deployment
 
 
@@ -110,7 +213,7 @@ def test_promotion_deploys_and_rollback_deploys_what_was_before(
         lambda: (now := deployed(machine)) and now["version"] == 2 and now,
     )
     assert served.resolve().name == second["digest"] != first["digest"]
-    client = MlflowClient(f"http://127.0.0.1:{machine.mlflow_port}")
+    client = MlflowClient(machine.mlflow)
     assert client.get_model_version_by_alias("tiny", "champion").version == "2"
     executed = [record.stage for record in all_records(Store(machine.state))]
     assert executed.count("train_adapter") == 1
@@ -194,11 +297,11 @@ def test_a_failure_is_told_through_a_block(
 ) -> None:
     url, heard = receiver
     machine.command([sys.executable, "-c", BLOCK.format(url=url)])
-    refused = machine.requant("notify", "custom-webhook/nobody", fails=2)
+    refused = machine.sourced("notify", "custom-webhook/nobody", fails=2)
     assert "block 'custom-webhook/nobody': is not on the server" in refused
-    refused = machine.requant("notify", "secret/deaf", fails=2)
+    refused = machine.sourced("notify", "secret/deaf", fails=2)
     assert "block 'secret/deaf': is no notification block, so nothing would arrive" in refused
-    assert "tell of failures" in machine.requant("notify", "custom-webhook/team")
+    assert "tell of failures" in machine.sourced("notify", "custom-webhook/team")
     time.sleep(3)
     run = machine.start(machine.config(merge_fp16={"trained_max_kl": 1e-9}))
     machine.wait(run, "FAILED")

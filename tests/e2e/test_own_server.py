@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import yaml
 
 from requant.config import STAGE_NAMES
+from requant.machine.services import status
+from tests.e2e.machine import REQUANT, free_port
 from tests.support.chain import MICRO
 
 ROOT = Path(__file__).parents[2]
@@ -37,11 +38,10 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_server(tmp_path: Path) 
     home = tmp_path / "prefect"
     environment = {**os.environ, "PREFECT_HOME": str(home)}
     environment.pop("PREFECT_API_URL", None)
-    command = [sys.executable, "-c", "from requant.cli import app; app()", "run"]
     log = tmp_path / "run.log"
     with log.open("wb") as output:
         run = subprocess.Popen(
-            [*command, str(tmp_path / "micro.yaml")],
+            [*REQUANT, "run", str(tmp_path / "micro.yaml")],
             cwd=ROOT,
             env=environment,
             stdout=output,
@@ -54,15 +54,18 @@ def test_a_run_that_is_interrupted_says_so_and_leaves_no_server(tmp_path: Path) 
         while b"- training" not in log.read_bytes() and time.monotonic() < deadline:
             assert run.poll() is None, log.read_text()
             time.sleep(0.1)
-        assert len(servers(home)) == 1
+        (server,) = servers(home)
+        # Another user of the machine reaches its port too, and Secret blocks are in its database.
+        port = server.split("--port ")[1].split()[0]
+        assert status(f"http://127.0.0.1:{port}/api/block_documents/count", "", 30) == 401
         run.send_signal(signal.SIGINT)
         started = time.monotonic()
-        status = run.wait(60)
+        ended = run.wait(60)
         # A server that went first would keep the run waiting for minutes.
         assert time.monotonic() - started < 30
         time.sleep(0.5)
         assert servers(home) == []
-        assert status == 130
+        assert ended == 130
         assert "Crashed" in log.read_text()
         assert "Traceback" not in log.read_text()
     finally:
@@ -98,10 +101,9 @@ def test_a_run_alone_deploys_what_it_promotes_and_says_nothing_but_that(tmp_path
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path / "state" / "prefect")}
     environment.pop("PREFECT_API_URL", None)
 
-    def requant(command: str) -> str:
-        code = [sys.executable, "-c", "from requant.cli import app; app()"]
+    def requant(*words: str) -> str:
         done = subprocess.run(
-            [*code, command, str(tmp_path / "micro.yaml")],
+            [*REQUANT, *words],
             cwd=tmp_path,
             env=environment,
             capture_output=True,
@@ -111,11 +113,38 @@ def test_a_run_alone_deploys_what_it_promotes_and_says_nothing_but_that(tmp_path
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    said = requant("run")
+    config = str(tmp_path / "micro.yaml")
+    said = requant("run", config)
     assert "version 1: champion" in said
     assert [word for word in NOISE if word in said] == [], said
     for stage in STAGE_NAMES:
         assert f"{stage}  done  " in said
     assert re.search(r"train_adapter  done  [^\n]* s  loss \d.* → \d", said)
     assert (tmp_path / "served" / "current" / "model.safetensors").exists()
-    assert "it is deployed already" in requant("promote")
+    state = tmp_path / "state"
+    below = [state, *state.rglob("*")]
+    assert state / "prefect/prefect.db" in below
+    assert [path for path in below if path.lstat().st_mode & 0o077] == []
+    assert "it is deployed already" in requant("promote", config)
+
+    # The command it says for its pages starts servers that ask for the password.
+    (command,) = re.findall(r"Prefect:  (PREFECT_HOME=\S+ \S+/requant up .+)", said)
+    ports = free_port(), free_port()
+    shown = subprocess.run(
+        f"{command} --prefect-port {ports[0]} --mlflow-port {ports[1]}",
+        shell=True,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        assert shown.returncode == 0, shown.stdout + shown.stderr
+        assert "worker" not in shown.stdout
+        assert f"log in:   file://{state}/access/login.html" in shown.stdout
+        assert "then open http://127.0.0.1:5000/#/experiments/" in said
+        for port, path in zip(ports, ("/api/flow_runs/count", "/"), strict=True):
+            assert status(f"http://127.0.0.1:{port}{path}", "", 30) == 401
+    finally:
+        assert "stopped: mlflow-server, prefect-server" in requant("down", "--state", str(state))

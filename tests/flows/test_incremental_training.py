@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert states(output) == all_stages("done", load_config(folder / "micro.yaml"))
     assert "report.html" in output
     assert re.search(r"Prefect:  http://\S+/flow-run/", output)
-    assert "mlflow server --backend-store-uri sqlite:///" in output
+    assert "mlflow server --app-name requant --backend-store-uri sqlite:///" in output
     return folder
 
 

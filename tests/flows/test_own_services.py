@@ -14,7 +14,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 
 from requant.config import Config
@@ -23,10 +23,17 @@ from requant.machine import services
 from requant.machine.services import Service, running, start, stop
 from requant.store import Store
 from requant.store.locks import locked
+from tasks import tracking
 from tasks.servers import machine, prefect_server
-from tasks.servers.machine import stop_machine
-from tasks.servers.own import MLFLOW, PREFECT, with_pages
+from tasks.servers import services as service_descriptions
+from tasks.servers.access import make_credentials
+from tasks.servers.machine import refuse_strange_worker, stop_machine
+from tasks.servers.own import PREFECT, WORKER, with_pages
+from tasks.servers.services import CLIENT_AUTH
 from tasks.servers.setup import all_pages, runs_without_deployment
+from tasks.tracking.connection import prepare_database
+from tasks.tracking.protected import MLFLOW
+from tests.support.asking import asking_server
 from tests.support.chain import micro_config
 
 
@@ -101,6 +108,94 @@ def test_links_lead_to_the_pages_that_show_the_database(config: Config, address:
         assert with_pages(other) is other
     finally:
         stop(store, MLFLOW)
+
+
+def test_the_password_goes_with_the_address_of_up_and_no_other(
+    config: Config, address: str
+) -> None:
+    given = make_credentials(Store(config.state.resolve()))
+    api = f"{address}/api"
+
+    def sent(url: str, theirs: str | None = None) -> str | None:
+        named = {PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: theirs}
+        with temporary_settings(named), prefect_server.prefect_server(config):
+            return PREFECT_API_AUTH_STRING.value()
+
+    assert sent(api) == given
+    assert sent(api, "mine:own") == "mine:own"
+    assert sent("http://127.0.0.1:9/api") is None
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        prefect_server.prefect_server(config),
+    ):
+        assert PREFECT_API_AUTH_STRING.value() == given
+
+
+def test_mlflow_brings_the_password_to_the_server_of_up_and_to_no_other(
+    config: Config, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both are put back at the end.
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    store = Store(config.state.resolve())
+    make_credentials(store, "requant:s3cret")
+    store.service_path(PREFECT).rename(store.service_path(MLFLOW))
+    try:
+        prepare_database("http://127.0.0.1:9", store.root)
+        assert not any(name in os.environ for name in names)
+        prepare_database(f"{address}/api/", store.root)
+        assert [os.environ[name] for name in names] == ["requant", "s3cret"]
+        make_credentials(store, "requant:another")
+        prepare_database(f"{address}/api", store.root)
+        assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "s3cret"
+    finally:
+        stop(store, MLFLOW)
+
+
+@pytest.fixture
+def asking() -> Iterator[str]:
+    """A server that takes no password."""
+    with asking_server("nobody:knows") as url:
+        yield url
+
+
+def test_a_refused_password_is_named_with_the_way_out(config: Config, asking: str) -> None:
+    with (
+        pytest.raises(
+            ConfigError, match=r"PREFECT_API_AUTH_STRING: http\S+/api does not answer wi"
+        ),
+        temporary_settings({PREFECT_API_URL: f"{asking}/api"}),
+        prefect_server.prefect_server(config) as server,
+    ):
+        server.ready()
+        runs_without_deployment()
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+        tracking.open_parent(asking, "nights", "flow-1", "tiny", {})
+
+
+def test_down_stops_a_server_with_another_password(config: Config, asking: str) -> None:
+    store = Store(config.state.resolve())
+    start(store, Service(PREFECT, ["sleep", "600"], {}, None), seconds=0)
+    mark = store.service_path(PREFECT)
+    mark.write_text(f"{mark.read_text()}{asking}/health")
+    make_credentials(store)
+    said = list(stop_machine(store.root))
+    assert said[0].startswith("prefect-server: does not answer, or not with the password in the s")
+    assert said[1] == "stopped: prefect-server"
+
+
+def test_a_worker_that_does_not_know_the_password_is_refused(config: Config) -> None:
+    store = Store(config.state.resolve())
+    refuse_strange_worker(store, "requant:s3cret")
+    start(store, Service(WORKER, ["sleep", "600"], {CLIENT_AUTH: "requant:s3cret"}, None), 0)
+    try:
+        refuse_strange_worker(store, "requant:s3cret")
+        with pytest.raises(ConfigError, match=r"worker: was started without the password, or with"):
+            refuse_strange_worker(store, "requant:s3cre")
+    finally:
+        stop(store, WORKER)
 
 
 @flow(name="incremental-training")
@@ -217,7 +312,7 @@ def test_down_stops_a_server_that_hangs_unless_a_night_may_need_it(
             list(stop_machine(hanging.root))
         assert running(hanging, PREFECT)
     said = list(stop_machine(hanging.root))
-    assert said[0].startswith("prefect-server: does not answer; runs in progress are marked at")
+    assert said[0].startswith("prefect-server: does not answer, or not with the password in the s")
     assert said[1] == "stopped: prefect-server"
 
 
@@ -248,3 +343,11 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(tmp_path: Path) 
         with pytest.raises(ConfigError, match=f"--mlflow-port {ports[1]}: another program listen"):
             next(machine.start_machine(tmp_path, tmp_path / "state", *ports, 1, 1))
     assert not (tmp_path / "state").exists()
+
+
+def test_an_installation_without_the_door_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_descriptions, "APP", "not-installed")
+    with pytest.raises(ConfigError, match=r"installed by an earlier version.*`make .venv/ready`"):
+        service_descriptions.mlflow_service(tmp_path, "sqlite:///x.db", 5000, "requant:s3cret")

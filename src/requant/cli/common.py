@@ -122,6 +122,18 @@ def check_stages(stages: list[str] | None, config: "Config | None" = None) -> No
             raise ConfigError(f"--force {stage}: is switched off by {stage}.enabled=false")
 
 
+def keep_private(config: "Config") -> None:
+    """Close what a night writes to everybody but its owner; say what was open.
+
+    Raises:
+        ConfigError: If the state folder cannot be made.
+    """
+    from tasks.servers import folders
+
+    for text in folders.keep_private(config.state.resolve(), config.tracking.uri):
+        typer.secho(f"warning: {text}", fg="yellow", err=True)
+
+
 def prepare_environment() -> Path:
     """Find `flows` and `tasks`, and set what the libraries read from the environment alone.
 

@@ -1,6 +1,7 @@
 """How the command line's tables look."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +15,13 @@ if TYPE_CHECKING:
     from tasks.nightly.pages import NightSummary
 
 
-def print_summary(summary: "NightSummary", prefect_page: str) -> None:
+def print_summary(summary: "NightSummary", prefect_page: str, state: Path) -> None:
     """Print the table of a night and where to look.
 
     Args:
         summary: Of the night.
         prefect_page: Its address; empty where its server has ended.
+        state: Folder of the night.
     """
     rows = table("stage", "state", "seconds", "digest", "headline")
     for row in summary.rows:
@@ -31,16 +33,23 @@ def print_summary(summary: "NightSummary", prefect_page: str) -> None:
     if prefect_page:
         typer.echo(f"Prefect:  {prefect_page}")
     else:
-        home = os.environ.get("PREFECT_HOME")
-        setting = f"PREFECT_HOME={home} " if home else ""
-        typer.echo(f"Prefect:  {setting}{binaries}/prefect server start")
-        typer.echo("          then open http://127.0.0.1:4200/runs")
+        home = os.environ.get("PREFECT_HOME", "~/.prefect")
+        folder = shlex.quote(str(state))
+        typer.echo(
+            f"Prefect:  PREFECT_HOME={home} {binaries}/requant up --servers --state {folder}"
+        )
+        typer.echo("          then log in as it says and open http://127.0.0.1:4200/runs")
     if summary.mlflow_page.startswith("http"):
         typer.echo(f"MLflow:   {summary.mlflow_page}")
         typer.echo(f"          all nights: {summary.mlflow_nights}")
+        return
+    if summary.mlflow_uri == f"sqlite:///{state.resolve()}/mlflow.db" and not prefect_page:
+        typer.echo("MLflow:   the same command starts it")
     else:
-        typer.echo(f"MLflow:   {binaries}/mlflow server --backend-store-uri {summary.mlflow_uri}")
-        typer.echo(f"          then open http://127.0.0.1:5000/{summary.mlflow_page}")
+        server = f"{binaries}/mlflow server --app-name requant"
+        typer.echo(f"MLflow:   {server} --backend-store-uri {summary.mlflow_uri}")
+        typer.echo("          with REQUANT_MLFLOW_AUTH=user:password and PYTHONPATH=. set")
+    typer.echo(f"          then open http://127.0.0.1:5000/{summary.mlflow_page}")
 
 
 def table(*columns: str) -> Table:

@@ -15,6 +15,7 @@ from requant.cli.common import (
     again,
     check_stages,
     errors,
+    keep_private,
     load,
     open_store,
     prepare_environment,
@@ -31,6 +32,7 @@ def init(config: ConfigFile, overrides: Overrides = None) -> None:
     with errors():
         loaded = load(config, overrides)
         prepare_environment()
+        keep_private(loaded)
         from tasks import tracking
         from tasks.servers.prefect_server import prepare_prefect
 
@@ -50,6 +52,7 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
         from tasks.servers.own import with_pages
         from tasks.servers.prefect_server import flow_run_page, prefect_server
 
+        keep_private(loaded)
         refuse_problems(loaded)
         loaded = with_pages(loaded)
 
@@ -79,7 +82,7 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
     if summary is not None:
         from requant.cli.console import print_summary
 
-        print_summary(summary, page)
+        print_summary(summary, page, loaded.state)
     if not state.is_completed():
         typer.secho(f"{state.name}: {cause(state.message or '')}", fg="red", err=True)
         command = again("run", config, overrides)

@@ -12,6 +12,7 @@ from requant.cli.common import (
     StateFolder,
     again,
     errors,
+    keep_private,
     load,
     prepare_environment,
 )
@@ -35,6 +36,7 @@ def _served(config: ConfigFile, overrides: Overrides) -> "Iterator[tuple[Config,
     with errors():
         loaded = load(config, overrides)
         prepare_environment()
+        keep_private(loaded)
         from tasks.servers.prefect_server import prefect_server
 
         with prefect_server(loaded) as server:
@@ -92,14 +94,17 @@ def up(
     ] = 5000,
     accelerators: Accelerators = 1,
     processors: Processors = 1,
+    servers: Annotated[
+        bool, typer.Option("--servers", help="the two servers alone: no worker, no deployments")
+    ] = False,
 ) -> None:
     """Start Prefect, MLflow and a worker on this machine, and deploy prefect.yaml."""
     with errors():
         root = prepare_environment()
         from tasks.servers.machine import start_machine
 
-        ports = (prefect_port, mlflow_port)
-        for line in start_machine(root, state.resolve(), *ports, accelerators, processors):
+        given = (prefect_port, mlflow_port, accelerators, processors)
+        for line in start_machine(root, state.resolve(), *given, servers_only=servers):
             typer.echo(line)
 
 
@@ -113,9 +118,9 @@ def setup(
         from tasks.servers.machine import set_up_server
         from tasks.servers.prefect_server import named_server
 
-        named_server()
-        for line in set_up_server(root, accelerators, processors, {}):
-            typer.echo(line)
+        with named_server():
+            for line in set_up_server(root, accelerators, processors, {}):
+                typer.echo(line)
     typer.echo("deployed: prefect.yaml")
 
 
@@ -138,8 +143,8 @@ def notify(
         from tasks.servers.notifications import notify_through
         from tasks.servers.prefect_server import named_server
 
-        named_server()
-        made = notify_through(block)
+        with named_server():
+            made = notify_through(block)
     typer.echo(f"automations: {', '.join(made)}")
 
 

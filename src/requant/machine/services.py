@@ -1,10 +1,12 @@
 """Servers and workers of one machine: started once, found again by their process id, stopped."""
 
+import base64
 import os
 import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from requant.store.durable import write_durably
 POLL_SECONDS = 0.1
 PROBE_SECONDS = 3.0
 STOP_SECONDS = 20.0
+HEALTH = "/health"
+"""Below the address of Prefect's API, and of MLflow's pages."""
 SETTLE_SECONDS = 3.0
 """One that serves no page and has not ended by then is taken to run."""
 
@@ -130,6 +134,15 @@ def address(store: Store, name: str) -> str | None:
         return None
 
 
+def served_at(store: Store, name: str) -> str | None:
+    """Return the address below which a service that runs answers; None where it does not run."""
+    if running(store, name) is None:
+        return None
+    # `stop` may take its mark away between the two looks.
+    found = address(store, name)
+    return found and found.removesuffix(HEALTH)
+
+
 def stop(store: Store, name: str) -> bool:
     """Stop a service and all it started; return whether it ran."""
     pid = running(store, name)
@@ -180,3 +193,24 @@ def answers(url: str, seconds: float = 1.0) -> bool:
     except OSError:
         return False
     return True
+
+
+def status(url: str, credentials: str, seconds: float) -> int | None:
+    """Return the HTTP status that a server gives for an address; None where it does not answer.
+
+    Args:
+        url: The address.
+        credentials: user:password, or nothing.
+        seconds: It may take.
+    """
+    headers = {}
+    if credentials:
+        headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=seconds) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None

@@ -144,14 +144,23 @@ def _copy_whole(folder: Path, target: Path, digest: str) -> None:
     draft = target.with_name(f".{digest}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:
-        # Without the modes: who serves may be another user than who trained.
-        shutil.copytree(folder, draft, copy_function=shutil.copyfile)
+        _copy_contents(folder, draft)
         if describe(draft).digest != digest:
             raise TransientError(f"deploy: the copy in {target.parent} differs from {folder}")
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _copy_contents(folder: Path, draft: Path) -> None:
+    """Copy a folder without its modes and ACLs: who serves may be another user than who trained."""
+    draft.mkdir()
+    for path in folder.iterdir():
+        if path.is_dir():
+            _copy_contents(path, draft / path.name)
+        else:
+            shutil.copyfile(path, draft / path.name)
 
 
 def command_release(action: CommandAction, release: Release, folder: Path, secret: Secret) -> str:

@@ -6,6 +6,7 @@
     pins/  deployments/     what no collection may take; what serves
     work/<key>/             resumable scratch of a stage, deleted when its artifact is published
     tmp/  locks/  results/  unfinished publications, flock files, Prefect results
+    access/                 the password of the servers of `requant up`, and ways to use it
 
 Records, pins and deployments are sealed to their place: see `documents`.
 Only this package builds paths below the state folder.

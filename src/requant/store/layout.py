@@ -113,6 +113,15 @@ class Store:
         """File that names the process of a service `requant up` started."""
         return self.root / "services" / name
 
+    def access_path(self, name: str) -> Path:
+        """File that lets its reader use the servers `requant up` started."""
+        return self.root / "access" / name
+
+    @property
+    def prefect_pages(self) -> Path:
+        """Copy of the pages of Prefect's server, with one more that logs a browser in."""
+        return self.root / "prefect-pages"
+
     def log_path(self, name: str) -> Path:
         """Log file of this name."""
         return self.root / "logs" / name

@@ -2,7 +2,6 @@
 
 import errno
 import shutil
-import stat
 import uuid
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,9 @@ from requant.errors import ArtifactError
 from requant.store.durable import sync, write_durably
 from requant.store.layout import ArtifactRef, Store
 from requant.store.manifest import MANIFEST_NAME, Manifest, describe
+
+FILE_MODE = 0o600
+"""Who serves may be another user: `requant.serving` copies what others read."""
 
 
 def publish(store: Store, kind: str, folder: Path) -> ArtifactRef:
@@ -35,10 +37,9 @@ def publish(store: Store, kind: str, folder: Path) -> ArtifactRef:
     for entry in manifest.files:
         sync(folder / entry.path)
     write_durably(folder / MANIFEST_NAME, canonical_json(manifest.model_dump(mode="json")))
-    # safetensors writes what its owner alone may read, and who serves may be another user.
-    mode = stat.S_IMODE((folder / MANIFEST_NAME).stat().st_mode)
+    # Whatever modes libraries gave them: none is in the digest.
     for entry in manifest.files:
-        (folder / entry.path).chmod(mode)
+        (folder / entry.path).chmod(FILE_MODE)
     ref = store.ref(kind, manifest.digest)
     target = store.object_path(ref.digest)
     target.parent.mkdir(parents=True, exist_ok=True)
