@@ -297,7 +297,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_configurations(tmp_path: Path) -> None:
     path = tmp_path / "night.yaml"
-    good = yaml.safe_dump(MICRO).encode()
+    good, document = MICRO.encode(), yaml.safe_load(MICRO)
 
     @fuzzed(60)
     @given(mutated_bytes(good))
@@ -308,7 +308,7 @@ def test_configurations(tmp_path: Path) -> None:
     mutants()
 
     @fuzzed(100)
-    @given(mutated_json(MICRO))
+    @given(mutated_json(document))
     def values(content: bytes) -> None:
         path.write_bytes(content)
         holds(lambda: load_config(path), tmp_path)
@@ -318,8 +318,8 @@ def test_configurations(tmp_path: Path) -> None:
     @fuzzed(60)
     @given(st.text(max_size=30), st.text(max_size=60))
     def overrides(field: str, value: str) -> None:
-        holds(lambda: apply_override(MICRO, f"{field}={value}"))
-        holds(lambda: apply_override(MICRO, f"name={value}"))
+        holds(lambda: apply_override(document, f"{field}={value}"))
+        holds(lambda: apply_override(document, f"name={value}"))
 
     with suppress(UnicodeEncodeError):
         overrides()

@@ -190,8 +190,8 @@ def _check_type(folder: Path, config: Mapping[str, Any]) -> None:
         raise ContractError(
             f"{folder}: init_lora_weights={shown(initialisation)} moved the base weights when "
             "training began, so the original + B A is not what was trained. Convert the adapter "
-            "with peft's save_pretrained(path_initial_model_for_weight_conversion=...), or train with "
-            "init_lora_weights=true"
+            "with peft's save_pretrained(path_initial_model_for_weight_conversion=...), or train "
+            "with init_lora_weights=true"
         )
     for option in REFUSED_OPTIONS:
         if config.get(option):
