@@ -1,7 +1,6 @@
 """Prefect's own cache, made trustworthy: keyed by stage key, locked by flock, verified on a hit."""
 
 import asyncio
-import json
 import os
 from pathlib import Path
 from typing import Final, Literal
@@ -14,9 +13,12 @@ from pydantic import BaseModel, ConfigDict
 
 from requant.canonical import canonical_json, digest_of
 from requant.errors import ArtifactError
+from requant.outside.files import read_plain
+from requant.outside.json_text import Bounds, parse_json
 from requant.store import ArtifactRef, StageRecord, Store, artifact_of, verified_record
 from requant.store.locks import Say, acquire, is_held
 
+RESULT = Bounds(size=1 << 20, entries=1000)
 SERIALIZER: Final = "requant-verified-json"
 """Name under which Prefect finds `StageResultSerializer`."""
 
@@ -94,12 +96,13 @@ class _ResultFile(BaseModel):
 
 def _told_by(file: Path) -> StageResult:
     try:
-        told = json.loads(_ResultFile.model_validate_json(file.read_bytes()).result)
+        content = parse_json(read_plain(file, RESULT.size), RESULT)
+        told = parse_json(_ResultFile.model_validate(content).result, RESULT)
         # Earlier versions named the class.
         if isinstance(told, dict) and told.keys() == {"__class__", "data"}:
             told = told["data"]
         return StageResult.model_validate(told)
-    except (OSError, ValueError, RecursionError) as error:
+    except (ArtifactError, ValueError) as error:
         raise ArtifactError(f"{file}: is not a stage's result") from error
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+SHOWN = 120
+"""Characters of a value in an error."""
+
 
 def printable(text: object) -> str:
     """Text from outside on one line: what a terminal would obey or could not show is an escape."""
@@ -14,8 +17,9 @@ def printable(text: object) -> str:
 
 def shown(value: Any) -> str:
     """A value as Python writes it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
+    # Of a text of many megabytes no second one is made.
+    text = repr(value[:SHOWN] if isinstance(value, (str, bytes)) else value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 def duration(seconds: float) -> str:

@@ -244,3 +244,29 @@ def test_weights_that_are_no_numbers_are_refused_by_tensor_and_file(
     assert "model.layers.1.mlp.up_proj.weight of model.safetensors (2 of 8192 numbers)" in text
     assert "model.norm.weight of model.safetensors (1 of 64 numbers)" in text
     assert not any(context.out.iterdir())
+
+
+def test_matrices_of_zeros_are_refused_unless_they_are_meant(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(tiny_base, tmp_path / "base")
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"].zero_()
+    # A bias or a norm of zeros is nothing strange.
+    tensors["model.norm.weight"].zero_()
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    context = make_context(tmp_path / "stage")
+    with pytest.raises(ConfigError) as caught:
+        prepare_base.execute(from_folder(copy), context)
+    assert str(caught.value) == (
+        f"prepare_base.source.path: {copy}: 1 matrices hold nothing but zeros: "
+        "model.layers.1.mlp.up_proj.weight of model.safetensors; copy the weights anew, or, where "
+        "the model is meant so, set prepare_base.zero_matrices=allow"
+    )
+    assert not any(context.out.iterdir())
+    meant = from_folder(copy).model_copy(update={"zero_matrices": "allow"})
+    prepare_base.execute(meant, context)
+    assert (context.out / "config.json").exists()
+    assert meant.key_fields() == from_folder(copy).key_fields()

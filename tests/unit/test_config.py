@@ -206,7 +206,7 @@ def test_a_bad_override_is_refused(override: str, text: str) -> None:
 
 
 def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read .*give a YAML file"):
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot be read .*expected a YAML file"):
         load_config(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(ConfigError, match="holds list, expected a mapping"):
@@ -219,7 +219,9 @@ def test_a_file_that_is_missing_or_no_mapping_is_refused(tmp_path: Path) -> None
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "twice.yaml"
     path.write_text("name: one\nseed: 1\nname: two\n")
-    with pytest.raises(ConfigError, match=r"(?s)not YAML: 'name' is given twice.*line 3"):
+    with pytest.raises(
+        ConfigError, match=r"not YAML: line 3, column 1: 'name' is given twice; keep"
+    ):
         load_config(path)
 
 

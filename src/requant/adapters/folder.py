@@ -1,6 +1,5 @@
 """A peft adapter folder, read without peft: its configuration, its tensors, what is refused."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from requant.errors import ContractError
-from requant.json_file import read_object
 from requant.methods import peft_types
 from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.models.headers import TensorHeader, read_shard_header
-from requant.wording import few
+from requant.outside.files import refuse_links_out
+from requant.outside.json_text import read_object
+from requant.outside.patterns import check_patterns
+from requant.wording import few, printable, shown
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,7 @@ def read_adapter(folder: Path) -> Adapter:
                 "(requant reads no pickles such as adapter_model.bin: save the adapter again with "
                 "a newer peft)"
             )
+    refuse_links_out(folder)
     config = read_object(folder / CONFIG_NAME)
     _check_type(folder, config)
     if config["peft_type"] == "LORA":
@@ -120,28 +122,54 @@ class _LoraFields(BaseModel):
 def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / CONFIG_NAME
     try:
-        fields = _LoraFields.model_validate(config, strict=True)
+        _LoraFields.model_validate(config, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ContractError(
-            f"{path}: {name}={config.get(name)!r}: {first['msg']}; save the adapter again with peft"
+            f"{path}: {name}={shown(config.get(name))}: {first['msg']}; save the adapter again "
+            "with peft"
         ) from error
-    patterns = [*(fields.rank_pattern or {}), *(fields.alpha_pattern or {})]
-    patterns += [
-        item for item in (fields.target_modules, fields.exclude_modules) if isinstance(item, str)
-    ]
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ContractError(f"{path}: {pattern!r} is no pattern: {error}") from error
+
+
+def check_adapter_patterns(adapter: Adapter, modules: Iterable[str]) -> None:
+    """Refuse regular expressions of an adapter that are none, or never end on a model's modules.
+
+    The expressions are spelled as peft 0.21 spells them, and as `requant.merging.lora` does.
+
+    Args:
+        adapter: From `read_adapter`.
+        modules: Names of the model's modules.
+
+    Raises:
+        ContractError: Naming file, field and pattern.
+    """
+    config, path = adapter.config, adapter.folder / CONFIG_NAME
+    found: list[tuple[str, str, str]] = []
+    for field in ("target_modules", "exclude_modules"):
+        if isinstance(value := config.get(field), str):
+            found.append((field, value, value))
+    for field in ("rank_pattern", "alpha_pattern"):
+        found += [(field, key, rf"(.*\.)?({key})$") for key in _texts(config.get(field))]
+    for key in _texts(config.get("modules_to_save")):
+        found.append(("modules_to_save", key, rf"(^|.*\.){key}($|\..*)"))
+    for key in _texts(config.get("layers_pattern")):
+        found.append(("layers_pattern", key, rf"(?:^|.*?\.){key}\.(\d+)\."))
+    check_patterns(
+        {f"{path}: {field}: {shown(value)}": pattern for field, value, pattern in found}, modules
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts among a value that may be one, a list of them or a mapping by them."""
+    items = [value] if isinstance(value, str) else value
+    return [item for item in items if isinstance(item, str)] if items else []
 
 
 def _check_type(folder: Path, config: Mapping[str, Any]) -> None:
     if "peft_type" not in config:
         raise ContractError(f"{folder / CONFIG_NAME}: has no peft_type; expected peft's own file")
-    kind = str(config["peft_type"])
+    kind = printable(config["peft_type"])[:100]
     if kind in peft_types(merges=False):
         raise ContractError(
             f"{folder}: peft_type={kind} adds tokens or attention, not weights: it cannot be "
@@ -160,16 +188,16 @@ def _check_type(folder: Path, config: Mapping[str, Any]) -> None:
     initialisation = config.get("init_lora_weights", True)
     if initialisation not in NEUTRAL_INITIALISATIONS:
         raise ContractError(
-            f"{folder}: init_lora_weights={initialisation!r} moved the base weights when training "
-            "began, so the original + B A is not what was trained. Convert the adapter with peft's "
-            "save_pretrained(path_initial_model_for_weight_conversion=...), or train with "
-            "init_lora_weights=true"
+            f"{folder}: init_lora_weights={shown(initialisation)} moved the base weights when "
+            "training began, so the original + B A is not what was trained. Convert the adapter "
+            "with peft's save_pretrained(path_initial_model_for_weight_conversion=...), or train "
+            "with init_lora_weights=true"
         )
     for option in REFUSED_OPTIONS:
         if config.get(option):
             raise ContractError(
-                f"{folder}: {option}={config[option]!r} is not a change of single weights that "
-                "requant can merge; train without it"
+                f"{folder}: {option}={shown(config[option])} is not a change of single weights "
+                "that requant can merge; train without it"
             )
 
 

@@ -71,6 +71,7 @@ def merge(
             unproved,
         )
         from requant.models.device import resolve_device
+        from requant.preflight.folders import refuse_unreadable
 
         request = Request(
             base=base,
@@ -84,9 +85,8 @@ def merge(
             limits=_limits(limit or []),
         )
         plan = plan_request(request)
+        refuse_unreadable({"--base": base}, text, sequences if parity else 0)
         batches = (lambda model: file_batches(model, text, sequences)) if parity else None
-        if batches:
-            batches(base)
         for folder in unproved(request):
             checked = "names, shapes and parity" if parity else "names and shapes"
             typer.echo(f"{folder}: trained on {named_base(folder)}; checked by {checked}")
@@ -119,6 +119,7 @@ def compare(
         from requant.models.config import read_model_config
         from requant.models.device import resolve_device
         from requant.models.tokenizer import same_tokens
+        from requant.preflight.folders import refuse_unreadable
 
         for folder in (a, b):
             if not folder.is_dir():
@@ -126,6 +127,7 @@ def compare(
             read_model_config(folder)
         if not same_tokens(a, b):
             raise ContractError(f"{a} and {b}: have different tokenizers; compare models of one")
+        refuse_unreadable({"A": a, "B": b}, text, sequences)
         chosen = resolve_device(device)
         batches = file_batches(a, text, sequences)
         if len(batches) < 2:

@@ -53,3 +53,9 @@ class PrepareBase(Section):
     """The 16-bit original: kept for ever, never overwritten."""
 
     source: Annotated[StdlibBase | FolderBase | HubBase, Field(discriminator="kind")]
+    zero_matrices: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="matrices of a folder's or the hub's base that hold nothing but zeros: stop, "
+        "or name them",
+        json_schema_extra=NOT_IN_KEY,
+    )

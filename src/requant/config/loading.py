@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from requant.config import Config
-from requant.errors import ConfigError
+from requant.errors import ArtifactError, ConfigError
+from requant.outside.files import read_plain
+from requant.outside.yaml_text import MAX_CHARACTERS, MalformedYaml, parse_yaml
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -24,16 +25,14 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         ConfigError: Naming file, field, value and what was expected.
     """
     try:
-        text = path.read_text()
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error.strerror}); give a YAML file such as configs/tiny.yaml"
-        ) from error
+        text = read_plain(path, MAX_CHARACTERS).decode()
+    except ArtifactError as error:
+        raise ConfigError(f"{error}; expected a YAML file such as configs/tiny.yaml") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not text ({error.reason}); give a YAML file") from error
     try:
-        document = yaml.load(text, _UniqueKeys)
-    except yaml.YAMLError as error:
+        document = parse_yaml(text)
+    except MalformedYaml as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(document, dict):
         held = "nothing" if document is None else type(document).__name__
@@ -44,20 +43,6 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     if config.state.exists() and not config.state.is_dir():
         raise ConfigError(f"{path}: state: {config.state} is a file; give the path of a folder")
     return config
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that is given twice, where YAML itself lets the last one win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is given twice; keep one", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def parse_config(document: Mapping[str, Any], origin: str) -> Config:
@@ -87,8 +72,8 @@ def apply_override(document: Mapping[str, Any], override: str) -> dict[str, Any]
             f"--set {override!r}: expected section.field=value, e.g. train_adapter.rank=8"
         )
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except MalformedYaml as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
     return _assign(document, keys, value, override)
 

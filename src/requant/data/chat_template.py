@@ -12,8 +12,8 @@ from requant.data.artifact import RULES_NAME
 from requant.data.formats import Row
 from requant.data.messages import Message
 from requant.errors import ContractError
-from requant.json_file import read_object
-from requant.wording import shown
+from requant.outside.json_text import read_object
+from requant.wording import printable, shown
 
 if TYPE_CHECKING:
     from jinja2 import TemplateSyntaxError
@@ -182,10 +182,13 @@ def _apply(words: Dialect, messages: Sequence[Message], row: Row, **options: Any
         )
     except TemplateSyntaxError as error:
         raise _uncompiled(words.tokenizer, template, error, clock.count("\n")) from error
+    except MemoryError:
+        raise
     # A template is a program: it raises what it likes.
     except Exception as error:
+        said = printable(error)[:500] or type(error).__name__
         raise RowError(
-            "template error", f"chat template: {error}; {_way_out(error, messages)}"
+            "template error", f"chat template: {said}; {_way_out(error, messages)}"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Rows read from files and from the hub, each with its place for the errors."""
 
-import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,13 +10,25 @@ from requant.data.formats import Parsed, parse_row
 from requant.data.messages import MESSAGE_FIELDS
 from requant.errors import ConfigError, ContractError
 from requant.machine.library_noise import no_datasets_bars
-from requant.wording import few_lines, shown
+from requant.outside.files import open_plain
+from requant.outside.json_text import Bounds, MalformedJson, parse_json
+from requant.wording import data_size, few_lines, printable, shown
 
 if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
     from requant.config.data import Columns, HubData
 
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+ROW = Bounds(size=32 << 20, entries=500_000)
+"""One line of a .jsonl."""
+BATCH_ROWS = 1024
+"""Rows of a .parquet that are unpacked at once."""
+SWELLING = 200
+"""Times its size a .parquet may unpack to; text packs to a tenth, columns alike to a hundredth."""
+FREE_BYTES = 256 << 20
+"""What a small one may unpack to whatever its size."""
 
 
 def read_row_file(
@@ -127,18 +139,24 @@ def _parsed(
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield place and row of each line; of one that is not JSON the error, so that all are read."""
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         if file.read(2) in UTF16:
             raise ContractError(f"{path}: is UTF-16; save it as UTF-8")
         file.seek(0)
-        for number, line in enumerate(file, 1):
+        # A line without end, such as that of a binary file, is not read to its end.
+        lines = iter(lambda: file.readline(ROW.size + 1), b"")
+        for number, line in enumerate(lines, 1):
             place = f"{path}, line {number}"
             text = line.removeprefix(BOM) if number == 1 else line
             if not text.strip():
                 continue
+            if len(line) > ROW.size:
+                yield place, ContractError(f"{place}: is longer than {data_size(ROW.size)}; cut it")
+                return
+            row: Any
             try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
+                row = parse_json(text, ROW, finite=True, halves=True)
+            except MalformedJson as error:
                 row = ContractError(f"{place}: is not JSON ({error}): {shown(text)}")
             yield place, row
 
@@ -148,12 +166,29 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         try:
+            table = ParquetFile(file)
+            _refuse_swelling(path, table, os.fstat(file.fileno()).st_size)
             number = 0
-            for batch in ParquetFile(file).iter_batches():
+            for batch in table.iter_batches(BATCH_ROWS):
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-        except (ArrowException, OSError) as error:
-            raise ContractError(f"{path}: is not Parquet: {error}") from error
+        # Arrow raises what Python has for a wrong value, a date out of range or no memory.
+        except (ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            raise ContractError(
+                f"{path}: is not Parquet, or damaged: {printable(error)[:300]}; write it anew"
+            ) from error
+
+
+def _refuse_swelling(path: Path, table: "ParquetFile", size: int) -> None:
+    """Refuse a file that unpacks to a thousand times its size, by what it says of itself."""
+    groups = [table.metadata.row_group(at) for at in range(table.metadata.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    most = max(SWELLING * size, FREE_BYTES)
+    if unpacked > most:
+        raise ContractError(
+            f"{path}: has {data_size(size)} and unpacks to {data_size(unpacked)}, at most "
+            f"{data_size(most)} are read of a file of its size; write the rows as .jsonl"
+        )

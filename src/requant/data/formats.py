@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from requant.data.messages import EXPECTED, is_text, parse_json, parse_message, parse_tools
+from requant.canonical import canonical_json
+from requant.data.messages import EXPECTED, is_text, parse_message, parse_text, parse_tools
 from requant.errors import ContractError
-from requant.wording import shown
+from requant.wording import printable, shown
 
 if TYPE_CHECKING:
     from requant.config.data import Columns
@@ -88,6 +89,7 @@ def parse_row(row: Any, columns: "Columns", place: str) -> Parsed:
     parsed: dict[str, Any] = {"messages": checked}
     if tools := parse_tools(present.get("tools"), place):
         parsed["tools"] = tools
+    _refuse_foreign(parsed, place)
     return Parsed(place, parsed, name, (*_left(present, (*used, "tools")), *ignored))
 
 
@@ -137,8 +139,9 @@ def _require(given: Mapping[str, Any], names: tuple[str, ...], place: str) -> No
 
 
 def _columns(given: Mapping[str, Any]) -> str:
-    empty = sorted(name for name, value in given.items() if value is None)
-    return f"found {sorted(given.keys() - set(empty))}" + (f", null {empty}" if empty else "")
+    empty = sorted(str(name) for name, value in given.items() if value is None)
+    found = shown(sorted(map(str, given.keys() - set(empty))))
+    return f"found {found}" + (f", null {shown(empty)}" if empty else "")
 
 
 def _listed(
@@ -160,14 +163,14 @@ def _from_sharegpt(item: Any, at: str) -> Any:
     if not isinstance(item, dict) or not isinstance(item.get("value"), str):
         raise ContractError(f'{at} is {shown(item)}; expected {{"from": ..., "value": "text"}}')
     speaker = item.get("from")
-    if speaker not in SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
         raise ContractError(
             f"{at}.from is {shown(speaker)}; expected one of {', '.join(SHAREGPT_ROLES)}"
         )
     rest = {name: value for name, value in item.items() if name not in {"from", "value"}}
     message = {"role": SHAREGPT_ROLES[speaker], "content": item["value"], **rest}
     if speaker == "function_call":
-        call = parse_json(item["value"], f"{at}.value")
+        call = parse_text(item["value"], f"{at}.value")
         calls = call if isinstance(call, list) else [call]
         message |= {
             "content": "",
@@ -192,7 +195,7 @@ def _pair(
     row: Mapping[str, Any], prompt: str, answer: str, place: str
 ) -> tuple[list[Any], str, tuple[str, ...]]:
     name = f"{prompt} and {answer}"
-    if isinstance(row[prompt], list) and isinstance(row[answer], list):
+    if isinstance(row[prompt], list) and isinstance(row[answer], list) and row[answer]:
         return [*row[prompt], *row[answer]], name, (prompt, answer)
     for column in (prompt, answer):
         if not is_text(row[column]):
@@ -221,6 +224,19 @@ def strings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from strings(item, f"{path}[{index}]")
+
+
+def _refuse_foreign(row: Row, place: str) -> None:
+    """Refuse values that JSON has not, such as the dates and decimals of a Parquet column."""
+    if "tools" not in row and not any("tool_calls" in message for message in row["messages"]):
+        return
+    try:
+        canonical_json(row)
+    except (TypeError, ValueError) as error:
+        raise ContractError(
+            f"{place}: tools or tool_calls: {printable(error)}; expected what JSON holds: texts, "
+            "numbers that are finite, true, false, null, lists and objects"
+        ) from error
 
 
 def _refuse_surrogates(row: Any, place: str) -> None:

@@ -1,14 +1,16 @@
 """One message of a conversation: its fields checked, tool calls brought into one shape."""
 
-import json
 from typing import Any
 
 from requant.errors import ContractError
+from requant.outside.json_text import Bounds, MalformedJson, parse_json
 from requant.wording import shown
 
 Message = dict[str, Any]
 """`role` and `content`, and of MESSAGE_FIELDS what it has."""
 
+ARGUMENTS = Bounds(size=4 << 20, entries=100_000)
+"""JSON that a row holds as text: arguments of a tool call, or the tools it offers."""
 ROLES = ("system", "user", "assistant", "tool")
 MESSAGE_FIELDS = (
     "role",
@@ -90,7 +92,7 @@ def parse_tool_calls(calls: Any, at: str) -> list[Any]:
             )
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            arguments = parse_json(arguments or "{}", f"{at}[{index}].function.arguments")
+            arguments = parse_text(arguments or "{}", f"{at}[{index}].function.arguments")
         called = {"name": function["name"], "arguments": {} if arguments is None else arguments}
         identity = {"id": call["id"]} if is_text(call.get("id")) else {}
         checked.append({"type": "function", **identity, "function": called})
@@ -104,7 +106,7 @@ def parse_tools(tools: Any, place: str) -> list[Any]:
         ContractError: If they are not JSON, or no list of objects.
     """
     if isinstance(tools, str):
-        tools = parse_json(tools, f"{place}: tools") if tools.strip() else []
+        tools = parse_text(tools, f"{place}: tools") if tools.strip() else []
     if tools is None:
         return []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -112,15 +114,15 @@ def parse_tools(tools: Any, place: str) -> list[Any]:
     return tools
 
 
-def parse_json(text: str, at: str) -> Any:
+def parse_text(text: str, at: str) -> Any:
     """Read a text as JSON.
 
     Raises:
         ContractError: If it is not JSON.
     """
     try:
-        return json.loads(text)
-    except ValueError as error:
+        return parse_json(text, ARGUMENTS, finite=True)
+    except MalformedJson as error:
         raise ContractError(f"{at}: is not JSON ({error}): {shown(text)}") from error
 
 

@@ -21,8 +21,12 @@ def chunks(text: str) -> list[str]:
 
 
 def _bounded(paragraph: str) -> list[str]:
-    if len(paragraph) <= CHUNK_CHARACTERS:
-        return [paragraph.strip("\n")] if paragraph.strip() else []
-    cut = paragraph.rfind(" ", 1, CHUNK_CHARACTERS)
-    cut = cut if cut > 0 else CHUNK_CHARACTERS
-    return [paragraph[:cut], *_bounded(paragraph[cut:])]
+    pieces = []
+    start = 0
+    while len(paragraph) - start > CHUNK_CHARACTERS:
+        cut = paragraph.rfind(" ", start + 1, start + CHUNK_CHARACTERS)
+        end = cut if cut > 0 else start + CHUNK_CHARACTERS
+        pieces.append(paragraph[start:end])
+        start = end
+    rest = paragraph[start:]
+    return [*pieces, rest.strip("\n")] if rest.strip() else pieces

@@ -20,7 +20,7 @@ import requant.errors
 from requant.config.section import Section
 from requant.errors import RequantError, TerminalError, TransientError
 from requant.execution.stage import Metrics, Stage, StageContext
-from requant.machine.processes import end, spawn
+from requant.machine.processes import end, environment, spawn
 
 TAIL_LINES = 20
 CHUNK_BYTES = 1 << 16
@@ -85,7 +85,9 @@ def in_own_process(stage: Stage, launch: Launch) -> Callable[..., Metrics]:
             command = _command(launch.ranks, context.device, asked, context.work / "events")
             output, child_output = os.pipe()
             try:
-                process = spawn(command, output=child_output, env=_environment())
+                process = spawn(
+                    command, output=child_output, env={**environment(), "PYTHONUNBUFFERED": "1"}
+                )
             finally:
                 os.close(child_output)
             conversation = _Conversation(stage.name, launch, context, log)
@@ -224,12 +226,6 @@ def _command(ranks: int | None, device: str, request: Path, events: Path) -> lis
         # accelerate's own launcher wants MPI for CPU ranks; on GPUs it is this one that it starts.
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return [sys.executable, "-m", *launcher, *stage]
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's environment, with its search path for modules."""
-    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 PR_SET_PDEATHSIG = 1
@@ -40,6 +41,12 @@ def spawn(
         env=env,
         start_new_session=True,
     )
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, with its search path for modules."""
+    path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def end(process: "subprocess.Popen[bytes]", grace: float = GRACE_SECONDS) -> int:

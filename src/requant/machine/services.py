@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from requant.errors import ConfigError, TransientError
+from requant.errors import ArtifactError, ConfigError, TransientError
+from requant.outside.files import read_plain
 from requant.store import Store
 from requant.store.durable import write_durably
 
@@ -22,6 +24,8 @@ PROBE_SECONDS = 3.0
 STOP_SECONDS = 20.0
 HEALTH = "/health"
 """Below the address of Prefect's API, and of MLflow's pages."""
+MARK = re.compile(r"(\d{1,9}) (\d{1,20})\n((?:http://127\.0\.0\.1:\d{1,5}[\w/]*)?)")
+MARK_BYTES = 1000
 SETTLE_SECONDS = 3.0
 """One that serves no page and has not ended by then is taken to run."""
 
@@ -117,21 +121,37 @@ def wait_until_ready(store: Store, service: Service, seconds: float = 120.0) -> 
 
 def running(store: Store, name: str) -> int | None:
     """Return the process id of a service that runs, else None."""
-    try:
-        mark, _, _ = store.service_path(name).read_text().partition("\n")
-    except FileNotFoundError:
-        return None
-    number, _, born = mark.partition(" ")
+    mark = _mark(store, name)
     # The number alone may belong to another process since.
-    return int(number) if born and _born(int(number)) == born else None
+    return mark.pid if mark is not None and _born(mark.pid) == mark.born else None
 
 
 def address(store: Store, name: str) -> str | None:
     """Return where a service that was started answers; None for one that serves no page."""
+    mark = _mark(store, name)
+    return mark.address or None if mark is not None else None
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """What is noted of a service that was started."""
+
+    pid: int
+    born: str
+    address: str
+
+
+def _mark(store: Store, name: str) -> _Mark | None:
+    """Read a mark; None where there is none, or nothing that this module writes.
+
+    Passwords are sent to the address, so it is one of this machine.
+    """
     try:
-        return store.service_path(name).read_text().partition("\n")[2] or None
-    except FileNotFoundError:
+        text = read_plain(store.service_path(name), MARK_BYTES).decode()
+    except (ArtifactError, UnicodeDecodeError):
         return None
+    found = MARK.fullmatch(text)
+    return _Mark(int(found[1]), found[2], found[3]) if found else None
 
 
 def served_at(store: Store, name: str) -> str | None:

@@ -13,7 +13,6 @@ from requant.comparison.batches import Batch
 from requant.config.merge import MergeFp16, MergeLimits
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics
-from requant.json_file import read_object
 from requant.merging.plan import MergePlan, Mix, per_tensor, plan_merge, scaled, totals, write_plan
 from requant.merging.proof import Merged, Setting, prove
 from requant.models.config import quantization_of, read_model_config
@@ -22,6 +21,7 @@ from requant.models.folder import MERGE_NAME
 from requant.models.headers import weight_files
 from requant.models.pairing import check_pairing, check_weights
 from requant.models.provenance import check_provenance, read_provenance, weights_digest
+from requant.outside.json_text import read_object
 
 
 @dataclass(frozen=True)

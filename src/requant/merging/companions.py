@@ -6,7 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from requant.json_file import read_object
 from requant.models.folder import (
     INDEX_NAME,
     MASTER_NAME,
@@ -17,6 +16,7 @@ from requant.models.folder import (
 )
 from requant.models.headers import headers_of, weight_files
 from requant.models.tokenizer import chat_template
+from requant.outside.json_text import read_object
 
 
 def write_companions(

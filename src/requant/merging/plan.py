@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from requant.adapters.folder import Adapter, is_additive, read_adapter
+from requant.adapters.folder import Adapter, check_adapter_patterns, is_additive, read_adapter
 from requant.combination import Combination
 from requant.errors import ContractError, ParityError
 from requant.merging.change import Change
@@ -72,6 +72,9 @@ def plan_merge(
             "merges language models"
         )
     read = [read_adapter(folder) for folder in adapters]
+    modules = {name.rpartition(".")[0] for name in headers}
+    for adapter in read:
+        check_adapter_patterns(adapter, modules)
     fitted = [_fit(original, adapter, headers, config, untie) for adapter in read]
     additive = all(map(is_additive, read))
     mix = mix or Mix()

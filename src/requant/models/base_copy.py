@@ -6,14 +6,17 @@ from pathlib import Path
 from requant.errors import ConfigError
 from requant.execution.stage import StageContext
 from requant.models.base_folder import inspect_base, missing_index
-from requant.models.finite import check_finite
+from requant.models.finite import check_base_weights
 from requant.models.folder import INDEX_NAME
 from requant.models.tokenizer import load_tokenizer
+from requant.wording import few
 
 COPY_BYTES = 16 << 20
 
 
-def copy_model(folder: Path, context: StageContext, origin: str) -> int:
+def copy_model(
+    folder: Path, context: StageContext, origin: str, *, zero_matrices: bool = False
+) -> int:
     """Copy the files of `folder` that make a model, links by their content, after checking them.
 
     What later stages read and the folder lacks is made from what it has: the index of shards, and
@@ -23,20 +26,23 @@ def copy_model(folder: Path, context: StageContext, origin: str) -> int:
         folder: Hugging Face folder, or a snapshot in the hub's cache.
         context: Its `out` gets the files.
         origin: The configuration field and its value, for the error's text.
+        zero_matrices: Whether matrices of zeros alone are meant; they are named then.
 
     Returns:
         The parameters of the network, tied ones once.
 
     Raises:
         ConfigError: With every problem `check_base` finds, one a line, or if a weight is NaN or
-            infinite.
+            infinite, or a matrix all zeros.
     """
     found = inspect_base(folder, origin)
     if found.problems or found.files is None:
         raise ConfigError("\n".join(found.problems))
     for note in found.notes:
         context.reporter.message(note)
-    check_finite(origin, found.files.weights)
+    zero = check_base_weights(origin, found.files.weights, zero_matrices=zero_matrices)
+    if zero:
+        context.reporter.message(f"{len(zero)} matrices hold nothing but zeros: {few(zero)}")
     files = found.files.taken
     whole = sum(path.stat().st_size for path in files)
     done = 0

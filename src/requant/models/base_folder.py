@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ConfigError, RequantError
-from requant.json_file import read_object
 from requant.models.config import read_model_config
 from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
-from requant.models.skeleton import Skeleton, loading_problems, one_line, read_skeleton
+from requant.models.skeleton import Skeleton, built, loading_problems, one_line
 from requant.models.tokenizer import load_tokenizer
+from requant.outside.files import refuse_links_out
+from requant.outside.json_text import read_object
 from requant.store.manifest import MANIFEST_NAME
-from requant.wording import data_size, few
+from requant.wording import data_size, few, shown
 
 # What makes a model: weights without pickles, configuration, tokenizer, template, licence.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
@@ -74,11 +75,9 @@ def inspect_base(folder: Path, origin: str) -> Inspection:
     notes = [_left_out(files)] if files.left_out else []
     skeleton: Skeleton | None = None
     try:
-        skeleton = read_skeleton(folder, files.weights)
+        skeleton = built(folder, files.weights)
     except RequantError as error:
         problems.append(str(error))
-    except Exception as error:  # whatever transformers raises where it builds a network
-        problems.append(f"transformers cannot build the model: {one_line(error)}")
     else:
         problems += loading_problems(skeleton)
         if skeleton.unread:
@@ -113,6 +112,7 @@ def select_files(folder: Path, origin: str) -> BaseFiles:
 
 
 def _select(folder: Path, origin: str) -> BaseFiles:
+    refuse_links_out(folder)
     found = sorted(
         path
         for path in folder.iterdir()
@@ -234,7 +234,7 @@ def tokenizer_problems(folder: Path) -> list[str]:
     if over:
         problems.append(
             f"the tokenizer has {len(over)} tokens past the embedding (config.json vocab_size="
-            f"{rows}): {few(f'{token!r} ({number})' for number, token in over)}; give the "
+            f"{rows}): {few(f'{shown(token)} ({number})' for number, token in over)}; give the "
             "tokenizer the model was trained with, or resize the embedding"
         )
     return problems

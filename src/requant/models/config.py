@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from requant.errors import ArtifactError
-from requant.json_file import read_object
 from requant.models.folder import ADAPTER_CONFIG_NAME
+from requant.outside.json_text import read_object
 from requant.wording import shown
 
 OTHER_WEIGHTS = "transformers_weights"
@@ -23,13 +26,19 @@ IMPLEMENTATIONS = frozenset(
 )
 """Fields that name how a layer computes; the name of a hub repository is fetched and run."""
 
+GPTQ_BITS = (2, 3, 4, 8)
+LAYERS = re.compile(r"n_layers?|num(_hidden|_decoder)?_layers")
+"""Names of the field that says how many blocks a network has."""
+MOST = ((re.compile("layer"), 10_000), (re.compile("expert"), 1 << 16), (re.compile(""), 1 << 53))
+"""What a number is called -> how large it may be. transformers makes a list of the layers."""
+
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """Return the content of a model folder's config.json.
 
     Raises:
-        ArtifactError: If it is missing or not a JSON object, or makes transformers load another
-            file than the weights that are checked, or fetch and run code.
+        ArtifactError: If it is missing or not a JSON object, holds an absurd number, or makes
+            transformers load another file than the weights that are checked, or fetch and run code.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -37,6 +46,38 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     config = read_object(path)
     _check_fields(path, config)
     return config
+
+
+class _Fields(BaseModel):
+    """What is read of config.json, with the types it must have; null counts as absent."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    architectures: list[str] | None = None
+    model_type: str | None = None
+    vocab_size: int | None = Field(None, ge=1)
+    num_hidden_layers: int | None = Field(None, ge=0)
+    tie_word_embeddings: bool | None = None
+    quantization_config: dict[str, Any] | None = None
+
+
+def check_depth(folder: Path, config: dict[str, Any], tensors: int) -> None:
+    """Refuse a network deeper than a folder's weights: to build it alone could take for ever.
+
+    Args:
+        folder: Of the model.
+        config: Its config.json.
+        tensors: In its weights; a layer has one at least.
+
+    Raises:
+        ArtifactError: Naming the field.
+    """
+    for name, value in _numbers(config):
+        if LAYERS.fullmatch(name) and value > tensors:
+            raise ArtifactError(
+                f"{folder / 'config.json'}: {name}={value}, and the weights hold {tensors} "
+                "tensors; the two are not of one model: copy both anew"
+            )
 
 
 def check_no_adapter(folder: Path) -> None:
@@ -54,6 +95,14 @@ def check_no_adapter(folder: Path) -> None:
 
 
 def _check_fields(path: Path, config: dict[str, Any]) -> None:
+    try:
+        _Fields.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise ArtifactError(
+            f"{path}: {name}={shown(config.get(name))}: {first['msg']}; copy the file anew"
+        ) from error
     if (other := config.get(OTHER_WEIGHTS)) is not None:
         raise ArtifactError(
             f"{path}: {OTHER_WEIGHTS}={shown(other)} makes transformers load that file instead of "
@@ -66,6 +115,23 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
                 f"{path}: {name}={shown(value)} names a repository whose code transformers would "
                 "fetch and run; remove the field, or set it to sdpa or eager"
             )
+
+    for name, number in _numbers(config):
+        most = next(most for pattern, most in MOST if pattern.search(name))
+        if abs(number) > most:
+            raise ArtifactError(
+                f"{path}: {name}={shown(number)}, at most {most} is read; correct it, or copy the "
+                "file anew"
+            )
+
+
+def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """Go through the whole numbers among the fields, of the parts of a model too."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _numbers(value)
+        elif isinstance(value, int):
+            yield name, value
 
 
 def _implementations(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -87,11 +153,12 @@ def quantization_of(config: dict[str, Any]) -> str | None:
     quantization = config.get("quantization_config")
     if quantization is None:
         return None
-    method = quantization.get("quant_method")
-    if method == "gptq":
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    if method == "gptq" and quantization.get("bits") in GPTQ_BITS:
         return "gptq"
     if method == "bitsandbytes":
         return "nf4" if quantization.get("load_in_4bit") else "int8"
     raise ArtifactError(
-        f"config.json: quantization_config.quant_method={method!r}; expected bitsandbytes or gptq"
+        f"config.json: quantization_config={shown(quantization)}; expected quant_method "
+        f"bitsandbytes, or gptq with bits one of {', '.join(map(str, GPTQ_BITS))}"
     )

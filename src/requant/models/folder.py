@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.errors import ContractError
-from requant.json_file import read_object
+from requant.outside.json_text import read_object
 from requant.store.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:

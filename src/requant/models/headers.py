@@ -1,6 +1,8 @@
 """Weights files by their headers: names, dtypes and shapes, without a tensor being loaded."""
 
 import json
+import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -8,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ArtifactError
-from requant.json_file import read_object
 from requant.models.config import quantization_of
 from requant.models.folder import INDEX_NAME
-from requant.wording import shown
+from requant.outside.files import open_plain
+from requant.outside.json_text import INDEX, Bounds, MalformedJson, parse_json, read_object
+from requant.wording import data_size, shown
 
 Shape = tuple[int, ...]
 
@@ -20,6 +23,15 @@ SAFETENSORS = re.compile(r"[^/\\\0]+\.safetensors")
 TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names of the floating dtypes that weights are stored in, and torch's."""
 SAFETENSORS_NAMES = {name: short for short, name in TORCH_NAMES.items()}
+HEADER = Bounds(size=100_000_000, depth=8, entries=10_000_000)
+"""safetensors' own limit of a header's bytes; its levels are four."""
+MAX_NUMBER = 1 << 63
+BITS = {
+    **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
+    **{"F6_E2M3": 6, "F6_E3M2": 6, "I16": 16, "U16": 16, "F16": 16, "BF16": 16},
+    **{"I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64},
+}
+"""Bits of a number in each dtype of safetensors."""
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
 
 
@@ -103,7 +115,7 @@ def read_index(folder: Path) -> dict[str, str]:
             a *.safetensors beside it: transformers would load a pickle, or from elsewhere.
     """
     path = folder / INDEX_NAME
-    files = read_object(path).get("weight_map")
+    files = read_object(path, INDEX).get("weight_map")
     if not isinstance(files, dict):
         raise ArtifactError(f"{path}: has no weight_map; copy it anew")
     for tensor, name in files.items():
@@ -134,42 +146,75 @@ class ShardHeader:
 
 
 def read_shard_header(path: Path) -> ShardHeader:
-    """Read the header of one safetensors file; see `read_headers`.
+    """Read the header of one safetensors file, and check all it says; see `read_headers`.
+
+    The data of the tensors lies without gap or overlap to the end of the file.
 
     Raises:
-        ArtifactError: If the file is cut short.
+        ArtifactError: Naming the file, if it is cut short, or a tensor whose dtype, shape and place
+            in the file do not fit each other.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
-        text = file.read(length) if 8 + length <= size else b""
+        text = file.read(length) if length <= min(size - 8, HEADER.size) else b""
+    if length > HEADER.size and 8 + length <= size:
+        raise ArtifactError(
+            f"{path}: is no safetensors file: its header would have {data_size(length)}; copy it "
+            "anew"
+        )
     try:
-        entries = json.loads(text)
-    except ValueError as error:
-        raise ArtifactError(f"{path}: is cut short or no safetensors file; copy it anew") from error
+        entries = parse_json(text, HEADER)
+    except MalformedJson as error:
+        why = f" ({error})" if text else ""
+        raise ArtifactError(
+            f"{path}: is cut short or no safetensors file{why}; copy it anew"
+        ) from error
     if not isinstance(entries, dict):
         raise ArtifactError(f"{path}: is no safetensors file; copy it anew")
     start = 8 + length
-    try:
-        tensors = {
-            name: TensorHeader(
-                file=path,
-                dtype=entry["dtype"],
-                shape=tuple(entry["shape"]),
-                start=start + entry["data_offsets"][0],
-                end=start + entry["data_offsets"][1],
-            )
-            for name, entry in entries.items()
-            if name != "__metadata__"
-        }
-    except (KeyError, TypeError, IndexError) as error:
-        raise ArtifactError(f"{path}: its header is damaged ({error!r}); copy it anew") from error
+    tensors = {
+        name: _tensor(path, name, entry, start)
+        for name, entry in entries.items()
+        if name != "__metadata__"
+    }
     needed = max((header.end for header in tensors.values()), default=start)
     if size < needed:
         raise ArtifactError(f"{path}: is cut short: {size} bytes of {needed}; copy it anew")
-    in_order = dict(sorted(tensors.items(), key=lambda item: item[1].start))
+    in_order = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    place = start
+    for name, header in in_order.items():
+        if header.start != place:
+            raise _damaged(path, f"{shown(name)} begins at byte {header.start}, not at {place}")
+        place = header.end
+    if place != size:
+        raise _damaged(path, f"{size - place} bytes follow its last tensor")
     return ShardHeader(prefix + text, entries, in_order)
+
+
+def _tensor(path: Path, name: str, entry: Any, start: int) -> TensorHeader:
+    """Check one entry of a header: the shape's numbers in the dtype are the bytes it takes."""
+    try:
+        dtype, shape = entry["dtype"], entry["shape"]
+        first, end = entry["data_offsets"]
+        numbers = [*shape, first, end]
+        if not all(type(number) is int and 0 <= number < MAX_NUMBER for number in numbers):
+            raise ValueError("a number is negative, too large or none")
+        bits = math.prod(shape) * BITS[dtype]
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"{shown(name)} is {shown(entry)}") from error
+    if bits != 8 * (end - first):
+        raise _damaged(
+            path,
+            f"{shown(name)} has shape {shown(shape)} in {dtype}, {-(-bits // 8)} bytes, and takes "
+            f"{end - first}",
+        )
+    return TensorHeader(path, dtype, tuple(shape), start + first, start + end)
+
+
+def _damaged(path: Path, why: str) -> ArtifactError:
+    return ArtifactError(f"{path}: its header is damaged: {why}; copy it anew")
 
 
 def logical_shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, Shape]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from requant.errors import ContractError
 from requant.machine.library_noise import no_library_noise
-from requant.models.config import check_no_adapter, quantization_of, read_model_config
+from requant.models.config import check_depth, check_no_adapter, quantization_of, read_model_config
 from requant.models.device import compute_dtype, device_index
 from requant.models.headers import read_headers
 from requant.wording import few
@@ -42,7 +42,7 @@ def load_model(
     """
     config = read_model_config(folder)
     check_no_adapter(folder)
-    read_headers(folder)
+    check_depth(folder, config, len(read_headers(folder)))
     quantization = quantization_of(config)
     computed = dtype or compute_dtype(device)
     if quantization == "gptq":

@@ -8,7 +8,7 @@ from requant.models.config import read_model_config
 from requant.models.folder import INDEX_NAME
 from requant.models.headers import Shape, logical_shapes, read_headers, read_index
 from requant.models.tokenizer import chat_template, token_ids, tokenizer_digest
-from requant.wording import few, few_lines
+from requant.wording import few, few_lines, shown
 
 ARCHITECTURE_FIELDS = (
     "architectures",
@@ -99,7 +99,7 @@ def check_pairing(original: Path, quantized: Path) -> None:
     check_complete(quantized)
     ours, theirs = read_model_config(original), read_model_config(quantized)
     differences = [
-        f"{name}: original {ours[name]!r}, quantized {theirs[name]!r}"
+        f"{name}: original {shown(ours[name])}, quantized {shown(theirs[name])}"
         for name in (*ARCHITECTURE_FIELDS, "vocab_size")
         if name in ours and name in theirs and ours[name] != theirs[name]
     ]
@@ -118,7 +118,8 @@ def check_pairing(original: Path, quantized: Path) -> None:
         )
     if not differences:
         return
-    padded = theirs.get("intermediate_size", 0) > ours.get("intermediate_size", 0)
+    ours_wide, theirs_wide = (one.get("intermediate_size") for one in (ours, theirs))
+    padded = isinstance(ours_wide, int) and isinstance(theirs_wide, int) and theirs_wide > ours_wide
     way_out = (
         "intermediate_size was padded when this checkpoint was quantized: an adapter trained on it "
         "does not fit the original"

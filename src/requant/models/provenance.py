@@ -1,13 +1,16 @@
 """Which weights an artifact was made from, written into it: so that a pair can be proved later."""
 
-import json
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from requant.canonical import canonical_json, digest_of
-from requant.errors import ContractError
+from requant.errors import ArtifactError, ContractError
 from requant.models.folder import PROVENANCE_NAME
 from requant.models.headers import weight_files
+from requant.outside.json_text import INDEX, read_json, read_object
 from requant.store.manifest import MANIFEST_NAME, Manifest, hash_file
+from requant.wording import printable
 
 
 def weights_digest(folder: Path, *, hashed: bool = False) -> str:
@@ -21,7 +24,10 @@ def weights_digest(folder: Path, *, hashed: bool = False) -> str:
     """
     manifest = folder / MANIFEST_NAME
     if manifest.exists() and not hashed:
-        entries = Manifest.model_validate_json(manifest.read_bytes()).files
+        try:
+            entries = Manifest.model_validate(read_json(manifest, INDEX)).files
+        except ValidationError as error:
+            raise ArtifactError(f"{manifest}: is no manifest; make the artifact again") from error
         hashes = {e.path: e.sha256 for e in entries if e.path.endswith(".safetensors")}
     else:
         hashes = {path.name: hash_file(path) for path in weight_files(folder)}
@@ -36,7 +42,8 @@ def write_provenance(folder: Path, **digests: str) -> None:
 def read_provenance(folder: Path) -> dict[str, str]:
     """Read what `write_provenance` wrote; empty where nothing is recorded."""
     path = folder / PROVENANCE_NAME
-    return json.loads(path.read_bytes()) if path.exists() else {}
+    found = read_object(path) if path.exists() else {}
+    return {role: str(digest) for role, digest in found.items()}
 
 
 def check_provenance(folder: Path, **digests: str) -> None:
@@ -54,6 +61,6 @@ def check_provenance(folder: Path, **digests: str) -> None:
         if role in recorded and recorded[role] != digest:
             raise ContractError(
                 f"{folder}: was made from another {role.replace('_', ' ')} (weights "
-                f"{recorded[role][:12]}, here {digest[:12]}); merge it into the model it was "
-                "trained for, or train it again on this one"
+                f"{printable(recorded[role][:12])}, here {digest[:12]}); merge it into the model "
+                "it was trained for, or train it again on this one"
             )

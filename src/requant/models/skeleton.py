@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from requant.errors import ContractError
+from requant.errors import ContractError, RequantError
 from requant.machine.library_noise import no_library_noise
-from requant.models.config import read_model_config
+from requant.models.config import check_depth, read_model_config
 from requant.models.headers import TensorHeader, headers_of, weight_files
-from requant.wording import few
+from requant.wording import few, printable, shown
 
 BUFFERS_OF_OLD_FILES = r"rotary_emb\.inv_freq|(^|\.)position_ids$"
 """Stored by older releases of transformers, computed by newer ones, which pass over them."""
@@ -53,6 +53,7 @@ def read_skeleton(folder: Path, files: Sequence[Path] | None = None) -> Skeleton
     import torch
 
     headers = headers_of(weight_files(folder) if files is None else files)
+    check_depth(folder, read_model_config(folder), len(headers))
     config = read_causal_config(folder)
     empty = empty_model(config)
     with no_library_noise():
@@ -76,6 +77,32 @@ def read_skeleton(folder: Path, files: Sequence[Path] | None = None) -> Skeleton
         mismatched=tuple(mismatched),
         unread=tuple(sorted({*report["unexpected_keys"], *_passed_over(model, headers)})),
     )
+
+
+def built(folder: Path, files: Sequence[Path] | None = None) -> Skeleton:
+    """Read a skeleton; whatever transformers raises on the way is an error of requant's.
+
+    Raises:
+        ContractError: In one line.
+        ArtifactError: As `read_skeleton`.
+    """
+    try:
+        return read_skeleton(folder, files)
+    except (RequantError, MemoryError):
+        raise
+    except Exception as error:
+        raise ContractError(f"transformers cannot build the model: {one_line(error)}") from error
+
+
+def check_network(folder: Path) -> None:
+    """Refuse a folder whose weights are not all of the network that its config.json describes.
+
+    Raises:
+        ContractError: With what transformers would fill with random numbers.
+        ArtifactError: As `read_skeleton`.
+    """
+    if problems := loading_problems(built(folder)):
+        raise ContractError("\n".join(f"{folder}: {problem}" for problem in problems))
 
 
 def empty_model(config: Any) -> Any:
@@ -119,11 +146,13 @@ def read_causal_config(folder: Path) -> Any:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = fields.get("model_type")
-    named = ", ".join(map(str, fields.get("architectures") or ())) or "no architecture"
-    if kind not in CONFIG_MAPPING_NAMES:
+    classes = fields.get("architectures")
+    classes = classes if isinstance(classes, list) else []
+    named = few(printable(name)[:100] for name in classes) or "no architecture"
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
         own_code = "auto_map" in fields
         raise ContractError(
-            f"{path}: model_type={kind!r} ({named}) is not known to transformers "
+            f"{path}: model_type={shown(kind)} ({named}) is not known to transformers "
             f"{transformers.__version__}"
             + (
                 ", and requant does not run the model's own code (auto_map); take a model "
@@ -143,8 +172,8 @@ def read_causal_config(folder: Path) -> Any:
         ) from error
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ContractError(
-            f"{path}: {named} (model_type={kind!r}) is not a causal language model; requant trains "
-            "decoder-only text models (architectures ...ForCausalLM)"
+            f"{path}: {named} (model_type={shown(kind)}) is not a causal language model; requant "
+            "trains decoder-only text models (architectures ...ForCausalLM)"
         )
     if "text_config" in fields or "vision_config" in fields:
         raise ContractError(
@@ -174,5 +203,5 @@ def loading_problems(skeleton: Skeleton) -> list[str]:
 
 def one_line(error: BaseException) -> str:
     """Return a library's error as one line: its type and what it says, cut at 300 characters."""
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     return f"{type(error).__name__}: {text if len(text) <= 300 else text[:297] + '...'}"

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
-from requant.json_file import read_object
 from requant.machine.library_noise import no_library_noise
+from requant.outside.files import read_plain
+from requant.outside.json_text import read_object
+from requant.wording import printable, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +32,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+MAX_TEMPLATE = 1 << 20
+"""Bytes; the longest of a release known takes a sixtieth."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
 
@@ -68,7 +72,9 @@ def _tokenizer_content(folder: Path) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
         except Exception as error:  # the library raises no narrower one
-            raise ArtifactError(f"{path}: is no tokenizer: {error}; copy it anew") from error
+            raise ArtifactError(
+                f"{path}: is no tokenizer: {printable(error)[:300]}; copy it anew"
+            ) from error
         # Leftovers of the last call that encoded text.
         return {
             name: value for name, value in content.items() if name not in {"padding", "truncation"}
@@ -85,22 +91,42 @@ def _tokenizer_content(folder: Path) -> dict[str, Any]:
 def _special_tokens(folder: Path) -> dict[str, str]:
     config = _read_optional(folder / "tokenizer_config.json")
     found = {name: config.get(name) for name in SPECIAL_TOKENS}
-    return {
-        name: token["content"] if isinstance(token, dict) else token
-        for name, token in found.items()
-        if token is not None
-    }
+    texts: dict[str, str] = {}
+    for name, token in found.items():
+        text = token.get("content") if isinstance(token, dict) else token
+        if isinstance(text, str):
+            texts[name] = text
+        elif token is not None:
+            raise ArtifactError(
+                f"{folder / 'tokenizer_config.json'}: {name} is {shown(token)}; expected a text, "
+                "or an object with content: copy the file anew"
+            )
+    return texts
 
 
 def chat_template(folder: Path) -> str | None:
     """Return a model folder's chat template, or None."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path.read_text()
-    template = _read_optional(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+        try:
+            return read_plain(path, MAX_TEMPLATE).decode()
+        except UnicodeDecodeError as error:
+            raise ArtifactError(f"{path}: is not UTF-8 text; copy it anew") from error
+    path = folder / "tokenizer_config.json"
+    found = _read_optional(path).get("chat_template")
+    try:
+        template = (
+            {e["name"]: e["template"] for e in found}["default"]
+            if isinstance(found, list)
+            else found
+        )
+    except (KeyError, TypeError):
+        template = None
+    if template is not None and not isinstance(template, str):
+        raise ArtifactError(
+            f"{path}: chat_template is {shown(found)}; expected a text, or a list of objects with "
+            "name and template: copy the file anew"
+        )
     return template
 
 

@@ -1,18 +1,15 @@
 """The look before the night: everything that can be known without training, all of it at once."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from requant.config import Config
-from requant.errors import ConfigError, RequantError, TransientError, is_transient
-from requant.preflight.base import base_problems
-from requant.preflight.data import data_problems
+from requant.errors import ConfigError, TransientError
 from requant.preflight.evaluation import evaluation_problems
 from requant.preflight.machine import machine_problems
-from requant.preflight.problem import Problem
+from requant.preflight.outside import outside_problems
+from requant.preflight.problem import Check, Problem, checked
 
-Check = Callable[[Config], Iterable[Problem]]
-
-CHECKS: tuple[Check, ...] = (machine_problems, base_problems, data_problems, evaluation_problems)
+CHECKS: tuple[Check, ...] = (machine_problems, outside_problems, evaluation_problems)
 
 
 def find_problems(config: Config, more: Sequence[Check] = ()) -> list[Problem]:
@@ -22,7 +19,7 @@ def find_problems(config: Config, more: Sequence[Check] = ()) -> list[Problem]:
         config: The whole configuration.
         more: Checks of who calls: of secrets and servers, which the library does not know.
     """
-    return [problem for check in (*CHECKS, *more) for problem in _checked(check, config)]
+    return [problem for check in (*CHECKS, *more) for problem in checked(check, config)]
 
 
 def refuse(problems: Sequence[Problem]) -> None:
@@ -39,19 +36,6 @@ def refuse(problems: Sequence[Problem]) -> None:
     if all(problem.may_pass for problem in problems):
         raise TransientError(text)
     raise ConfigError(text)
-
-
-def _checked(check: Check, config: Config) -> list[Problem]:
-    """Run one check; what it raises is a problem too, and hides none of the others'."""
-    found: list[Problem] = []
-    try:
-        found.extend(check(config))
-    except RequantError as error:
-        found.append(Problem("", str(error), may_pass=is_transient(error)))
-    except Exception as error:
-        text = f"the check itself failed ({type(error).__name__}: {error}); report this"
-        found.append(Problem(f"preflight.{check.__name__}", text))
-    return found
 
 
 __all__ = ["Problem", "find_problems", "refuse"]

@@ -8,18 +8,20 @@ from typing import Any
 
 from requant.config import Config
 from requant.config.base import FolderBase, HubBase, StdlibBase
+from requant.machine.looking import Watch, unwatched
 from requant.methods import METHODS
 from requant.models.base_folder import MODEL_FILES, check_base
-from requant.models.config import read_model_config
+from requant.models.config import check_depth, read_model_config
 from requant.models.headers import read_headers, weight_files
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import chat_template
-from requant.preflight.known_looks import stamps, unless_known
 from requant.preflight.problem import Problem
 from requant.quantization.quantizable import Layers, layers_of, quantizing_problems
 
 FIELD = "prepare_base.source"
 
+LOADING_SECONDS = 120.0
+"""To build a network without weights, and a tokenizer from sentencepiece; of a large one tens."""
 LEARNED_POSITIONS = re.compile(r"(^|\.)(wpe|\w*position\w*)$")
 """Names of the modules that look positions up: GPT-2's wpe, OPT's embed_positions."""
 WITH_TEMPLATE = {
@@ -64,7 +66,7 @@ def base_folder(config: Config) -> Path | None:
     return None
 
 
-def base_problems(config: Config) -> Iterator[Problem]:
+def base_problems(config: Config, watch: Watch = unwatched) -> Iterator[Problem]:
     """Check the base itself, and the settings that must fit it."""
     source = config.prepare_base.source
     folder = base_folder(config)
@@ -73,19 +75,13 @@ def base_problems(config: Config) -> Iterator[Problem]:
         yield from fit_problems(config, stdlib_facts(source))
         return
     if isinstance(source, HubBase):
+        watch(f"{FIELD}.repo: {source.repo}: its network", LOADING_SECONDS)
         yield from _template_problems(config, folder)
         yield from fit_problems(config, hub_facts(source, folder))
         return
     origin = f"{FIELD}.path: {source.path}"
-    found = (
-        unless_known(
-            config.state,
-            {"look": "base", "folder": str(folder.resolve()), "files": stamps(folder)},
-            lambda: [Problem("", line) for line in check_base(folder, origin)],
-        )
-        if folder.is_dir()
-        else [Problem("", line) for line in check_base(folder, origin)]
-    )
+    watch(f"{origin}: its network and its tokenizer", LOADING_SECONDS)
+    found = [Problem("", line) for line in check_base(folder, origin)]
     yield from found
     if (folder / "config.json").exists():
         yield from _template_problems(config, folder)
@@ -153,6 +149,8 @@ def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
 
 
 def _facts(folder: Path, names: Iterable[str]) -> BaseFacts:
+    names = list(names)
+    check_depth(folder, read_model_config(folder), len(names))
     config = read_causal_config(folder)
     model = empty_model(config)
     layers = layers_of(model, names)

@@ -1,12 +1,13 @@
 """Can every row of the night be read, divided and rendered, and is there enough to guard with?"""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.config import Config
-from requant.config.data import StdlibData
+from requant.config.data import FilesData, StdlibData
 from requant.config.task_names import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
@@ -15,33 +16,35 @@ from requant.config.task_names import (
 )
 from requant.config.training import Optimisation
 from requant.data.faults import Fault, listed
-from requant.data.formats import Row
+from requant.data.formats import Row, strings
 from requant.data.rows import Split
 from requant.data.samples import check_rows, nothing_left, too_long_for_all
 from requant.data.sources import night_rows, read_sources, rules_of, split_rows
 from requant.errors import RequantError, is_transient
 from requant.evaluation.tasks import night_documents
-from requant.models.tokenizer import load_tokenizer, tokenizer_digest
-from requant.preflight.base import base_folder, needing_template
+from requant.machine.looking import Watch, unwatched
+from requant.models.tokenizer import load_tokenizer
+from requant.preflight.base import LOADING_SECONDS, base_folder, needing_template
 from requant.preflight.evaluation import guards
-from requant.preflight.known_looks import unless_known
 from requant.preflight.problem import Problem
 from requant.stages.prepare_data import content_digests, read_old_text
 
 FIELD = "prepare_data.source"
-VERSION = 5
-"""Raised with every change of what is looked for: what an earlier look found right is forgotten."""
+READING_SECONDS, READING_SPEED = 10.0, 5e5
+"""Processor seconds that reading may take, and the bytes that each second more must bring."""
+ROW_SECONDS, RENDERING_SPEED = 1.5, 2e4
+"""Processor seconds of one row, and the characters that each second more must bring."""
 MIN_DOCUMENTS = 2
 """Documents a task that guards needs: one gives no interval."""
 ALIKE = 16
 """Rows of the demo's data that are rendered; one is like the other."""
 
 
-def data_problems(config: Config) -> Iterator[Problem]:
+def data_problems(config: Config, watch: Watch = unwatched) -> Iterator[Problem]:
     """Read, divide and render every row as the night will."""
     section = config.prepare_data
     try:
-        digests = content_digests(section)
+        content_digests(section)
     except RequantError as error:
         yield from _each(error)
         return
@@ -50,21 +53,7 @@ def data_problems(config: Config) -> Iterator[Problem]:
         folder = None  # a problem of the base, which is listed there
     if folder is None and isinstance(section.source, StdlibData):
         return  # the demo, all of it made here
-    what = {
-        "look": "rows",
-        "version": VERSION,
-        "seed": config.seed,
-        "data": digests,
-        "section": section.key_fields(),
-        "training": {
-            name: limits.model_dump(include={"max_length", "too_long"})
-            for name, limits in _trainings(config).items()
-        },
-        "guard": guards(config),
-        "tokenizer": tokenizer_digest(folder) if folder else None,
-        "template": needing_template(config),
-    }
-    yield from unless_known(config.state, what, lambda: list(_problems(config, folder)))
+    yield from _problems(config, folder, watch)
 
 
 def _trainings(config: Config) -> dict[str, Optimisation]:
@@ -77,8 +66,9 @@ def _trainings(config: Config) -> dict[str, Optimisation]:
     return {name: getattr(config, name).optimisation for name in found.values()}
 
 
-def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
+def _problems(config: Config, folder: Path | None, watch: Watch) -> Iterator[Problem]:
     section = config.prepare_data
+    watch(f"{FIELD}: its rows", READING_SECONDS + data_bytes(config) / READING_SPEED)
     try:
         with TemporaryDirectory() as cache:
             sources = read_sources(section, Path(cache))
@@ -89,6 +79,7 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
     yield from _guard_problems(config, rows)
     if folder is None:
         return
+    watch(f"prepare_base.source: {folder}: its tokenizer", LOADING_SECONDS)
     tokenizer = load_tokenizer(folder)
     if not tokenizer.chat_template and any("messages" in row.row for row in sources.everything):
         # Where a stage needs it too, it is listed with the base.
@@ -102,7 +93,36 @@ def _problems(config: Config, folder: Path | None) -> Iterator[Problem]:
     else:
         taken = {id(row) for part in parts for row in part}
         parts.append(tuple(row.row for row in sources.everything if id(row.row) not in taken))
-    yield from _row_problems(config, tokenizer, *(_placed(part, places) for part in parts))
+    through = f"through chat template and tokenizer of {folder}"
+    placed = (_Watched(_placed(part, places), watch, through) for part in parts)
+    yield from _row_problems(config, tokenizer, *placed)
+
+
+def data_bytes(config: Config) -> int:
+    """Return the bytes of the files that rows and old text are read from; 0 of what is not local.
+
+    Files that are missing, which somebody else tells of, count as nothing.
+    """
+    source = config.prepare_data.source
+    if not isinstance(source, FilesData):
+        return 0
+    paths = [*source.train, *filter(None, (source.heldout, source.old_text))]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """Rows with their places, each told to the watch before it is rendered, however often."""
+
+    rows: list[tuple[str, Row]]
+    watch: Watch
+    through: str
+
+    def __iter__(self) -> Iterator[tuple[str, Row]]:
+        for place, row in self.rows:
+            letters = sum(len(text) for _, text in strings(dict(row)))
+            self.watch(f"{place}, {self.through}", ROW_SECONDS + letters / RENDERING_SPEED)
+            yield place, row
 
 
 def _each(error: RequantError) -> Iterator[Problem]:
@@ -119,9 +139,9 @@ def _placed(rows: Iterable[Row], places: dict[int, str]) -> list[tuple[str, Row]
 def _row_problems(
     config: Config,
     tokenizer: Any,
-    train: list[tuple[str, Row]],
-    heldout: list[tuple[str, Row]],
-    unused: Sequence[tuple[str, Row]] = (),
+    train: Iterable[tuple[str, Row]],
+    heldout: Iterable[tuple[str, Row]],
+    unused: Iterable[tuple[str, Row]] = (),
 ) -> Iterator[Problem]:
     rules = rules_of(config.prepare_data)
     # One cause is one problem, whatever parts its rows are in.

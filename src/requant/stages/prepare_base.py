@@ -35,7 +35,9 @@ def execute(section: PrepareBase, context: StageContext) -> Metrics:
         folder, origin = source.path, f"prepare_base.source.path: {source.path}"
     else:
         folder, origin = fetch_model(source), f"prepare_base.source.repo: {source.repo}"
-    return {"parameters": float(copy_model(folder, context, origin))}
+    allowed = section.zero_matrices == "allow"
+    parameters = copy_model(folder, context, origin, zero_matrices=allowed)
+    return {"parameters": float(parameters)}
 
 
 def fetch_model(source: HubBase) -> Path:

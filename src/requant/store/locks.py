@@ -1,8 +1,10 @@
 """Locks that die with their holder: flock on a file, so a SIGKILL leaves nothing to clean up."""
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,10 +13,16 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from requant.errors import ArtifactError
+from requant.outside.files import read_plain
+from requant.outside.json_text import Bounds, MalformedJson, parse_json
+
 POLL_SECONDS = 0.05
 FIRST_WORD_SECONDS = 2.0
 """A shorter wait is not worth a line."""
 LONGEST_SILENCE_SECONDS = 600.0
+
+SIGNATURE = Bounds(size=1 << 16, depth=4, entries=100)
 
 Say = Callable[[str], None]
 
@@ -62,10 +70,13 @@ def acquire(
 
     Returns:
         The file descriptor that holds the lock, to be closed with `os.close`; None at the timeout.
+
+    Raises:
+        ArtifactError: If a link or a pipe stands in its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = _open(path, os.O_CREAT)
     started = time.monotonic()
     silences = pauses()
     next_word = started + next(silences)
@@ -109,7 +120,7 @@ def is_held(path: Path) -> bool:
     """Tell whether anybody holds the flock on `path` now."""
     if not path.exists():
         return False
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    descriptor = _open(path)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -122,9 +133,28 @@ def is_held(path: Path) -> bool:
 def holder_of(path: Path) -> Holder | None:
     """Return who took the lock last; None where it has not said so."""
     try:
-        return Holder.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, ValidationError):
+        return Holder.model_validate(parse_json(read_plain(path, SIGNATURE.size), SIGNATURE))
+    except (ArtifactError, MalformedJson, ValidationError):
         return None
+
+
+def _open(path: Path, how: int = 0) -> int:
+    """Open a lock file; whatever stands in its place would be written to."""
+    try:
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | how
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno not in {errno.ELOOP, errno.EISDIR, errno.ENXIO}:
+            raise
+        raise _strange(path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _strange(path)
+    return descriptor
+
+
+def _strange(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path}: is a link or no plain file, as locks are; remove it")
 
 
 def whose(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from requant.errors import ArtifactError
 from requant.execution.stage import Reporter
-from requant.json_file import read_object
+from requant.outside.json_text import read_object
 
 if TYPE_CHECKING:
     pass

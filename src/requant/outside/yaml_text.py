@@ -1,0 +1,74 @@
+"""YAML that somebody else wrote, parsed within bounds."""
+
+from typing import Any
+
+import yaml
+
+from requant.wording import printable, shown
+
+MAX_CHARACTERS = 1 << 18
+MAX_SCALAR = 10_000
+"""Characters of one value: of 1:1:1:... YAML makes a number, in time that grows with its square."""
+MAX_DEPTH = 32
+"""Lists and mappings inside one another; PyYAML calls itself for each."""
+
+
+class MalformedYaml(ValueError):
+    """A text is not YAML, or more than is read of it; the text says what and where."""
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML: a key given twice, an alias, and what is nested deeper than any is refused.
+
+    An alias says a part again: nine of nine are a billion entries in a file of one screen.
+
+    Raises:
+        MalformedYaml: In one line, with line and column where there are any.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise MalformedYaml(f"has {len(text)} characters, at most {MAX_CHARACTERS} are read")
+    try:
+        _check_events(text)
+        return yaml.load(text, _UniqueKeys)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        context = f" ({error.context})" if error.context else ""
+        raise MalformedYaml(printable(f"{where}{error.problem}{context}")) from error
+    # A date of month 13, a number of ten thousand digits, a letter YAML has not: each its own.
+    except (yaml.YAMLError, ValueError, ArithmeticError, TypeError) as error:
+        raise MalformedYaml(printable(" ".join(str(error).split()))) from error
+
+
+def _check_events(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused(event, f"*{event.anchor} repeats another part; write it out")
+        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
+            size = len(event.value)
+            raise _refused(event, f"a value of {size} characters; at most {MAX_SCALAR} are read")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise _refused(event, f"more than {MAX_DEPTH} levels of lists and mappings")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _refused(place: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that is given twice, where YAML itself lets the last one win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _refused(key, "a list or mapping cannot be a name")
+            if key.value in seen:
+                raise _refused(key, f"{shown(key.value)} is given twice; keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,119 @@
+"""The door: whatever comes in, it is parsed within bounds or refused in one line."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from requant.errors import ArtifactError, ContractError
+from requant.outside.files import open_plain, read_plain, refuse_links_out
+from requant.outside.json_text import Bounds, MalformedJson, parse_json, read_object
+from requant.outside.patterns import check_patterns
+from requant.outside.yaml_text import MalformedYaml, parse_yaml
+
+SMALL = Bounds(size=1 << 20, depth=8, entries=100)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 100_000, "more than 8 levels"),
+        ('{"a":' * 9 + "1" + "}" * 9, "more than 8 levels"),
+        ("[" + "1," * 200 + "1]", "more than 100 entries"),
+        (" " * (1 << 20) + "1", "at most 1048576 are read"),
+        ('{"a": 1, "a": 2}', "'a' is given twice in one object"),
+        ('{"a": NaN}', "NaN is no number of JSON"),
+        ("-Infinity", "-Infinity is no number"),
+        ("9" * 5000, "5000 digits"),
+        (b"\xff\xfe{", "invalid start byte"),
+        ('{"a": \x1b[2J}', "Expecting value"),
+        ('"' + '\\"' * 200_000, "Unterminated string"),
+        ("", "Expecting value"),
+    ],
+)
+def test_json_over_its_bounds_is_refused_in_one_line(text: Any, why: str) -> None:
+    with pytest.raises(MalformedJson) as caught:
+        parse_json(text, SMALL, finite=True)
+    said = str(caught.value)
+    assert why in said
+    assert said.isprintable()
+    assert len(said) < 300
+
+
+@pytest.mark.parametrize(
+    "value", [{"a": ["}{][", '"', "\\"]}, [[[[[[[[1]]]]]]]], "x", None, [1] * 99]
+)
+def test_json_within_its_bounds_is_what_it_says(value: Any) -> None:
+    assert parse_json(json.dumps(value), SMALL) == value
+    assert parse_json(b"\xef\xbb\xbf" + json.dumps(value).encode(), SMALL) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a: &x [1]\nb: *x", "line 2, column 4: *x repeats another part; write it out"),
+        ("[" * 1000, "levels of lists and mappings"),
+        ("a: 1\n\nb: 2\na: 3", "line 4, column 1: 'a' is given twice; keep one"),
+        ("? [1]\n: 2", "a list or mapping cannot be a name"),
+        ("a: 2024-13-45", "month must be in 1..12"),
+        ("a: " + "9" * 6000, "digits"),
+        ("a: " + "1:" * 9000 + "1", "at most 10000 are read"),
+        ("x" * 300_000, "at most 262144 are read"),
+        ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("a: \x00", "special characters are not allowed"),
+        ("a: [", "line 1, column 5"),
+    ],
+)
+def test_yaml_over_its_bounds_is_refused_in_one_line(text: str, why: str) -> None:
+    with pytest.raises(MalformedYaml) as caught:
+        parse_yaml(text)
+    said = str(caught.value)
+    assert why in said
+    assert said.isprintable()
+    assert len(said) < 400
+
+
+def test_a_pipe_a_device_and_a_folder_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(ArtifactError, match="is no plain file; give one"):
+            open_plain(path)
+    with pytest.raises(ArtifactError, match=r"none.json: cannot be read \(No such file"):
+        read_object(tmp_path / "none.json")
+    with pytest.raises(ArtifactError, match=r"cannot be read .embedded null byte"):
+        open_plain(tmp_path / "a\0b")
+    (tmp_path / "large").write_bytes(bytes(11))
+    with pytest.raises(ArtifactError, match=r"large: has more than 0.0 MiB, more than any file"):
+        read_plain(tmp_path / "large", 10)
+
+
+def test_a_link_out_of_a_folder_is_refused_and_one_of_the_hub_is_not(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("word")
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "inside").write_text("x")
+    (model / "also").symlink_to("inside")
+    refuse_links_out(model)
+    (model / "LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(ArtifactError, match=r"LICENSE: is a link out of its folder, to .*/secret"):
+        refuse_links_out(model)
+    blob = tmp_path / "hub" / "blobs" / "ab"
+    snapshot = tmp_path / "hub" / "snapshots" / "c0"
+    for folder in (blob.parent, snapshot):
+        folder.mkdir(parents=True)
+    blob.write_text("{}")
+    (snapshot / "config.json").symlink_to("../../blobs/ab")
+    refuse_links_out(snapshot)
+
+
+def test_a_pattern_that_never_ends_is_named_with_its_field() -> None:
+    names = ["model.layers.0.self_attn.q_proj", "a" * 40 + "!"]
+    check_patterns({"target_modules": r".*\.(q|v)_proj"}, names)
+    with pytest.raises(ContractError, match=r"^rank_pattern: 'x' takes longer than 2 s on the nam"):
+        check_patterns({"target_modules": "q", "rank_pattern: 'x'": r"(a+)+$"}, names)
+    with pytest.raises(ContractError, match=r"^alpha is no pattern: unterminated character set"):
+        check_patterns({"alpha": "["}, names)
+    with pytest.raises(ContractError, match="pattern of 5000 characters; at most 4096 are matched"):
+        check_patterns({"alpha": "a" * 5000}, names)
