@@ -43,8 +43,10 @@ def errors() -> Iterator[None]:
     except Exception as error:
         if not is_transient(error):
             raise
-        text = f"{type(error).__name__}: {bounded(str(error))}; a server is away: try again; where that is the"
-        typer.secho(f"{text} model hub, HF_HUB_OFFLINE=1 works without it", fg="red", err=True)
+        text = f"{type(error).__name__}: {bounded(str(error))}; a server is away: try again; where"
+        typer.secho(
+            f"{text} that is the model hub, HF_HUB_OFFLINE=1 works without it", fg="red", err=True
+        )
         raise typer.Exit(2) from error
 
 
