@@ -15,6 +15,13 @@ def printable(text: object) -> str:
     )
 
 
+def bounded(text: str, limit: int = 10_000) -> str:
+    """A message of several lines, each `printable`, cut where it is longer than anybody reads."""
+    whole = "\n".join(map(printable, text.splitlines()))
+    rest = len(whole) - limit
+    return whole if rest <= 0 else f"{whole[:limit]}... ({rest} characters more)"
+
+
 def shown(value: Any) -> str:
     """A value as Python writes it, cut where it is long."""
     # Of a text of many megabytes no second one is made.

@@ -66,6 +66,8 @@ def poison(state: Path, first: int) -> int:
     """Replace every small file of a state folder, and put a pickle beside the weights."""
     for name in NAMES:
         (state / name).mkdir(exist_ok=True)
+        for letter in "abcdef":
+            (state / name / f"{letter * 64}.json").touch()
     for name in ("prefect-server", "mlflow-server", "worker"):
         (state / "services" / name).touch()
     (state / "deployments" / "micro.json").touch()
@@ -73,6 +75,8 @@ def poison(state: Path, first: int) -> int:
     kinds = cycle(POISONS[first:] + POISONS[:first])
     small = sorted(path for name in NAMES for path in (state / name).rglob("*"))
     small = [path for path in small if not path.is_dir()]
+    # Of every other artifact the list of its files too.
+    small += sorted((state / "objects").glob("*/*/manifest.json"))[::2]
     canary = state.with_name(CANARY)
     for path, kind in zip(small, kinds, strict=False):
         # Or the link of an earlier poison would be written through.

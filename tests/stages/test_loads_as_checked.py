@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from requant.config.base import FolderBase, PrepareBase
 from requant.errors import RequantError
 from requant.models.load import load_model
-from tests.stages.conftest import Trained
+from requant.stages import prepare_base
+from tests.stages.conftest import Trained, make_context
 from tests.support.pickles import Bomb, armed
 
 
@@ -124,3 +126,24 @@ def test_a_pickle_beside_the_weights_is_not_read(folder: Path, mark: Path, tiny_
     for ours, theirs in zip(loaded.parameters(), right.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert not mark.exists()
+
+
+def test_a_field_that_is_named_in_the_configuration_is_left_out_of_the_base(
+    folder: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    plain = PrepareBase(source=FolderBase(kind="folder", path=folder))
+    configure(folder, attn_implementation="somebody/kernels:attention", rope={"a": 1})
+    with pytest.raises(
+        RequantError, match=r"kernels:attention.*or name it in prepare_base.leave_o"
+    ):
+        prepare_base.execute(plain, make_context(tmp_path / "refused"))
+    named = plain.model_copy(update={"leave_out": ("attn_implementation",)})
+    context = make_context(tmp_path / "taken")
+    prepare_base.execute(named, context)
+    copied = json.loads((context.out / "config.json").read_text())
+    assert copied == {**json.loads((tiny_base / "config.json").read_text()), "rope": {"a": 1}}
+    assert named.key_fields() == plain.key_fields()
+    before = prepare_base.content_digests(named)
+    configure(folder, attn_implementation="somebody/others", rope={"a": 1})
+    # What is left out decides nothing.
+    assert prepare_base.content_digests(named) == before

@@ -12,6 +12,7 @@ from requant.outside.files import open_plain, read_plain, refuse_links_out
 from requant.outside.json_text import Bounds, MalformedJson, parse_json, read_object
 from requant.outside.patterns import check_patterns
 from requant.outside.yaml_text import MalformedYaml, parse_yaml
+from requant.wording import bounded
 
 SMALL = Bounds(size=1 << 20, depth=8, entries=100)
 
@@ -117,3 +118,8 @@ def test_a_pattern_that_never_ends_is_named_with_its_field() -> None:
         check_patterns({"alpha": "["}, names)
     with pytest.raises(ContractError, match="pattern of 5000 characters; at most 4096 are matched"):
         check_patterns({"alpha": "a" * 5000}, names)
+
+
+def test_what_a_terminal_would_obey_is_shown_and_what_nobody_reads_is_counted() -> None:
+    assert bounded("a\x1b[2J\nb\u202e") == "a\\x1b[2J\nb\\u202e"
+    assert bounded("x" * 20, limit=8) == "xxxxxxxx... (12 characters more)"

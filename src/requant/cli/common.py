@@ -31,19 +31,22 @@ DEFAULT_STATE = Path(".requant")
 def errors() -> Iterator[None]:
     """Turn errors raised on purpose into one message and exit status 2, without a traceback."""
     from requant.errors import RequantError, is_transient
+    from requant.wording import bounded
 
     try:
         yield
     except (RequantError, LookupError) as error:
         if isinstance(error, (KeyError, IndexError)):
             raise
-        typer.secho(str(error), fg="red", err=True)
+        typer.secho(bounded(str(error)), fg="red", err=True)
         raise typer.Exit(2) from error
     except Exception as error:
         if not is_transient(error):
             raise
-        text = f"{type(error).__name__}: {error}; a server is away: try again; where that is the"
-        typer.secho(f"{text} model hub, HF_HUB_OFFLINE=1 works without it", fg="red", err=True)
+        text = f"{type(error).__name__}: {bounded(str(error))}; a server is away: try again; where"
+        typer.secho(
+            f"{text} that is the model hub, HF_HUB_OFFLINE=1 works without it", fg="red", err=True
+        )
         raise typer.Exit(2) from error
 
 

@@ -53,6 +53,21 @@ class PrepareBase(Section):
     """The 16-bit original: kept for ever, never overwritten."""
 
     source: Annotated[StdlibBase | FolderBase | HubBase, Field(discriminator="kind")]
+    leave_out: tuple[
+        Literal[
+            "attn_implementation",
+            "_attn_implementation",
+            "experts_implementation",
+            "_experts_implementation",
+            "transformers_weights",
+        ],
+        ...,
+    ] = Field(
+        (),
+        description="fields of the base's config.json that would have code or other weights "
+        "fetched: named here they are left out of the copy, else the base is refused",
+        json_schema_extra=NOT_IN_KEY,
+    )
     zero_matrices: Literal["refuse", "allow"] = Field(
         "refuse",
         description="matrices of a folder's or the hub's base that hold nothing but zeros: stop, "

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import requant.errors
 from requant.errors import ConfigError, RequantError
 from requant.machine.processes import end, environment, spawn
-from requant.wording import data_size, printable
+from requant.wording import bounded, data_size
 
 T = TypeVar("T")
 
@@ -118,15 +118,7 @@ def _why_stopped(status: int, seconds: str, memory: int) -> str:
 
 def told_of(error: BaseException) -> dict[str, str]:
     """Write an error down for the process that asked."""
-    return {"error": type(error).__name__, "text": cut(str(error))}
-
-
-def cut(text: str) -> str:
-    """Keep of each line of an error what a person reads."""
-    return "\n".join(
-        line if len(line) <= LABEL_CHARACTERS else f"{line[: LABEL_CHARACTERS - 3]}..."
-        for line in map(printable, text.splitlines()[:100])
-    )
+    return {"error": type(error).__name__, "text": bounded(str(error))}
 
 
 def process_memory() -> int:

@@ -14,7 +14,6 @@ from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
 from requant.models.skeleton import Skeleton, built, loading_problems, one_line
 from requant.models.tokenizer import load_tokenizer
-from requant.outside.files import refuse_links_out
 from requant.outside.json_text import read_object
 from requant.store.manifest import MANIFEST_NAME
 from requant.wording import data_size, few, shown
@@ -112,7 +111,6 @@ def select_files(folder: Path, origin: str) -> BaseFiles:
 
 
 def _select(folder: Path, origin: str) -> BaseFiles:
-    refuse_links_out(folder)
     found = sorted(
         path
         for path in folder.iterdir()

@@ -106,14 +106,16 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
     if (other := config.get(OTHER_WEIGHTS)) is not None:
         raise ArtifactError(
             f"{path}: {OTHER_WEIGHTS}={shown(other)} makes transformers load that file instead of "
-            "model.safetensors, which is what is checked; remove the field, and where that file is "
-            "the model, give it the name model.safetensors"
+            "model.safetensors, which is what is checked; remove the field, or name it in "
+            "prepare_base.leave_out, and where that file is the model, give it the name "
+            "model.safetensors"
         )
     for name, value in _implementations(config):
         if "/" in value:
             raise ArtifactError(
                 f"{path}: {name}={shown(value)} names a repository whose code transformers would "
-                "fetch and run; remove the field, or set it to sdpa or eager"
+                "fetch and run; remove the field, set it to sdpa or eager, or name it in "
+                "prepare_base.leave_out"
             )
 
     for name, number in _numbers(config):

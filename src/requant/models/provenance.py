@@ -2,14 +2,13 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from requant.canonical import canonical_json, digest_of
-from requant.errors import ArtifactError, ContractError
+from requant.errors import ContractError
 from requant.models.folder import PROVENANCE_NAME
 from requant.models.headers import weight_files
-from requant.outside.json_text import INDEX, read_json, read_object
-from requant.store.manifest import MANIFEST_NAME, Manifest, hash_file
+from requant.outside.json_text import read_object
+from requant.store.manifest import MANIFEST_NAME, hash_file
+from requant.store.objects import read_manifest
 from requant.wording import printable
 
 
@@ -24,10 +23,7 @@ def weights_digest(folder: Path, *, hashed: bool = False) -> str:
     """
     manifest = folder / MANIFEST_NAME
     if manifest.exists() and not hashed:
-        try:
-            entries = Manifest.model_validate(read_json(manifest, INDEX)).files
-        except ValidationError as error:
-            raise ArtifactError(f"{manifest}: is no manifest; make the artifact again") from error
+        entries = read_manifest(folder).files
         hashes = {e.path: e.sha256 for e in entries if e.path.endswith(".safetensors")}
     else:
         hashes = {path.name: hash_file(path) for path in weight_files(folder)}

@@ -11,6 +11,7 @@ from requant.config.base import FolderBase, HubBase, StdlibBase
 from requant.machine.looking import Watch, unwatched
 from requant.methods import METHODS
 from requant.models.base_folder import MODEL_FILES, check_base
+from requant.models.base_view import base_view
 from requant.models.config import check_depth, read_model_config
 from requant.models.headers import read_headers, weight_files
 from requant.models.skeleton import empty_model, read_causal_config
@@ -74,19 +75,21 @@ def base_problems(config: Config, watch: Watch = unwatched) -> Iterator[Problem]
         assert isinstance(source, StdlibBase)
         yield from fit_problems(config, stdlib_facts(source))
         return
-    if isinstance(source, HubBase):
-        watch(f"{FIELD}.repo: {source.repo}: its network", LOADING_SECONDS)
-        yield from _template_problems(config, folder)
-        yield from fit_problems(config, hub_facts(source, folder))
-        return
-    origin = f"{FIELD}.path: {source.path}"
-    watch(f"{origin}: its network and its tokenizer", LOADING_SECONDS)
-    found = [Problem("", line) for line in check_base(folder, origin)]
-    yield from found
-    if (folder / "config.json").exists():
-        yield from _template_problems(config, folder)
-    if not found:
-        yield from fit_problems(config, folder_facts(folder))
+    with base_view(folder, config.prepare_base.leave_out) as view:
+        if isinstance(source, HubBase):
+            watch(f"{FIELD}.repo: {source.repo}: its network", LOADING_SECONDS)
+            yield from _template_problems(config, folder)
+            # A snapshot's folder has the name of its commit.
+            yield from fit_problems(config, hub_facts(source, view, folder.name))
+            return
+        origin = f"{FIELD}.path: {source.path}"
+        watch(f"{origin}: its network and its tokenizer", LOADING_SECONDS)
+        found = [Problem("", line) for line in check_base(view, origin)]
+        yield from found
+        if (view / "config.json").exists():
+            yield from _template_problems(config, folder)
+        if not found:
+            yield from fit_problems(config, folder_facts(view))
 
 
 def needing_template(config: Config) -> list[str]:
@@ -133,8 +136,13 @@ def folder_facts(folder: Path) -> BaseFacts:
     return _facts(folder, read_headers(folder))
 
 
-def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
+def hub_facts(source: HubBase, folder: Path, commit: str) -> BaseFacts:
     """Read the config.json of a snapshot, and headers from it or, where it lacks weights, the hub.
+
+    Args:
+        source: Names the repository.
+        folder: Of the snapshot.
+        commit: What it is a snapshot of.
 
     Raises:
         ConfigError, TransientError: As `requant.hub.tensor_shapes`.
@@ -144,8 +152,7 @@ def hub_facts(source: HubBase, folder: Path) -> BaseFacts:
         return folder_facts(folder)
     from requant.hub import tensor_shapes
 
-    # A snapshot's folder has the name of its commit.
-    return _facts(folder, tensor_shapes(source.repo, folder.name, FIELD))
+    return _facts(folder, tensor_shapes(source.repo, commit, FIELD))
 
 
 def _facts(folder: Path, names: Iterable[str]) -> BaseFacts:

@@ -13,6 +13,7 @@ from requant.models.base_folder import (
     OTHER_FORMATS,
     select_files,
 )
+from requant.models.base_view import base_view
 from requant.store.manifest import hash_file
 
 
@@ -35,8 +36,11 @@ def execute(section: PrepareBase, context: StageContext) -> Metrics:
         folder, origin = source.path, f"prepare_base.source.path: {source.path}"
     else:
         folder, origin = fetch_model(source), f"prepare_base.source.repo: {source.repo}"
+    if section.leave_out:
+        context.reporter.message(f"left out of config.json: {', '.join(section.leave_out)}")
     allowed = section.zero_matrices == "allow"
-    parameters = copy_model(folder, context, origin, zero_matrices=allowed)
+    with base_view(folder, section.leave_out) as view:
+        parameters = copy_model(view, context, origin, zero_matrices=allowed)
     return {"parameters": float(parameters)}
 
 
@@ -70,12 +74,14 @@ def content_digests(section: PrepareBase) -> dict[str, str]:
     if isinstance(source, StdlibBase):
         return {"corpus": corpus_digest()}
     if isinstance(source, FolderBase):
-        files = select_files(source.path, f"prepare_base.source.path: {source.path}")
-        return {"folder": digest_of({path.name: hash_file(path) for path in files.taken})}
+        with base_view(source.path, section.leave_out) as view:
+            files = select_files(view, f"prepare_base.source.path: {source.path}")
+            return {"folder": digest_of({path.name: hash_file(path) for path in files.taken})}
     from requant.hub import resolve_commit
 
     commit = resolve_commit(source.repo, source.revision, "model", "prepare_base.source")
-    return {"commit": commit}
+    left_out = {"left_out": digest_of(sorted(section.leave_out))} if section.leave_out else {}
+    return {"commit": commit, **left_out}
 
 
 STAGE = Stage(

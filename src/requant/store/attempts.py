@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from requant.canonical import canonical_json
+from requant.errors import ArtifactError
+from requant.outside.json_text import read_json
 from requant.store.durable import write_durably
 from requant.store.layout import Digest, Store
 from requant.store.locks import is_held
@@ -65,8 +67,8 @@ def attempted(store: Store, stage: str, key: str, labels: Mapping[str, str]) -> 
 def read_attempt(store: Store, key: str) -> Attempt | None:
     """Return the last attempt at work that is not done; None where there is none to be read."""
     try:
-        attempt = Attempt.model_validate_json(store.attempt_path(key).read_bytes())
-    except (OSError, ValidationError):
+        attempt = Attempt.model_validate(read_json(store.attempt_path(key)))
+    except (ArtifactError, ValidationError):
         return None
     # Its key leads to a lock file.
     return attempt if attempt.key == key else None

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
+from requant.outside.json_text import INDEX, read_json
 from requant.store.durable import sync, write_durably
 from requant.store.layout import ArtifactRef, Store
 from requant.store.manifest import MANIFEST_NAME, Manifest, describe
@@ -138,12 +139,14 @@ def read_manifest(folder: Path) -> Manifest:
         ArtifactError: If it is missing or not a manifest.
     """
     path = folder / MANIFEST_NAME
+    if not path.exists():
+        raise ArtifactError(f"{path}: is missing")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError as error:
-        raise ArtifactError(f"{path}: is missing") from error
+        return Manifest.model_validate(read_json(path, INDEX))
     except ValidationError as error:
-        raise ArtifactError(f"{path}: is not a manifest: {error}") from error
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"]))
+        raise ArtifactError(f"{path}: is not a manifest: {field}: {problem['msg']}") from error
 
 
 def _manifest_of(store: Store, ref: ArtifactRef) -> Manifest:
