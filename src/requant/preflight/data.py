@@ -122,7 +122,7 @@ class _Watched:
         for place, row in self.rows:
             letters = sum(len(text) for _, text in strings(dict(row)))
             # Each turn is rendered with all that stands before it, and shortened by halves.
-            times = 2 + 4 * len(row.get("messages", ()))
+            times = 6 + 4 * len(row.get("messages", ()))
             seconds = ROW_SECONDS + letters * times / RENDERING_SPEED
             self.watch(f"{place}, {self.through}", seconds)
             yield place, row
