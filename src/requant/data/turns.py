@@ -94,11 +94,19 @@ def fit(
             "row, or set optimisation.too_long to cut or drop",
         )
     shortest = turn
-    for shorter in _without_oldest(messages):
-        messages = shorter
-        shortest = encode_turn(words, messages, row, as_text)
-        if len(shortest.ids) <= max_length:
-            return sample_of(shortest.ids, shortest.start)
+    kept = list(_without_oldest(messages))
+    # The fewer turns, the fewer tokens: of a hundred, seven are tried and not each.
+    low, high = 0, len(kept)
+    while low < high:
+        middle = (low + high) // 2
+        shorter = encode_turn(words, kept[middle], row, as_text)
+        if len(shorter.ids) <= max_length:
+            fitted_turn, high = shorter, middle
+        else:
+            shortest, low = shorter, middle + 1
+    if low < len(kept):
+        return sample_of(fitted_turn.ids, fitted_turn.start)
+    messages = kept[-1] if kept else messages
     fitted = _shorten_question(words, messages, row, as_text, max_length)
     if fitted is None and too_long == "clip":
         answer = shortest.ids[shortest.start :][: max_length // 2]
