@@ -17,6 +17,8 @@ from requant.execution.key import StageKey
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.perform import perform
 from requant.execution.stage import Metrics, Stage
+from requant.machine.withheld import withheld
+from requant.redaction import Redact
 from requant.store import StageRecord, Store, read_record
 from tasks import tracking
 from tasks.caching import (
@@ -29,6 +31,7 @@ from tasks.caching import (
 from tasks.nightly.reporter import TaskReporter
 from tasks.nightly.waiting import telling_of_slots
 from tasks.retry import JITTER, MAX_DELAY_SECONDS, awaiting_server, may_retry
+from tasks.secrets import redactor_of
 
 ACCELERATOR = "accelerator"
 """Tag of the tasks that fill a GPU, by which Prefect limits how many run at once."""
@@ -155,8 +158,9 @@ def _execute(
     from requant.models.device import resolve_device
 
     run = tracking.open_stage(night.parent, stage.name)
+    redact = redactor_of(night.config)
     try:
-        with TaskReporter(stage.name, get_run_logger(), run) as reporter:
+        with withheld(redact), TaskReporter(stage.name, get_run_logger(), run) as reporter:
             record = perform(
                 night.store,
                 stage,
@@ -168,7 +172,7 @@ def _execute(
                 reporter=reporter,
                 force=stage.name in night.force and not _done_tonight(night, key),
                 labels={"pipeline": night.config.name, "mlflow_run_id": run.run_id},
-                execute=_launched(stage, night),
+                execute=_launched(stage, night, redact),
             )
     except Exception as error:
         # The frames hold the model: a retry needs its memory.
@@ -181,7 +185,7 @@ def _execute(
     return result_of(night.store, record)
 
 
-def _launched(stage: Stage, night: Night) -> Callable[..., Metrics] | None:
+def _launched(stage: Stage, night: Night, redact: Redact) -> Callable[..., Metrics] | None:
     """Return what executes a stage in its own process, or None where it runs in this one."""
     runtime = night.config.runtime
     if runtime.launcher == "inline":
@@ -192,5 +196,6 @@ def _launched(stage: Stage, night: Night) -> Callable[..., Metrics] | None:
         log=night.store.log_path(name),
         ranks=runtime.ranks if in_ranks else None,
         minutes=runtime.stage_minutes,
+        redact=redact,
     )
     return in_own_process(stage, launch)

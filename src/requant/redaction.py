@@ -170,7 +170,8 @@ def _spans(
         spans += _found(squeezed, squeezed.content, needles.plain)
         spans += _found(squeezed, lower, needles.hexadecimal)
         spans += [
-            _whole_run(content, span) for span in _found(squeezed, squeezed.content, needles.base64)
+            _with_edges(content, span)
+            for span in _found(squeezed, squeezed.content, needles.base64)
         ]
         edge = min(needles.longest + _LONGEST_ESCAPE, len(squeezed.content))
         if edge and cut_before:
@@ -190,12 +191,14 @@ def _found(view: _View, content: bytes, needles: Iterable[bytes]) -> list[tuple[
     return spans
 
 
-def _whole_run(content: bytes, span: tuple[int, int]) -> tuple[int, int]:
-    """Widen a span to all of its base64: the characters at its edges hold bits of the secret."""
+def _with_edges(content: bytes, span: tuple[int, int]) -> tuple[int, int]:
+    """Widen a span to the characters beside it, which hold bits of the secret, and the padding."""
     begin, end = span
-    while begin > 0 and content[begin - 1] in _BASE64_BYTES:
+    if begin > 0 and content[begin - 1] in _BASE64_BYTES:
         begin -= 1
-    while end < len(content) and content[end] in _BASE64_BYTES:
+    if end < len(content) and content[end] in _BASE64_BYTES:
+        end += 1
+    while end < len(content) and content[end] == ord("="):
         end += 1
     return begin, end
 
