@@ -6,16 +6,16 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from requant.config import Config
-from requant.config.loading import given_config
+from requant.config.loading import given_config, given_name
 from tasks.deploy_model import deploy_model as deploy_version
 
 
 def deployment_name() -> str:
     """Name a flow run after the version it deploys, the champion where none is named."""
-    config = given_config(flow_run.parameters["config"])
+    name = given_name(flow_run.parameters["config"])
     version = flow_run.parameters.get("version")
     what = f"v{version}" if version else "champion"
-    return f"{config.name} {what} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return f"{name} {what} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
 # Prefect would log every parameter where one is wrong.

@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from requant.errors import ArtifactError
 from requant.execution.key import StageKey
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.perform import perform
-from requant.execution.stage import Metrics, Stage
+from requant.execution.stage import Metrics, Stage, StageContext
 from requant.machine.withheld import withheld
 from requant.redaction import Redact
 from requant.store import StageRecord, Store, read_record
@@ -172,7 +173,7 @@ def _execute(
                 reporter=reporter,
                 force=stage.name in night.force and not _done_tonight(night, key),
                 labels={"pipeline": night.config.name, "mlflow_run_id": run.run_id},
-                execute=_launched(stage, night, redact),
+                execute=_clean(_launched(stage, night, redact) or stage.execute, redact),
             )
     except Exception as error:
         # The frames hold the model: a retry needs its memory.
@@ -183,6 +184,16 @@ def _execute(
     cached = done_earlier(night, record)
     tracking.close_stage(run, record, parents, store=night.store, cached=cached)
     return result_of(night.store, record)
+
+
+def _clean(execute: Callable[..., Metrics], redact: Redact) -> Callable[..., Metrics]:
+    """Keep secrets out of what a stage raises, before the store notes why an attempt failed."""
+
+    def clean(section: Section, context: StageContext, **folders: Path) -> Metrics:
+        with withheld(redact):
+            return execute(section, context, **folders)
+
+    return clean
 
 
 def _launched(stage: Stage, night: Night, redact: Redact) -> Callable[..., Metrics] | None:

@@ -12,7 +12,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
 from requant.config import STAGE_NAMES, Config, StageName
-from requant.config.loading import given_config
+from requant.config.loading import given_name
 from requant.errors import ConfigError, RequantError
 from requant.machine.withheld import withheld
 from requant.models.device import resolve_device
@@ -39,11 +39,11 @@ class NightSkipped(RequantError):
 
 def night_name() -> str:
     """Name a flow run after its model line and the minute it starts first, in UTC."""
-    config = given_config(flow_run.parameters["config"])
+    name = given_name(flow_run.parameters["config"])
     # Prefect counts a run that was never told of its end as no run.
-    if re.fullmatch(rf"{re.escape(config.name)} [\d: -]+", str(flow_run.name)):
+    if re.fullmatch(rf"{re.escape(name)} [\d: -]+", str(flow_run.name)):
         return str(flow_run.name)
-    return f"{config.name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return f"{name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
 @contextmanager

@@ -65,10 +65,20 @@ def parse_config(document: Mapping[str, Any], origin: str) -> Config:
 def given_config(given: Config | Mapping[str, Any]) -> Config:
     """Return the configuration a flow was given: by a command as it is, by a server as JSON.
 
+    Prefect's own check would log everything it was given, secrets included.
+
     Raises:
         ConfigError: As `parse_config`.
     """
     return given if isinstance(given, Config) else parse_config(given, "the parameter config")
+
+
+def given_name(given: Config | Mapping[str, Any]) -> str:
+    """Return the name in what a flow was given, also where the rest of it cannot work."""
+    if isinstance(given, Config):
+        return given.name
+    name = given.get("name") if isinstance(given, Mapping) else None
+    return _name(name) if isinstance(name, str) else "(no name)"
 
 
 def apply_override(document: Mapping[str, Any], override: str) -> dict[str, Any]:
