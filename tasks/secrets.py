@@ -8,12 +8,12 @@ from pydantic import SecretStr
 from requant.config import Config
 from requant.errors import ConfigError, RequantError, TransientError
 from requant.redaction import (
-    SECRET_VARIABLES,
     SHORTEST,
     Redact,
     is_short,
     redactor,
     secret_parts,
+    secrets_in,
 )
 from requant.serving.deploy import needed_secrets
 
@@ -76,7 +76,7 @@ def _made_by(name: str) -> str:
 
 def secrets_of_process() -> tuple[SecretStr, ...]:
     """Return the secrets that MLflow, Prefect and the hub find in the environment."""
-    return tuple(SecretStr(value) for name in SECRET_VARIABLES if (value := os.environ.get(name)))
+    return tuple(map(SecretStr, secrets_in(os.environ)))
 
 
 def redactor_of(config: Config) -> Redact:

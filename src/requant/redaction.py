@@ -3,7 +3,7 @@
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -101,6 +101,12 @@ def secret_parts(value: str) -> tuple[str, ...]:
     elif ":" in value and not re.search(r"\s", value):
         parts.append(value.partition(":")[2])
     return tuple(dict.fromkeys(parts))
+
+
+def secrets_in(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what an environment holds under `SECRET_VARIABLES`, with the parts of each."""
+    found = [environment[name] for name in SECRET_VARIABLES if environment.get(name)]
+    return tuple(part for value in found for part in secret_parts(value))
 
 
 @dataclass(frozen=True, repr=False)

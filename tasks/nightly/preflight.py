@@ -1,18 +1,21 @@
 """The look before the night, with what only this side knows: secrets and the tracking server."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from requant.config import Config
 from requant.errors import RequantError, is_transient
 from requant.preflight import Problem, find_problems, refuse
 from requant.serving.deploy import check_secret, needed_secrets
-from tasks.secrets import resolve_secret
+from tasks.secrets import redactor_of, resolve_secret
 from tasks.tracking.connection import probe
 
 
 def problems_of(config: Config) -> list[Problem]:
     """List everything that is wrong before the first stage."""
-    return find_problems(config, more=(tracking_problems, secret_problems))
+    redact = redactor_of(config)
+    problems = find_problems(config, more=(tracking_problems, secret_problems))
+    return [replace(problem, text=redact(problem.text)) for problem in problems]
 
 
 def refuse_problems(config: Config) -> None:

@@ -22,13 +22,11 @@ def withheld(redact: Redact) -> Iterator[None]:
     with _in_logs(redact):
         try:
             yield
-            return
         except Exception as error:
             if _is_clean(error, redact):
                 raise
-            clean = without_secrets(error, redact)
-        # Here, where the first one is no context of it.
-        raise clean
+            # Of nothing: whoever prints an error prints what it came from.
+            raise without_secrets(error, redact) from None
 
 
 def without_secrets(error: Exception, redact: Redact) -> RequantError:
