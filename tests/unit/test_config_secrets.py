@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from requant.config import Config
 from requant.config.loading import apply_override, given_config, load_config, parse_config
@@ -108,6 +109,17 @@ def test_a_value_that_may_be_a_secret_is_not_repeated(fields: dict[str, Any], te
     with pytest.raises(ConfigError, match=text) as caught:
         given_config(document(**fields))
     refused(caught.value)
+
+
+def test_pydantic_itself_shows_no_value() -> None:
+    for fields in (
+        {"tracking": {"uri": f"https://me:{SECRET}@mlflow", "password": SECRET}},
+        {"deploy": {"action": {**POST, "token": SECRET}}},
+        {"hf_token": SECRET},
+    ):
+        with pytest.raises(ValidationError) as caught:
+            Config.model_validate(document(**fields))
+        assert SECRET not in f"{caught.value} {caught.value!r}"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,13 @@ SECRET = "pl4nted-s3cret"
 REDACT = redactor([SECRET])
 
 
+class Odd(ValueError):
+    """As of a library whose errors show the request to who asks for their repr."""
+
+    def __repr__(self) -> str:
+        return f"Odd(headers={{'Authorization': 'Bearer {SECRET}'}})"
+
+
 def raised(error: Exception, cause: Exception | None = None) -> Exception:
     with pytest.raises(Exception) as caught, withheld(REDACT):
         if cause is None:
@@ -59,6 +66,11 @@ def test_an_error_with_one_says_the_same_without_it(
 def test_a_secret_in_what_an_error_came_from_is_not_printed_either() -> None:
     found = raised(TransientError("401"), cause=ValueError(f"Bearer {SECRET}"))
     assert (type(found), str(found)) == (TransientError, "401")
+
+
+def test_a_secret_in_the_repr_of_an_error_is_not_shown_either() -> None:
+    # Prefect logs errors by their repr.
+    assert str(raised(Odd("refused"))).startswith("Odd: refused (")
 
 
 def test_log_records_of_any_library_are_clean(caplog: pytest.LogCaptureFixture) -> None:
