@@ -1,6 +1,7 @@
 """Secrets by reference: the configuration names them, and only who needs one looks it up."""
 
 import os
+from contextlib import suppress
 from typing import Any, cast
 
 from pydantic import SecretStr
@@ -16,6 +17,8 @@ from requant.redaction import (
     secrets_in,
 )
 from requant.serving.deploy import needed_secrets
+from requant.store import Store
+from tasks.servers.access import credentials
 
 
 def resolve_secret(reference: str) -> SecretStr:
@@ -74,23 +77,33 @@ def _made_by(name: str) -> str:
     )
 
 
-def secrets_of_process() -> tuple[SecretStr, ...]:
-    """Return the secrets that MLflow, Prefect and the hub find in the environment."""
-    return tuple(map(SecretStr, secrets_in(os.environ)))
+def known_secrets(config: Config) -> tuple[SecretStr, ...]:
+    """Return the secrets that MLflow, Prefect and the hub are reached with here.
+
+    They stand in the environment, in Prefect's settings, and of the servers that `requant up`
+    starts in the state folder.
+    """
+    from prefect.settings import get_current_settings
+
+    api = get_current_settings().api
+    found = [SecretStr(value) for value in secrets_in(os.environ)]
+    found += [value for value in (api.key, api.auth_string) if value is not None]
+    # One that cannot be used is told by who wants to.
+    with suppress(ConfigError):
+        found.append(SecretStr(credentials(Store(config.state.resolve()))))
+    return tuple(found)
 
 
 def redactor_of(config: Config) -> Redact:
-    """Return what hides the secrets in this process's environment.
+    """Return what hides the secrets a flow knows before it looks one up.
 
-    Those are MLflow's, Prefect's and the hub's, and what `deploy.action` names there; what is in
+    Those are `known_secrets`, and what `deploy.action` names in the environment; what is in
     Prefect's blocks is known only to who looks it up.
     """
-    found = list(secrets_of_process())
+    found = list(known_secrets(config))
     for reference in needed_secrets(config.deploy.action).values():
-        if reference.startswith("env:"):
-            try:
+        # One that is missing is told by the look before the night.
+        with suppress(RequantError):
+            if reference.startswith("env:"):
                 found.append(resolve_secret(reference))
-            except RequantError:
-                # The look before the night says so.
-                continue
     return redactor(part for value in found for part in secret_parts(value.get_secret_value()))

@@ -21,6 +21,7 @@ SECRET_VARIABLES = (
     "PREFECT_API_AUTH_STRING",
     "PREFECT_API_KEY",
     "PREFECT_SERVER_API_AUTH_STRING",
+    "REQUANT_MLFLOW_AUTH",
 )
 """Environment variables that hold the secrets of the servers and of the hub."""
 

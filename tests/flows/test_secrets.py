@@ -4,14 +4,19 @@ from pathlib import Path
 
 import pytest
 from prefect.blocks.system import Secret
+from prefect.settings import PREFECT_API_AUTH_STRING, temporary_settings
 
 from flows.incremental_training import incremental_training
 from requant.errors import ConfigError
+from requant.store import Store
 from tasks.nightly.preflight import secret_problems
-from tasks.secrets import resolve_secret
+from tasks.secrets import redactor_of, resolve_secret
+from tasks.servers.access import make_credentials
 from tests.support.chain import micro_config
 
 ACTION = {"kind": "post", "url": "http://127.0.0.1:9", "token": "block:requant-late"}
+
+NAMED = {"NAMED": "env:NAMED", "MISSING": "env:MISSING"}
 
 
 def test_a_block_that_does_not_exist_ends_the_night_before_its_first_stage(tmp_path: Path) -> None:
@@ -72,3 +77,18 @@ def test_an_address_that_is_a_secret_is_looked_at_before_the_night(
         for problem in problems:
             assert f"deploy.action.url: what env:HOOK holds {fault}" in problem
             assert "hunter" not in problem
+
+
+def test_the_secrets_of_the_servers_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = micro_config(
+        tmp_path / "state", deploy={"action": {"kind": "command", "argv": ["x"], "secrets": NAMED}}
+    )
+    monkeypatch.setenv("NAMED", "named-by-the-action")
+    monkeypatch.setenv("HF_TOKEN", "token-of-the-hub")
+    made = make_credentials(Store(config.state.resolve()), "me:password-in-the-state")
+    with temporary_settings({PREFECT_API_AUTH_STRING: "me:password-of-prefect"}):
+        redact = redactor_of(config)
+    known = (made, "password-of-prefect", "token-of-the-hub", "named-by-the-action")
+    assert redact(" and ".join(known)) == "*** and *** and *** and ***"
