@@ -13,6 +13,7 @@ from requant.config.section import MAY_HOLD_SECRET, has_mark
 from requant.errors import ArtifactError, ConfigError
 from requant.outside.files import read_plain
 from requant.outside.yaml_text import MAX_CHARACTERS, MalformedYaml, parse_yaml
+from requant.wording import shown
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -148,7 +149,7 @@ def _explain(problem: Any, document: Mapping[str, Any]) -> str:
         return f"{field}: {message} (the value is not shown: it may hold a secret)"
     if problem["type"] == "tuple_type":
         message = f"Expected a list, such as [{problem['input']}]"
-    return f"{field}: got {problem['input']!r}. {message}"
+    return f"{field}: got {shown(problem['input'])}. {message}"
 
 
 def _unknown(name: str, models: list[type[BaseModel]]) -> str:
