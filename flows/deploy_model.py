@@ -6,18 +6,20 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from requant.config import Config
+from requant.config.loading import given_config, given_name
 from tasks.deploy_model import deploy_model as deploy_version
 
 
 def deployment_name() -> str:
     """Name a flow run after the version it deploys, the champion where none is named."""
-    config = Config.model_validate(flow_run.parameters["config"])
+    name = given_name(flow_run.parameters["config"])
     version = flow_run.parameters.get("version")
     what = f"v{version}" if version else "champion"
-    return f"{config.name} {what} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return f"{name} {what} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
-@flow(name="deploy-model", flow_run_name=deployment_name, validate_parameters=True)
+# Prefect would log every parameter where one is wrong.
+@flow(name="deploy-model", flow_run_name=deployment_name, validate_parameters=False)
 def deploy_model(config: Config, version: int | None = None, digest: str | None = None) -> None:
     """Verify every byte of a promoted model, load it cold, let it answer, and deploy it.
 
@@ -26,4 +28,4 @@ def deploy_model(config: Config, version: int | None = None, digest: str | None 
         version: Of the registered model; the champion where it is not given.
         digest: The version must have it; where it is not given, any is right.
     """
-    get_run_logger().info(deploy_version(config, version, digest))
+    get_run_logger().info(deploy_version(given_config(config), version, digest))

@@ -5,6 +5,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Cancelled
 
 from requant.config import Config, StageName
+from requant.config.loading import given_config
 from requant.execution.walk import Call, Past, Result, walk
 from tasks.continue_train import continue_train
 from tasks.evaluate import evaluate
@@ -53,7 +54,8 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
     )
 
 
-@flow(name="incremental-training", flow_run_name=night_name, validate_parameters=True)
+# Prefect would log every parameter where one is wrong.
+@flow(name="incremental-training", flow_run_name=night_name, validate_parameters=False)
 def incremental_training(
     config: Config, force: list[StageName] | None = None
 ) -> State[None] | None:
@@ -63,6 +65,7 @@ def incremental_training(
         config: The whole configuration.
         force: Stages to execute again although their work is done.
     """
+    config = given_config(config)
     try:
         with night_of(config, force or []) as night:
             walk(chain, config, night)

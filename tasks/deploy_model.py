@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from prefect import Task
 from prefect.cache_policies import NO_CACHE
@@ -10,14 +11,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from requant.canonical import digest_of
 from requant.config import Config
 from requant.errors import ArtifactError, ConfigError, ContractError
+from requant.machine.withheld import withheld
 from requant.models.device import resolve_device
-from requant.serving.deploy import Release, act, check_release, still_there
+from requant.redaction import Redact
+from requant.serving.deploy import act, check_release, still_there
+from requant.serving.release import Release
 from requant.store import Store, locked, materialise
 from requant.store.documents import read_sealed, write_sealed
 from tasks.nightly.reporter import keep_log_readable
 from tasks.promote import registry_of
 from tasks.retry import may_retry
-from tasks.secrets import resolve_secret
+from tasks.secrets import known_secrets, redactor_of, resolve_secret
 from tasks.tracking import registry as versions
 
 DELAY_SECONDS = [10.0, 60.0]
@@ -53,6 +57,12 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
         Exception: As `requant.serving.deploy.check_release` and `act`; the former model goes on
             serving.
     """
+    redact = redactor_of(config)
+    with withheld(redact):
+        return _deploy(config, version, digest, redact)
+
+
+def _deploy(config: Config, version: int | None, digest: str | None, redact: Redact) -> str:
     keep_log_readable()
     registry = registry_of(config)
     store = Store(config.state.resolve())
@@ -82,7 +92,7 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
         ):
             versions.mark(registry, serving, "deployed")
             return f"{config.name}: version {serving.version} is deployed already: {last.done}"
-        said = _step(check_release, "load-cold")(
+        said = _step(check_release, "load-cold", redact)(
             store,
             ref,
             section.smoke_prompt,
@@ -92,7 +102,9 @@ def deploy_model(config: Config, version: int | None, digest: str | None) -> str
         folder = materialise(store, serving.digest)
         # What stops between here and the new record has changed nobody knows what.
         store.deployment_path(config.name).unlink(missing_ok=True)
-        done = _step(act, "act")(section.action, release, folder, resolve_secret)
+        done = _step(act, "act", redact)(
+            section.action, release, folder, resolve_secret, known_secrets(config)
+        )
         record = Deployment(
             model=config.name,
             version=serving.version,
@@ -116,9 +128,14 @@ def read_deployment(store: Store, model: str) -> Deployment | None:
         return None
 
 
-def _step(function: Callable[..., str], name: str) -> Task[..., str]:
+def _step(function: Callable[..., str], name: str, redact: Redact) -> Task[..., str]:
+    def body(*words: Any) -> str:
+        # What it raises is the task's state in Prefect, before the flow has it.
+        with withheld(redact):
+            return function(*words)
+
     return Task(
-        function,
+        body,
         name=name,
         retries=len(DELAY_SECONDS),
         retry_delay_seconds=DELAY_SECONDS,

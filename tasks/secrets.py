@@ -1,44 +1,109 @@
 """Secrets by reference: the configuration names them, and only who needs one looks it up."""
 
 import os
-from typing import cast
+from contextlib import suppress
+from typing import Any, cast
 
-from requant.errors import ConfigError, TransientError
+from pydantic import SecretStr
+
+from requant.config import Config
+from requant.errors import ConfigError, RequantError, TransientError
+from requant.redaction import (
+    SHORTEST,
+    Redact,
+    is_short,
+    redactor,
+    secret_parts,
+    secrets_in,
+)
+from requant.serving.deploy import needed_secrets
+from requant.store import Store
+from tasks.servers.access import credentials
 
 
-def resolve_secret(reference: str) -> str:
+def resolve_secret(reference: str) -> SecretStr:
     """Return the value behind `env:NAME` or `block:NAME`, a Prefect Secret block.
 
     Raises:
-        ConfigError: If there is none, or it is empty; the text names the reference, never a value.
+        ConfigError: If there is none, or it is empty, or so short that it could not be kept out of
+            texts; what it says names the reference, never a value.
         TransientError: If Prefect's server cannot be reached.
     """
     kind, _, name = reference.partition(":")
     if kind == "env":
-        value = os.environ.get(name)
-        if not value:
-            raise ConfigError(
-                f"secret {reference!r}: the environment has no {name}; set it where the worker runs"
-            )
-        return value
+        value = os.environ.get(name, "")
+        missing = f"the environment has no {name}, or an empty one"
+        way_out = "set it where the worker runs"
+    else:
+        value = _of_block(reference, name)
+        missing = f"the Secret block {name!r} is empty"
+        way_out = _made_by(name)
+    if not value.strip():
+        raise ConfigError(f"secret {reference!r}: {missing}; {way_out}")
+    if is_short(value):
+        raise ConfigError(
+            f"secret {reference!r}: has fewer than {SHORTEST} characters, which stand in other "
+            f"words by chance and could not be kept out of logs; take a longer one, and {way_out}"
+        )
+    return SecretStr(value)
+
+
+def _of_block(reference: str, name: str) -> str:
     from httpx import HTTPError
     from prefect.blocks.system import Secret
 
-    made_by = (
+    try:
+        value: Any = cast("Secret[Any]", Secret.load(name)).get()
+    except ValueError:
+        # Its text may hold what the block does.
+        raise ConfigError(
+            f"secret {reference!r}: Prefect has no Secret block {name!r}; {_made_by(name)}"
+        ) from None
+    except HTTPError as error:
+        raise TransientError(
+            f"secret {reference!r}: Prefect's server cannot be reached ({type(error).__name__})"
+        ) from None
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"secret {reference!r}: the Secret block {name!r} holds no text; {_made_by(name)}"
+        )
+    return value
+
+
+def _made_by(name: str) -> str:
+    return (
         f'make it with `python -c "from prefect.blocks.system import Secret; '
         f"Secret(value='...').save({name!r}, overwrite=True)\"`"
     )
-    try:
-        block = cast("Secret[str]", Secret.load(name))
-    except ValueError as error:
-        raise ConfigError(
-            f"secret {reference!r}: Prefect has no Secret block {name!r}; {made_by}"
-        ) from error
-    except HTTPError as error:
-        raise TransientError(
-            f"secret {reference!r}: Prefect's server cannot be reached: {error}"
-        ) from error
-    value = block.get()
-    if not value:
-        raise ConfigError(f"secret {reference!r}: the Secret block {name!r} is empty; {made_by}")
-    return value
+
+
+def known_secrets(config: Config) -> tuple[SecretStr, ...]:
+    """Return the secrets that MLflow, Prefect and the hub are reached with here.
+
+    They stand in the environment, in Prefect's settings, and of the servers that `requant up`
+    starts in the state folder.
+    """
+    from prefect.settings import get_current_settings
+
+    api = get_current_settings().api
+    found = [SecretStr(value) for value in secrets_in(os.environ)]
+    found += [value for value in (api.key, api.auth_string) if value is not None]
+    # One that cannot be used is told by who wants to.
+    with suppress(ConfigError):
+        found.append(SecretStr(credentials(Store(config.state.resolve()))))
+    return tuple(found)
+
+
+def redactor_of(config: Config) -> Redact:
+    """Return what hides the secrets a flow knows before it looks one up.
+
+    Those are `known_secrets`, and what `deploy.action` names in the environment; what is in
+    Prefect's blocks is known only to who looks it up.
+    """
+    found = list(known_secrets(config))
+    for reference in needed_secrets(config.deploy.action).values():
+        # One that is missing is told by the look before the night.
+        with suppress(RequantError):
+            if reference.startswith("env:"):
+                found.append(resolve_secret(reference))
+    return redactor(part for value in found for part in secret_parts(value.get_secret_value()))

@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
@@ -16,7 +17,9 @@ from requant.errors import ArtifactError
 from requant.execution.key import StageKey
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.perform import perform
-from requant.execution.stage import Metrics, Stage
+from requant.execution.stage import Metrics, Stage, StageContext
+from requant.machine.withheld import withheld
+from requant.redaction import Redact
 from requant.store import StageRecord, Store, read_record
 from tasks import tracking
 from tasks.caching import (
@@ -29,6 +32,7 @@ from tasks.caching import (
 from tasks.nightly.reporter import TaskReporter
 from tasks.nightly.waiting import telling_of_slots
 from tasks.retry import JITTER, MAX_DELAY_SECONDS, awaiting_server, may_retry
+from tasks.secrets import redactor_of
 
 ACCELERATOR = "accelerator"
 """Tag of the tasks that fill a GPU, by which Prefect limits how many run at once."""
@@ -155,8 +159,9 @@ def _execute(
     from requant.models.device import resolve_device
 
     run = tracking.open_stage(night.parent, stage.name)
+    redact = redactor_of(night.config)
     try:
-        with TaskReporter(stage.name, get_run_logger(), run) as reporter:
+        with withheld(redact), TaskReporter(stage.name, get_run_logger(), run) as reporter:
             record = perform(
                 night.store,
                 stage,
@@ -168,7 +173,7 @@ def _execute(
                 reporter=reporter,
                 force=stage.name in night.force and not _done_tonight(night, key),
                 labels={"pipeline": night.config.name, "mlflow_run_id": run.run_id},
-                execute=_launched(stage, night),
+                execute=_clean(_launched(stage, night, redact) or stage.execute, redact),
             )
     except Exception as error:
         # The frames hold the model: a retry needs its memory.
@@ -181,7 +186,17 @@ def _execute(
     return result_of(night.store, record)
 
 
-def _launched(stage: Stage, night: Night) -> Callable[..., Metrics] | None:
+def _clean(execute: Callable[..., Metrics], redact: Redact) -> Callable[..., Metrics]:
+    """Keep secrets out of what a stage raises, before the store notes why an attempt failed."""
+
+    def clean(section: Section, context: StageContext, **folders: Path) -> Metrics:
+        with withheld(redact):
+            return execute(section, context, **folders)
+
+    return clean
+
+
+def _launched(stage: Stage, night: Night, redact: Redact) -> Callable[..., Metrics] | None:
     """Return what executes a stage in its own process, or None where it runs in this one."""
     runtime = night.config.runtime
     if runtime.launcher == "inline":
@@ -192,5 +207,6 @@ def _launched(stage: Stage, night: Night) -> Callable[..., Metrics] | None:
         log=night.store.log_path(name),
         ranks=runtime.ranks if in_ranks else None,
         minutes=runtime.stage_minutes,
+        redact=redact,
     )
     return in_own_process(stage, launch)

@@ -11,6 +11,7 @@ from requant.config.section import Section
 from requant.execution.key import stage_key
 from requant.execution.past_nights import lost_datasets, past_of, past_use
 from requant.execution.progress import done_line
+from requant.machine.withheld import withheld
 from requant.report.headline import headline
 from requant.report.night import StageRow, StageState
 from requant.store import StageRecord, Store, touch_record
@@ -20,6 +21,7 @@ from tasks.nightly.pages import night_figures, night_verdict, publish_artifacts,
 from tasks.nightly.way_on import of_deployment
 from tasks.promote import Promotion, paired_of, promote, register, standing
 from tasks.retry import retrying
+from tasks.secrets import redactor_of
 from tasks.servers.listeners import outlook
 from tasks.stage_task import Night, StageTask, done_earlier, record_of, run_stage_task
 
@@ -29,6 +31,7 @@ class OpenNight:
 
     def __init__(self, night: Night) -> None:
         self._night = night
+        self._redact = redactor_of(night.config)
         self._rows: list[StageRow] = []
         self._promotion: Promotion | None = None
         self._notes: list[str] = []
@@ -125,7 +128,7 @@ class OpenNight:
             yield
         except BaseException as error:
             failed = isinstance(error, Exception)
-            said = str(error) or type(error).__name__
+            said = self._redact(str(error)) or type(error).__name__
             cause = said if failed else f"told to end ({said})"
             self._rows.append(StageRow(stage, "failed" if failed else "cancelled", error=cause))
             raise
@@ -171,6 +174,12 @@ def _lost_nights(store: Store, tonight: StageRecord, nights: int) -> list[str]:
 
 
 def _promote(night: Night, model: StageRecord, evaluation: StageRecord) -> Promotion:
+    # What it raises is the task's state in Prefect, before the flow has it.
+    with withheld(redactor_of(night.config)):
+        return _promoted(night, model, evaluation)
+
+
+def _promoted(night: Night, model: StageRecord, evaluation: StageRecord) -> Promotion:
     config = night.config
     version = retrying(config)(register, config, night.parent, model, evaluation)
     if not config.promote.auto:

@@ -11,18 +11,22 @@ from prefect import get_run_logger
 from prefect.context import FlowRunContext
 from prefect.runtime import flow_run
 
-from requant.config import Config, StageName
+from requant.config import STAGE_NAMES, Config, StageName
+from requant.config.loading import given_name
 from requant.errors import ConfigError, RequantError
+from requant.machine.withheld import withheld
 from requant.models.device import resolve_device
 from requant.store import Store, locked
 from requant.store.documents import seal_earlier
 from requant.store.locks import acquire, whose
+from requant.wording import shown
 from tasks import tracking
 from tasks.nightly.night import OpenNight
 from tasks.nightly.preflight import refuse_problems
 from tasks.nightly.reporter import keep_log_readable
 from tasks.nightly.way_on import way_on
 from tasks.retry import retrying
+from tasks.secrets import redactor_of
 from tasks.servers.folders import close_again, keep_private
 from tasks.stage_task import Night
 
@@ -35,11 +39,11 @@ class NightSkipped(RequantError):
 
 def night_name() -> str:
     """Name a flow run after its model line and the minute it starts first, in UTC."""
-    config = Config.model_validate(flow_run.parameters["config"])
+    name = given_name(flow_run.parameters["config"])
     # Prefect counts a run that was never told of its end as no run.
-    if re.fullmatch(rf"{re.escape(config.name)} [\d: -]+", str(flow_run.name)):
+    if re.fullmatch(rf"{re.escape(name)} [\d: -]+", str(flow_run.name)):
         return str(flow_run.name)
-    return f"{config.name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return f"{name} {datetime.now(UTC):%Y-%m-%d %H:%M}"
 
 
 @contextmanager
@@ -51,7 +55,14 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         ConfigError: If `force` names a stage that the configuration switches off, or there is no
             GPU although the configuration asks for one.
     """
+    with withheld(redactor_of(config)):
+        yield from _opened(config, force)
+
+
+def _opened(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     for stage in force:
+        if stage not in STAGE_NAMES:
+            raise ConfigError(f"force: {shown(stage)} is no stage; valid: {', '.join(STAGE_NAMES)}")
         if not config.runs(stage):
             raise ConfigError(f"force: {stage} is switched off by {stage}.enabled=false")
     if config.runtime.device == "cuda":
@@ -71,8 +82,7 @@ def night_of(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             config.tracking.experiment,
             flow_run_id=str(flow_run.id),
             name=str(flow_run.name),
-            # An address of a server may hold a password.
-            params=config.model_dump(mode="json", exclude={"tracking"}),
+            params=config.open_fields(),
             pages=config.tracking.pages,
         )
         retrying(config)(tracking.end_orphans, parent, config.name, store.root)

@@ -1,18 +1,21 @@
 """The look before the night, with what only this side knows: secrets and the tracking server."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from requant.config import Config
-from requant.config.operations import CommandAction, PostAction
 from requant.errors import RequantError, is_transient
 from requant.preflight import Problem, find_problems, refuse
-from tasks.secrets import resolve_secret
+from requant.serving.deploy import check_secret, needed_secrets
+from tasks.secrets import redactor_of, resolve_secret
 from tasks.tracking.connection import probe
 
 
 def problems_of(config: Config) -> list[Problem]:
     """List everything that is wrong before the first stage."""
-    return find_problems(config, more=(tracking_problems, secret_problems))
+    redact = redactor_of(config)
+    problems = find_problems(config, more=(tracking_problems, secret_problems))
+    return [replace(problem, text=redact(problem.text)) for problem in problems]
 
 
 def refuse_problems(config: Config) -> None:
@@ -38,16 +41,11 @@ def secret_problems(config: Config) -> Iterator[Problem]:
     begins.
     """
     action = config.deploy.action
-    references: list[str] = []
-    if isinstance(action, CommandAction):
-        references = list(action.secrets.values())
-    elif isinstance(action, PostAction) and action.token:
-        references = [action.token]
-    for reference in references:
+    for name, reference in needed_secrets(action).items():
         if reference.startswith("block:") and not _reaches_server():
             continue
         try:
-            resolve_secret(reference)
+            check_secret(action, name, resolve_secret(reference).get_secret_value())
         except RequantError as error:
             yield Problem("deploy.action", str(error), may_pass=is_transient(error))
 

@@ -1,9 +1,14 @@
 """A stage of one word, to watch Prefect's caching, retries and locks without a model."""
 
+import base64
+import errno
 import inspect
+import logging
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from prefect import flow
 
@@ -25,6 +30,7 @@ class Word(Section):
     """What the stage does: its text is `<verb>` or `<verb>-<count>`."""
 
     text: str
+    enabled: bool = True
 
 
 def execute(section: Word, context: StageContext) -> Metrics:
@@ -36,6 +42,8 @@ def execute(section: Word, context: StageContext) -> Metrics:
         raise TransientError("the server is away")
     if verb == "oserror" and len(tries.read_text()) <= int(count):
         raise ConnectionResetError("peer")
+    if verb == "leak":
+        leak(count)
     if verb == "terminal":
         raise TerminalError("this can never work")
     while verb == "held" and not (tries.parent / "go").exists():
@@ -43,6 +51,25 @@ def execute(section: Word, context: StageContext) -> Metrics:
     said = "\n".join(_files_passed()) if verb == "stack" else section.text
     (context.out / "word.txt").write_text(said)
     return {"letters": float(len(section.text))}
+
+
+def leak(kind: str) -> None:
+    """Say a secret of the environment in the ways libraries do, and fail."""
+    token = os.environ["HF_TOKEN"]
+    encoded = base64.b64encode(f"user:{token}".encode()).decode()
+    if kind == "printed":
+        print(f"marker-in-the-log {token} {encoded}", flush=True)
+    logging.getLogger("prefect.flow_runs").warning("marker-in-the-log %s", [token, encoded])
+    try:
+        raise ValueError(f"401 for Authorization: Basic {encoded}")
+    except ValueError as error:
+        if kind == "cause":
+            raise TerminalError("the hub said no") from error
+    raise (
+        OSError(errno.EIO, f"marker-in-the-error {token!r}")
+        if kind == "io"
+        else RuntimeError(f"marker-in-the-error {token.encode().hex()}")
+    )
 
 
 def _files_passed() -> list[str]:
@@ -54,7 +81,8 @@ def _files_passed() -> list[str]:
 
 
 # The task reads its section from the configuration by the stage's name, so it borrows one.
-WORD = stage_task(Stage("evaluate", 1, "evaluation", (), execute))
+STAGE = Stage("evaluate", 1, "evaluation", (), execute)
+WORD = stage_task(STAGE)
 
 
 def tries(state: Path, text: str) -> int:
@@ -62,13 +90,13 @@ def tries(state: Path, text: str) -> int:
     return len(path.read_text()) if path.exists() else 0
 
 
-def word_config(state: Path, text: str) -> Config:
-    return micro_config(state).model_copy(update={"evaluate": Word(text=text)})
+def word_config(state: Path, text: str, **sections: Any) -> Config:
+    return micro_config(state, **sections).model_copy(update={"evaluate": Word(text=text)})
 
 
-def open_night(state: Path, text: str, force: bool = False) -> Night:
+def open_night(state: Path, text: str, force: bool = False, **sections: Any) -> Night:
     """Open a night of the one stage, in the current flow run."""
-    config = word_config(state, text)
+    config = word_config(state, text, **sections)
     store = Store(state)
     uri = tracking.prepare_database(None, store.root)
     parent = tracking.open_parent(uri, "words", flow_run_id=text, name=text, params={})
@@ -85,10 +113,16 @@ def say(state: str, text: str, force: bool = False) -> str:
 
 
 @flow
-def take(state: str, text: str) -> None:
-    """Run the one stage as a night takes it from the walk of its chain."""
-    night = open_night(Path(state), text)
-    OpenNight(night).take(WORD, night.config.evaluate, {})
+def take(state: str, text: str, launcher: str = "inline") -> None:
+    """Run the one stage as a night takes it from the walk of its chain, and close the night."""
+    runtime = {"device": "cpu", "retries": 0, "launcher": launcher}
+    night = open_night(Path(state), text, runtime=runtime)
+    opened = OpenNight(night)
+    try:
+        opened.take(WORD, night.config.evaluate, {})
+    except Exception:
+        opened.close("FAILED")
+        raise
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
     ("fields", "text"),
     [
         ({"train_adapter__rank": 0}, "train_adapter.rank: got 0. Input should be greater than or"),
-        ({"train_adapter__rnak": 8}, r"train_adapter.rnak: unknown field .* did you mean 'rank'\?"),
+        ({"train_adapter__rnak": 8}, r"train_adapter.rnak: unknown field; did you mean 'rank'\?"),
         ({"quantize_base__method": "nf5"}, "got 'nf5'. Input should be 'nf4', 'int8' or 'gptq'"),
         ({"quantize_base__method": "int8"}, "'dora' cannot train on quantize_base.method='int8'"),
         ({"quantize_base__method": "gptq"}, "'dora' cannot train on quantize_base.method='gptq'"),
@@ -134,15 +134,7 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ({"prepare_base__source": {"kind": "folder"}}, "prepare_base.source.path: missing"),
         (
             {"deploy__action": {"kind": "post", "url": "http://x", "folder": "y"}},
-            r"deploy.action: folder: of kind copy, and kind is 'post'; valid: kind, seconds",
-        ),
-        (
-            {"deploy__action": {"kind": "post", "url": "http://me:pw@x"}},
-            r"deploy.action.url: got 'http://\*\*\*@x'",
-        ),
-        (
-            {"tracking": {"uri": "https://me:pw@mlflow"}},
-            r"tracking.uri: got 'https://\*\*\*@mlflow'. holds a user or a password",
+            r"deploy.action: folder: of kind copy, and kind is 'post'; valid: kind, plain_http",
         ),
         ({"runtime__ranks": 2}, "ranks=2 with launcher='inline': only accelerate starts ranks"),
         ({"runtime__stage_minutes": 5}, "only a stage in its own process can be stopped"),
@@ -195,7 +187,7 @@ def test_a_home_is_written_out_in_every_path() -> None:
     ("override", "text"),
     [
         ("train_adapter.rank", "expected section.field=value"),
-        ("seed.x=1", r"no field 'x' inside 0"),
+        ("seed.x=1", "--set seed.x: there is no field x inside a number"),
         ("train_adapter.rank=[", "the value is not YAML"),
         ("nothing.at=1", "nothing: unknown field"),
     ],

@@ -5,10 +5,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from requant.config.operations import CommandAction, CopyAction, PostAction
 from requant.errors import ContractError, TransientError
-from requant.serving.deploy import LOCK, Release, act, still_there
+from requant.serving.deploy import LOCK, act, still_there
+from requant.serving.program import TAIL_CHARACTERS
+from requant.serving.release import Release
 from requant.store import Store, locked, publish
 
 HOSTILE = "tiny; touch $(hacked) `hacked` && hacked"
@@ -22,7 +25,7 @@ def release(store: Store, content: str) -> tuple[Release, Path]:
     return Release("tiny", 1, ref.digest, ref.uri, {"acc": 0.5}), store.object_path(ref.digest)
 
 
-def no_secret(reference: str) -> str:
+def no_secret(reference: str) -> SecretStr:
     raise AssertionError(f"nobody needs {reference}")
 
 
@@ -68,7 +71,7 @@ def test_a_harmed_copy_is_made_again(store: Store, tmp_path: Path) -> None:
     item, folder = release(store, "first")
     act(action, item, folder, no_secret)
     assert still_there(action, item)
-    assert still_there(PostAction(kind="post", url="http://x"), item)
+    assert still_there(PostAction(kind="post", url="https://x"), item)
     other, _ = release(store, "second")
     assert not still_there(action, other)
     copy = tmp_path / "served" / item.digest / "model.safetensors"
@@ -117,16 +120,18 @@ def test_a_secret_in_the_output_is_not_repeated(store: Store) -> None:
         action = CommandAction(kind="command", argv=argv, secrets={"TOKEN": "env:T"})
         if status:
             with pytest.raises(TransientError, match=r"status 3:\ntoken \*\*\*"):
-                act(action, item, folder, lambda reference: "s3cret")
+                act(action, item, folder, lambda reference: SecretStr("s3cret-enough"))
         else:
-            assert "token ***" in act(action, item, folder, lambda reference: "s3cret")
+            assert "token ***" in act(
+                action, item, folder, lambda reference: SecretStr("s3cret-enough")
+            )
 
 
 @pytest.mark.parametrize(
     ("argv", "seconds", "kind", "text"),
     [
         (("/no/such/program",), 5.0, ContractError, "'/no/such/program' is no program"),
-        (("sleep", "30"), 0.2, TransientError, "'sleep' took longer than 0.2 s"),
+        (("sleep", "30"), 0.2, TransientError, "'sleep' took longer than 0.2 s and was ended with"),
     ],
 )
 def test_a_program_that_cannot_work_is_named(
@@ -143,3 +148,42 @@ def test_a_server_that_is_away_is_worth_a_retry(store: Store) -> None:
     action = PostAction(kind="post", url="http://127.0.0.1:9/", seconds=2)
     with pytest.raises(TransientError, match=r"deploy.action.url: http://127.0.0.1:9/ does not"):
         act(action, item, folder, no_secret)
+
+
+def test_a_program_gets_the_secrets_it_names_and_no_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of-mlflow-alone")
+    monkeypatch.setenv("HF_TOKEN", "of-the-hub-alone")
+    monkeypatch.setenv("PLAIN", "of-anybody")
+    item, folder = release(store, "first")
+    names = {"HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PLAIN"}
+    code = f"import os; print(sorted({names} & {{*os.environ}}))"
+    argv = (sys.executable, "-c", code)
+    action = CommandAction(kind="command", argv=argv, secrets={"HF_TOKEN": "env:HF_TOKEN"})
+    said = act(action, item, folder, lambda reference: SecretStr("of-the-hub-alone"))
+    assert "ended well: ['HF_TOKEN', 'PLAIN']" in said
+
+
+def test_what_a_program_says_is_hidden_before_it_is_cut(store: Store) -> None:
+    secret = "0123456789abcdef" * 4
+    item, folder = release(store, "first")
+    # One over the edge of what is shown, one over the edge of what is kept.
+    code = (
+        "import os, sys; token = os.environ['T']; "
+        "print(token + 'x' * ({shown} - 32)) if {shown} else print((token + chr(10)) * 9000)"
+    )
+    for shown in (TAIL_CHARACTERS, 0):
+        argv = (sys.executable, "-c", code.format(shown=shown))
+        action = CommandAction(kind="command", argv=argv, secrets={"T": "env:T"})
+        said = act(action, item, folder, lambda reference: SecretStr(secret))
+        assert not any(secret[i : i + 4] in said for i in range(16))
+        assert "***" in said
+    assert "characters before this are left out" in said
+
+
+def test_other_secrets_of_the_process_are_hidden_too(store: Store) -> None:
+    item, folder = release(store, "first")
+    action = CommandAction(kind="command", argv=("echo", "as of-mlflow-alone"))
+    said = act(action, item, folder, no_secret, [SecretStr("me:of-mlflow-alone")])
+    assert said == "echo ended well: as ***"

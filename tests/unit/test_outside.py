@@ -54,7 +54,10 @@ def test_json_within_its_bounds_is_what_it_says(value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("a: &x [1]\nb: *x", "line 2, column 4: *x repeats another part; write it out"),
+        (
+            "a: &x [1]\nb: *x",
+            "line 2, column 4: an alias (*name) repeats another part; write",
+        ),
         ("[" * 1000, "levels of lists and mappings"),
         ("a: 1\n\nb: 2\na: 3", "line 4, column 1: 'a' is given twice; keep one"),
         ("? [1]\n: 2", "a list or mapping cannot be a name"),

@@ -29,12 +29,18 @@ DEFAULT_STATE = Path(".requant")
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Turn errors raised on purpose into one message and exit status 2, without a traceback."""
+    """Turn errors raised on purpose into one message and exit status 2, without a traceback.
+
+    None shows a secret of the environment, and what is logged meanwhile does not either.
+    """
     from requant.errors import RequantError, is_transient
+    from requant.machine.withheld import withheld
+    from requant.redaction import redactor, secrets_in
     from requant.wording import bounded
 
     try:
-        yield
+        with withheld(redactor(secrets_in(os.environ))):
+            yield
     except (RequantError, LookupError) as error:
         if isinstance(error, (KeyError, IndexError)):
             raise

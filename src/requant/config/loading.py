@@ -9,9 +9,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from requant.config import Config
+from requant.config.section import MAY_HOLD_SECRET, has_mark
 from requant.errors import ArtifactError, ConfigError
 from requant.outside.files import read_plain
 from requant.outside.yaml_text import MAX_CHARACTERS, MalformedYaml, parse_yaml
+from requant.wording import shown
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -33,7 +35,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     try:
         document = parse_yaml(text)
     except MalformedYaml as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+        # What it came from shows the line, which may hold a secret.
+        raise ConfigError(f"{path}: not YAML: {error}") from None
     if not isinstance(document, dict):
         held = "nothing" if document is None else type(document).__name__
         raise ConfigError(f"{path}: holds {held}, expected a mapping of sections")
@@ -56,26 +59,47 @@ def parse_config(document: Mapping[str, Any], origin: str) -> Config:
     except ValidationError as error:
         lines = dict.fromkeys(_explain(problem, document) for problem in error.errors())
         problems = "\n".join(f"  {line}" for line in lines)
-        raise ConfigError(f"{origin}: the configuration cannot work:\n{problems}") from error
+        # Pydantic's own text holds the names, which may be no names.
+        raise ConfigError(f"{origin}: the configuration cannot work:\n{problems}") from None
+
+
+def given_config(given: Config | Mapping[str, Any]) -> Config:
+    """Return the configuration a flow was given: by a command as it is, by a server as JSON.
+
+    Prefect's own check would log everything it was given, secrets included.
+
+    Raises:
+        ConfigError: As `parse_config`.
+    """
+    return given if isinstance(given, Config) else parse_config(given, "the parameter config")
+
+
+def given_name(given: Config | Mapping[str, Any]) -> str:
+    """Return the name in what a flow was given, also where the rest of it cannot work."""
+    if isinstance(given, Config):
+        return given.name
+    name = given.get("name") if isinstance(given, Mapping) else None
+    return _name(name) if isinstance(name, str) else "(no name)"
 
 
 def apply_override(document: Mapping[str, Any], override: str) -> dict[str, Any]:
     """Return `document` with one `section.field=value` applied.
 
     Raises:
-        ConfigError: Where the item has no `=`, no field, or passes through a value.
+        ConfigError: Where the item has no `=`, no field, or passes through a value; its text holds
+            no value, which may be a secret.
     """
     field, separator, text = override.partition("=")
     keys = field.split(".")
     if not separator or not all(keys):
         raise ConfigError(
-            f"--set {override!r}: expected section.field=value, e.g. train_adapter.rank=8"
+            f"--set {_name(field)}: expected section.field=value, e.g. train_adapter.rank=8"
         )
     try:
         value = parse_yaml(text)
     except MalformedYaml as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
-    return _assign(document, keys, value, override)
+        raise ConfigError(f"--set {_name(field)}: the value is not YAML: {error}") from None
+    return _assign(document, keys, value, f"--set {_name(field)}")
 
 
 def json_schema() -> dict[str, Any]:
@@ -83,43 +107,57 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
 
 
-def _assign(document: Any, keys: list[str], value: Any, override: str) -> dict[str, Any]:
+def _assign(document: Any, keys: list[str], value: Any, what: str) -> dict[str, Any]:
     if not isinstance(document, Mapping):
-        raise ConfigError(f"--set {override!r}: there is no field {keys[0]!r} inside {document!r}")
+        raise ConfigError(
+            f"{what}: there is no field {_name(keys[0])} inside {_kind_of_value(document)}"
+        )
     head, *rest = keys
     if not rest:
         return {**document, head: value}
     inner = document.get(head)
-    return {**document, head: _assign({} if inner is None else inner, rest, value, override)}
+    return {**document, head: _assign({} if inner is None else inner, rest, value, what)}
+
+
+def _kind_of_value(value: Any) -> str:
+    kinds = {str: "a text", list: "a list", bool: "true or false", int: "a number"}
+    return kinds.get(type(value), "a value")
+
+
+def _name(part: Any) -> str:
+    """Write the name of a field; what can be none is not shown: a line may have lost its colon."""
+    text = str(part)
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}|[0-9]{1,9}", text):
+        return text
+    return f"(a name of {len(text)} characters)"
 
 
 def _explain(problem: Any, document: Mapping[str, Any]) -> str:
-    location, models, kinds = _located(problem["loc"])
-    field = ".".join(str(part) for part in location)
+    location, models, kinds, secret = _located(problem["loc"])
+    field = ".".join(map(_name, location))
     if problem["type"] == "extra_forbidden":
         owners = [str(_kind(model)) for model in kinds if location[-1] in model.model_fields]
         if owners:
             return _of_other_kind(location[:-1], owners, models[0], document)
-        return f"{field}: {_unknown(str(location[-1]), problem['input'], models)}"
+        return f"{field}: {_unknown(str(location[-1]), models)}"
     if problem["type"] == "missing":
         return f"{field}: missing; it has no default, see configs/tiny.yaml"
     message = str(problem["msg"]).removeprefix("Value error, ")
+    if not field or isinstance(problem["input"], (dict, BaseModel)):
+        return f"{field}: {message}".removeprefix(": ")
+    if secret:
+        return f"{field}: {message} (the value is not shown: it may hold a secret)"
     if problem["type"] == "tuple_type":
         message = f"Expected a list, such as [{problem['input']}]"
-    if not field:
-        return message
-    if isinstance(problem["input"], (dict, BaseModel)):
-        return f"{field}: {message}"
-    # An address may hold a password.
-    given = re.sub(r"//[^/@]*@", "//***@", repr(problem["input"]))
-    return f"{field}: got {given}. {message}"
+    return f"{field}: got {shown(problem['input'])}. {message}"
 
 
-def _unknown(name: str, value: Any, models: list[type[BaseModel]]) -> str:
+def _unknown(name: str, models: list[type[BaseModel]]) -> str:
+    # Its value is not shown: nobody knows what it holds.
     valid = _field_names(models)
     near = difflib.get_close_matches(name, valid, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown field (value {value!r}){hint} valid: {', '.join(valid)}"
+    return f"unknown field{hint} valid: {', '.join(valid)}"
 
 
 def _of_other_kind(
@@ -130,7 +168,7 @@ def _of_other_kind(
     given: Any = document
     for part in location:
         given = given[part]
-    foreign = ", ".join(name for name in given if name not in chosen.model_fields)
+    foreign = ", ".join(_name(name) for name in given if name not in chosen.model_fields)
     needed = "".join(
         f", {name}: ..."
         for name, info in chosen.model_fields.items()
@@ -145,13 +183,15 @@ def _of_other_kind(
 
 def _located(
     location: Iterable[Any],
-) -> tuple[list[Any], list[type[BaseModel]], list[type[BaseModel]]]:
+) -> tuple[list[Any], list[type[BaseModel]], list[type[BaseModel]], bool]:
     """Follow pydantic's location through the configuration.
 
     Returns:
         The fields, without what is not in the file: the `kind` by which pydantic names the branch
-        of a union; the sections the last field is looked for in; those of the other kinds.
+        of a union; the sections the last field is looked for in; those of the other kinds; whether
+        a field on the way, or one below the last, may hold a secret.
     """
+    secret = False
     fields: list[Any] = []
     models: list[type[BaseModel]] = [Config]
     holders, others = models, list[type[BaseModel]]()
@@ -163,9 +203,23 @@ def _located(
             chosen = True
             continue
         fields.append(part)
+        secret |= any(_is_secret(model, part) for model in models)
         holders, others = models, others if chosen else []
         models, chosen = _below(models, part), False
-    return fields, holders, others
+    return fields, holders, others, secret
+
+
+def _is_secret(model: type[BaseModel], name: Any) -> bool:
+    """Tell whether a field may hold a secret, or one below it: a text may stand for a section."""
+    info = model.model_fields.get(name)
+    return info is not None and (
+        has_mark(info, MAY_HOLD_SECRET)
+        or any(
+            _is_secret(inner, below)
+            for inner in _models_in(info.annotation)
+            for below in inner.model_fields
+        )
+    )
 
 
 def _kind(model: type[BaseModel]) -> str | None:

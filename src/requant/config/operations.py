@@ -1,10 +1,12 @@
 """The sections that say where a night runs and what becomes of its model. None is in any key."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from requant.config.section import LocalPath, Positive, Relative, Section
+from requant.config.addresses import PLAIN_ADDRESS, host_of, http_fault, sent_openly
+from requant.config.section import MAY_HOLD_SECRET, LocalPath, Positive, Relative, Section
 
 
 class Promote(Section):
@@ -21,7 +23,26 @@ class Promote(Section):
     )
 
 
-SecretReference = Annotated[str, Field(pattern=r"^(env|block):[A-Za-z0-9_-]+$")]
+REFERENCE = r"^(env|block):[A-Za-z0-9_-]+$"
+
+
+def is_reference(value: str) -> bool:
+    """Tell whether a value names a secret: `env:NAME`, or `block:NAME`, a Prefect Secret block."""
+    return re.fullmatch(REFERENCE[1:-1], value) is not None
+
+
+def _checked_reference(value: str) -> str:
+    if not is_reference(value):
+        raise ValueError(
+            "expected env:NAME, of the environment where the worker runs, or block:NAME, of a "
+            "Prefect Secret block; the secret itself stands in no configuration"
+        )
+    return value
+
+
+SecretReference = Annotated[
+    str, AfterValidator(_checked_reference), Field(json_schema_extra={"pattern": REFERENCE})
+]
 """`env:NAME` of the environment, or `block:NAME`, a Prefect Secret block."""
 
 
@@ -33,21 +54,89 @@ class CopyAction(Section):
 
 
 class CommandAction(Section):
-    """Run a program; it finds REQUANT_FOLDER, _MODEL, _VERSION and _DIGEST in its environment."""
+    """Run a program; it finds REQUANT_FOLDER, _MODEL, _VERSION and _DIGEST in its environment.
+
+    That is the worker's, without the secrets of MLflow, Prefect and the hub. What it leaves running
+    stays if it ends well, and ends with it if it fails or takes too long.
+    """
 
     kind: Literal["command"]
-    argv: tuple[str, ...] = Field(min_length=1, description="program and arguments; no shell")
-    secrets: dict[str, SecretReference] = Field({}, description="environment variable -> secret")
-    seconds: Relative = Field(600.0, description="it may take")
+    argv: tuple[str, ...] = Field(
+        min_length=1,
+        description="program and arguments; no shell",
+        json_schema_extra=MAY_HOLD_SECRET,
+    )
+    secrets: dict[str, SecretReference] = Field(
+        {}, description="environment variable -> secret", json_schema_extra=MAY_HOLD_SECRET
+    )
+    seconds: Relative = Field(600.0, description="it may take, with all it starts")
+
+    @field_validator("argv")
+    @classmethod
+    def _has_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value[0].strip() or any("\0" in word for word in value):
+            raise ValueError("expected a program first, and no NUL character")
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _names_variables(cls, value: dict[str, str]) -> dict[str, str]:
+        if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in value):
+            raise ValueError(
+                "expected names of environment variables: letters, digits and _, no digit first"
+            )
+        return value
 
 
 class PostAction(Section):
-    """Send model, version, digest, uri and scores as JSON to a server."""
+    """Send model, version, digest, uri and scores as JSON to a server; redirects are errors."""
 
     kind: Literal["post"]
-    url: str = Field(pattern=r"^https?://[^@]+$", description="no user or password in it")
-    token: SecretReference | None = Field(None, description="sent as a bearer token")
+    url: str = Field(
+        description="https; http to this machine only; env:NAME or block:NAME where its path or "
+        "query is a secret",
+        json_schema_extra=MAY_HOLD_SECRET
+        | {"pattern": r"^(https?://[^\s@?#\\]+|(env|block):[A-Za-z0-9_-]+)$"},
+    )
+    plain_http_host: str | None = Field(
+        None,
+        description="host that url may name with http://, where who listens may read what is sent",
+        json_schema_extra=MAY_HOLD_SECRET,
+    )
+    token: SecretReference | None = Field(
+        None,
+        description="sent as a bearer token, over https or to this machine",
+        json_schema_extra=MAY_HOLD_SECRET,
+    )
     seconds: Relative = Field(30.0, description="it may take")
+
+    @field_validator("url")
+    @classmethod
+    def _holds_no_secret(cls, value: str) -> str:
+        fault = None if is_reference(value) else http_fault(value)
+        if fault is not None:
+            raise ValueError(
+                f"{fault}; give https://HOST/PATH, and a secret as token: env:NAME. An address "
+                "that is itself a secret goes into the environment or a Secret block: url: env:NAME"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _sends_nothing_openly(self) -> "PostAction":
+        if is_reference(self.url) or not sent_openly(self.url):
+            return self
+        host = host_of(self.url)
+        if self.token is not None:
+            raise ValueError(
+                "url: http:// with token: whoever listens on the way would have the token; give "
+                "https://, or send no token"
+            )
+        if self.plain_http_host is None or self.plain_http_host.lower() != host:
+            raise ValueError(
+                "url: http:// to another machine; give https://, or plain_http_host: the host of "
+                "url, if everybody on the way may read and change what is sent"
+            )
+        return self
 
 
 class Deploy(Section):
@@ -103,21 +192,40 @@ class Tracking(Section):
     """Where MLflow keeps its records."""
 
     uri: str | None = Field(
-        None, description="http(s)://, sqlite:///; null: sqlite in the state folder"
+        None,
+        description="http(s)://, sqlite:///; null: sqlite in the state folder",
+        json_schema_extra=MAY_HOLD_SECRET | {"pattern": r"^([^@?#]*|sqlite:///[^?]*)$"},
     )
     pages: str | None = Field(
         None,
-        pattern=r"^https?://[^@]+$",
         description="address of a server that shows what a database in uri holds, for links",
+        json_schema_extra=MAY_HOLD_SECRET | {"pattern": PLAIN_ADDRESS},
     )
     experiment: str = Field("requant", min_length=1, description="MLflow experiment name")
 
     @field_validator("uri")
     @classmethod
-    def _holds_no_password(cls, value: str | None) -> str | None:
-        if value is not None and "@" in value:
+    def _uri_holds_no_secret(cls, value: str | None) -> str | None:
+        if value is None or (value.startswith("sqlite:///") and "?" not in value):
+            return value
+        if value.startswith(("http://", "https://")):
+            fault = http_fault(value)
+        else:
+            # Which kinds there are the one who opens it says; any may hold a password.
+            fault = "holds a user, a password or a query" if re.search("[@?#]", value) else None
+        if fault is not None:
             raise ValueError(
-                "holds a user or a password, and Prefect keeps every parameter of a run; set "
-                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where the worker runs"
+                f"{fault}, and Prefect keeps every parameter of a run; give the bare address, and "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+                "MLFLOW_TRACKING_TOKEN, where the worker runs"
+            )
+        return value
+
+    @field_validator("pages")
+    @classmethod
+    def _pages_hold_no_secret(cls, value: str | None) -> str | None:
+        if value is not None and (fault := http_fault(value)):
+            raise ValueError(
+                f"{fault}; it is put into pages that others read: give the bare address"
             )
         return value

@@ -8,29 +8,46 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
+
+MAY_HOLD_SECRET: dict[str, Any] = {"may_hold_secret": True}
+"""Marks a field into which somebody may write a password: no error shows what it holds, and MLflow
+gets no copy."""
 
 
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys, NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # Pydantic would put what it was given into the text of its errors, which others print.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     def key_fields(self) -> dict[str, Any]:
         """Return the part of this section that decides the bytes of the stage's artifact."""
-        return _key_fields(self)
+        return _fields_without(self, NOT_IN_KEY)
+
+    def open_fields(self) -> dict[str, Any]:
+        """Return this section without the fields that may hold a secret."""
+        return _fields_without(self, MAY_HOLD_SECRET)
 
 
-def _key_fields(section: BaseModel) -> dict[str, Any]:
+def has_mark(info: FieldInfo, mark: dict[str, Any]) -> bool:
+    """Tell whether a field was declared with `NOT_IN_KEY` or `MAY_HOLD_SECRET`."""
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and mark.items() <= extra.items()
+
+
+def _fields_without(section: BaseModel, mark: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
-        extra = info.json_schema_extra
-        if isinstance(extra, dict) and extra.get("not_in_key"):
+        if has_mark(info, mark):
             continue
         value = getattr(section, name)
         fields[name] = (
-            _key_fields(value)
+            _fields_without(value, mark)
             if isinstance(value, BaseModel)
             else section.model_dump(mode="json", include={name})[name]
         )

@@ -53,6 +53,8 @@ class Launch:
     """Processes that train side by side, through accelerate; None starts one without it."""
     minutes: float | None = None
     """Wall time it may take."""
+    redact: Callable[[str], str] = str
+    """Hides secrets in a line it prints."""
 
 
 def in_own_process(stage: Stage, launch: Launch) -> Callable[..., Metrics]:
@@ -164,7 +166,8 @@ class _Conversation:
             f"of {self._launch.log}:\n{tail}"
         )
 
-    def _print(self, line: str) -> None:
+    def _print(self, printed: str) -> None:
+        line = self._launch.redact(printed)
         self._lines = [*self._lines[-TAIL_LINES:], line]
         self._log.write(f"{line}\n".encode())
         self._log.flush()

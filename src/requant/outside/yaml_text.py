@@ -1,5 +1,6 @@
 """YAML that somebody else wrote, parsed within bounds."""
 
+import re
 from typing import Any
 
 import yaml
@@ -12,6 +13,9 @@ MAX_SCALAR = 10_000
 MAX_DEPTH = 32
 """Lists and mappings inside one another; PyYAML calls itself for each."""
 
+_QUOTED = re.compile(r"'(?!<)[^']{2,}'|\"[^\"]{2,}\"")
+"""What PyYAML quotes of a text, besides a single letter and the kind of a token."""
+
 
 class MalformedYaml(ValueError):
     """A text is not YAML, or more than is read of it; the text says what and where."""
@@ -23,7 +27,9 @@ def parse_yaml(text: str) -> Any:
     An alias says a part again: nine of nine are a billion entries in a file of one screen.
 
     Raises:
-        MalformedYaml: In one line, with line and column where there are any.
+        MalformedYaml: In one line, with line and column where there are any, and without values: a
+            configuration may hold a secret, which YAML takes for an alias or a tag where it begins
+            with * or !.
     """
     if len(text) > MAX_CHARACTERS:
         raise MalformedYaml(f"has {len(text)} characters, at most {MAX_CHARACTERS} are read")
@@ -34,17 +40,20 @@ def parse_yaml(text: str) -> Any:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         context = f" ({error.context})" if error.context else ""
-        raise MalformedYaml(printable(f"{where}{error.problem}{context}")) from error
+        said = f"{error.problem}{context}"
+        cause = said if isinstance(error, _Refusal) else _QUOTED.sub("'...'", said)
+        raise MalformedYaml(printable(f"{where}{cause}")) from None
     # A date of month 13, a number of ten thousand digits, a letter YAML has not: each its own.
     except (yaml.YAMLError, ValueError, ArithmeticError, TypeError) as error:
-        raise MalformedYaml(printable(" ".join(str(error).split()))) from error
+        said = _QUOTED.sub("'...'", " ".join(str(error).split()))
+        raise MalformedYaml(printable(said)) from None
 
 
 def _check_events(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise _refused(event, f"*{event.anchor} repeats another part; write it out")
+            raise _refused(event, "an alias (*name) repeats another part; write it out")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
             size = len(event.value)
             raise _refused(event, f"a value of {size} characters; at most {MAX_SCALAR} are read")
@@ -56,8 +65,12 @@ def _check_events(text: str) -> None:
             depth -= 1
 
 
-def _refused(place: Any, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
+class _Refusal(yaml.MarkedYAMLError):
+    """What PyYAML would take and this module does not."""
+
+
+def _refused(place: Any, problem: str) -> _Refusal:
+    return _Refusal(problem=problem, problem_mark=place.start_mark)
 
 
 class _UniqueKeys(yaml.SafeLoader):

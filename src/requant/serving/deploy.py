@@ -1,35 +1,29 @@
 """Bring a verified model to where it serves: load it cold, let it answer, then act."""
 
-import os
 import shutil
-import subprocess
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from requant.config.operations import CommandAction, CopyAction, PostAction
-from requant.errors import ContractError, TransientError
+from pydantic import SecretStr
+
+from requant.config.addresses import http_fault, sent_openly
+from requant.config.operations import CommandAction, CopyAction, PostAction, is_reference
+from requant.errors import ConfigError, ContractError, TransientError
+from requant.machine.withheld import withheld
+from requant.redaction import redactor, secret_parts
+from requant.serving.post import post_release
+from requant.serving.program import run_command
+from requant.serving.release import Release
 from requant.store import ArtifactRef, Store, describe, locked, materialise, verify
 
-TAIL_CHARACTERS = 2000
 CURRENT = "current"
 LOCK = ".deploy.lock"
 """In the folder that models are copied to."""
 
-Secret = Callable[[str], str]
+Action = CopyAction | CommandAction | PostAction | None
+Secret = Callable[[str], SecretStr]
 """Reference (`env:NAME`, `block:NAME`) to its value."""
-
-
-@dataclass(frozen=True)
-class Release:
-    """A version that is to serve."""
-
-    model: str
-    version: int
-    digest: str
-    uri: str
-    scores: Mapping[str, float]
 
 
 def check_release(store: Store, ref: ArtifactRef, prompt: str, tokens: int, device: str) -> str:
@@ -82,25 +76,89 @@ def answer(folder: Path, prompt: str, tokens: int, device: str) -> str:
     return str(tokenizer.decode(new, skip_special_tokens=True))
 
 
-def act(
-    action: CopyAction | CommandAction | PostAction | None,
-    release: Release,
-    folder: Path,
-    secret: Secret,
-) -> str:
-    """Do what the configuration says with a model that was checked; return what was done."""
+def needed_secrets(action: Action) -> dict[str, str]:
+    """Return the references of the secrets an action needs, by field or environment variable."""
     match action:
-        case None:
-            return "was checked; deploy.action is null"
-        case CopyAction():
-            return copy_release(action, release, folder)
         case CommandAction():
-            return command_release(action, release, folder, secret)
+            return dict(action.secrets)
         case PostAction():
-            return post_release(action, release, secret)
+            fields = {"token": action.token, "url": action.url if is_reference(action.url) else ""}
+            return {name: reference for name, reference in fields.items() if reference}
+    return {}
 
 
-def still_there(action: CopyAction | CommandAction | PostAction | None, release: Release) -> bool:
+def check_secret(action: Action, name: str, value: str) -> None:
+    """Refuse a secret that cannot be what its field needs.
+
+    Args:
+        action: That needs it.
+        name: Field or environment variable, as `needed_secrets` names it.
+        value: Of the secret.
+
+    Raises:
+        ConfigError: Naming field and reference, never the value.
+    """
+    if not isinstance(action, PostAction) or name != "url":
+        return
+    fault = http_fault(value.strip(), query=True)
+    if fault is None and sent_openly(value.strip()):
+        fault = (
+            "is http:// to another machine, and whoever listens on the way would have the secret"
+        )
+    if fault is not None:
+        raise ConfigError(
+            f"deploy.action.url: what {action.url} holds {fault}; give https://HOST/PATH, with a "
+            "query where the server wants one"
+        )
+
+
+def act(
+    action: Action, release: Release, folder: Path, secret: Secret, known: Iterable[SecretStr] = ()
+) -> str:
+    """Do what the configuration says with a model that was checked; return what was done.
+
+    No text that leaves this function holds a secret: not what it returns, not what it raises, and
+    not what is logged meanwhile.
+
+    Args:
+        action: What to do.
+        release: The model.
+        folder: Its files.
+        secret: Finds the secrets the action needs.
+        known: Secrets of this process besides.
+
+    Raises:
+        ConfigError: If a secret is missing or cannot be used.
+        ContractError: If it cannot work.
+        TransientError: If it may work later.
+    """
+    secrets = {name: secret(reference) for name, reference in needed_secrets(action).items()}
+    values = {name: value.get_secret_value() for name, value in secrets.items()}
+    redact = redactor(
+        part
+        for value in (*secrets.values(), *known)
+        for part in secret_parts(value.get_secret_value())
+    )
+
+    def do() -> str:
+        match action:
+            case None:
+                return "was checked; deploy.action is null"
+            case CopyAction():
+                return copy_release(action, release, folder)
+            case CommandAction():
+                return run_command(action, release, folder, values, redact)
+            case PostAction():
+                if "url" in values:
+                    check_secret(action, "url", values["url"])
+                url = values.get("url", action.url).strip()
+                return post_release(action, release, url, values.get("token"), redact)
+
+    with withheld(redact):
+        return redact(do())
+
+
+def still_there(action: Action, release: Release) -> bool:
     """Tell whether what was deployed is where it was put; what others did with it nobody can."""
     if not isinstance(action, CopyAction):
         return True
@@ -161,82 +219,3 @@ def _copy_contents(folder: Path, draft: Path) -> None:
             _copy_contents(path, draft / path.name)
         else:
             shutil.copyfile(path, draft / path.name)
-
-
-def command_release(action: CommandAction, release: Release, folder: Path, secret: Secret) -> str:
-    """Run a command that finds the model in its environment; no shell reads anything.
-
-    Returns:
-        The end of its output, without the secrets.
-
-    Raises:
-        TransientError: If it fails or takes longer than `action.seconds`.
-    """
-    secrets = {name: secret(reference) for name, reference in action.secrets.items()}
-    environment = {
-        **os.environ,
-        **secrets,
-        "REQUANT_MODEL": release.model,
-        "REQUANT_VERSION": str(release.version),
-        "REQUANT_DIGEST": release.digest,
-        "REQUANT_FOLDER": str(folder),
-    }
-    try:
-        done = subprocess.run(
-            action.argv,
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=action.seconds,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
-    except FileNotFoundError as error:
-        raise ContractError(
-            f"deploy.action.argv: {action.argv[0]!r} is no program; give one that exists"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise TransientError(
-            f"deploy.action.argv: {action.argv[0]!r} took longer than {action.seconds:g} s"
-        ) from error
-    said = redacted(done.stdout + done.stderr, secrets.values())[-TAIL_CHARACTERS:]
-    if done.returncode:
-        raise TransientError(
-            f"deploy.action.argv: {action.argv[0]!r} ended with status {done.returncode}:\n{said}"
-        )
-    return f"{action.argv[0]} ended well: {said.strip() or 'it said nothing'}"
-
-
-def post_release(action: PostAction, release: Release, secret: Secret) -> str:
-    """Send the release as JSON to a server.
-
-    Returns:
-        The server's status.
-
-    Raises:
-        httpx.HTTPStatusError: If the server refuses; `is_transient` knows which may pass.
-        TransientError: If it does not answer.
-    """
-    import httpx
-
-    # A header takes no line break, and an error would show what it did not take.
-    headers = {"Authorization": f"Bearer {secret(action.token).strip()}"} if action.token else {}
-    try:
-        response = httpx.post(
-            action.url, json=asdict(release), headers=headers, timeout=action.seconds
-        )
-    except httpx.TransportError as error:
-        # Its text may hold the header.
-        name = type(error).__name__
-        raise TransientError(f"deploy.action.url: {action.url} does not answer ({name})") from None
-    response.raise_for_status()
-    return f"{action.url} answered {response.status_code}"
-
-
-def redacted(text: str, secrets: Iterable[str]) -> str:
-    """Replace secrets in a text."""
-    # One may be the beginning of another.
-    for value in sorted(secrets, key=len, reverse=True):
-        text = text.replace(value, "***")
-    return text
