@@ -245,7 +245,7 @@ def _likely_end(folder: Path, tokenizer: Any) -> str:
         ends = read_object(path).get("eos_token_id") if path.exists() else None
         end = ends[0] if isinstance(ends, list) and ends else ends
         if isinstance(end, int) and (token := tokenizer.convert_ids_to_tokens(end)):
-            return f", e.g. {token!r}, the eos_token_id={end} of {name}"
+            return f", e.g. {shown(token)}, the eos_token_id={end} of {name}"
     return " to the token that ends a turn in its chat template"
 
 
