@@ -28,8 +28,8 @@ def check_control(words: Dialect, row: Row) -> bool:
     if words.rules.control_tokens == "refuse":
         raise RowError(
             "control token in a text",
-            f"{path}: spells the control token {shown(token)}, which the model would read as control; "
-            "remove it, or set prepare_data.control_tokens=text",
+            f"{path}: spells the control token {shown(token)}, which the model would read as "
+            "control; remove it, or set prepare_data.control_tokens=text",
         )
     for index, message in enumerate(row.get("messages", ())):
         if message["role"] == "assistant" and (own := words.marks.search(message["content"])):
