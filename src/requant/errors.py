@@ -2,6 +2,8 @@
 
 import errno
 
+from requant.wording import bounded
+
 TRANSIENT_ERRNOS = frozenset(
     {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETDOWN, errno.ENETUNREACH}
 )
@@ -12,7 +14,10 @@ TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class RequantError(Exception):
-    """Base of every error requant raises on purpose."""
+    """Base of every error requant raises on purpose; its text is `bounded`, whatever it quotes."""
+
+    def __init__(self, *parts: object) -> None:
+        super().__init__(*(bounded(part) if isinstance(part, str) else part for part in parts))
 
 
 class TransientError(RequantError):

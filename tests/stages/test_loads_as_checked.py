@@ -83,12 +83,12 @@ def a_file_elsewhere(folder: Path) -> str:
 
 def a_kernel(folder: Path) -> str:
     configure(folder, attn_implementation="somebody/kernels:attention")
-    return "names a repository whose code transformers would fetch and run"
+    return "transformers may fetch the code of it from the hub and run it"
 
 
 def a_kernel_of_a_part(folder: Path) -> str:
     configure(folder, text_config={"_attn_implementation": {"": "somebody/kernels"}})
-    return "names a repository whose code transformers would fetch and run"
+    return "transformers may fetch the code of it from the hub and run it"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from requant.config.data import Columns
+from requant.data.files import read_row_file
 from requant.errors import ConfigError, ContractError
 from requant.machine.looking import Look, look
 from requant.preflight import find_problems
@@ -81,6 +83,17 @@ def test_a_parquet_that_unpacks_to_a_thousand_times_its_size_is_refused(
     (line,) = found(tiny_base, path, tmp_path / "state")
     assert "MiB and unpacks to 572 MiB, at most 256 MiB are read of a file of its size" in line
     assert line.endswith("write the rows as .jsonl")
+
+
+def test_a_text_that_a_dictionary_of_parquet_holds_once_counts_for_each_row(tmp_path: Path) -> None:
+    from pyarrow import Table
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / "night.parquet"
+    write_table(Table.from_pydict({"text": ["x" * 1_000_000] * 700}), path)
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(ContractError, match=r"and unpacks to \d+ MiB, at most 256 MiB are read"):
+        read_row_file(path, Columns(), "list")
 
 
 def swelling(argument: Any, watch: Any) -> int:

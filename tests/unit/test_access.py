@@ -2,6 +2,7 @@
 
 import base64
 import http.server
+import os
 import subprocess
 import threading
 from html.parser import HTMLParser
@@ -63,7 +64,12 @@ def test_what_is_written_leads_in(store: Store) -> None:
 
     script = '. "$1"; echo "$PREFECT_API_URL $PREFECT_API_AUTH_STRING"; env | grep -c ^PREFECT'
     said = subprocess.run(
-        ["sh", "-c", script, "sh", ways.environment], capture_output=True, text=True, check=True
+        ["sh", "-c", script, "sh", ways.environment],
+        # Of this process's environment other tests may have left theirs.
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert said.stdout.split() == ["http://127.0.0.1:4200/api", given, "2"]
 

@@ -27,6 +27,8 @@ SMALL = Bounds(size=1 << 20, depth=8, entries=100)
         ('{"a": 1, "a": 2}', "'a' is given twice in one object"),
         ('{"a": NaN}', "NaN is no number of JSON"),
         ("-Infinity", "-Infinity is no number"),
+        ("1e999", "1e999 is no number"),
+        ("{" + '"a,a": 0,' * 90 + '"b": 0}', "'a,a' is given twice"),
         ("9" * 5000, "5000 digits"),
         (b"\xff\xfe{", "invalid start byte"),
         ('{"a": \x1b[2J}', "Expecting value"),
@@ -66,6 +68,8 @@ def test_json_within_its_bounds_is_what_it_says(value: Any) -> None:
         ("a: " + "1:" * 9000 + "1", "at most 10000 are read"),
         ("x" * 300_000, "at most 262144 are read"),
         ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
+        ("a: !!bool foo", "..."),
+        ("a: !!timestamp foo", "has no attribute"),
         ("a: \x00", "special characters are not allowed"),
         ("a: [", "line 1, column 5"),
     ],
@@ -126,3 +130,12 @@ def test_a_pattern_that_never_ends_is_named_with_its_field() -> None:
 def test_what_a_terminal_would_obey_is_shown_and_what_nobody_reads_is_counted() -> None:
     assert bounded("a\x1b[2J\nb\u202e") == "a\\x1b[2J\nb\\u202e"
     assert bounded("x" * 20, limit=8) == "xxxxxxxx... (12 characters more)"
+
+
+def test_commas_in_texts_are_no_entries_and_names_are_compared_once() -> None:
+    text = json.dumps({"table": "1,2," * 10_000})
+    assert parse_json(text, SMALL) == {"table": "1,2," * 10_000}
+    names = ",".join(f'"k{number}":0' for number in range(60_000))
+    # By comparing each with each it would take a minute.
+    with pytest.raises(MalformedJson, match="'k9' is given twice"):
+        parse_json(f'{{{names},"k9":0}}', Bounds(size=1 << 20))

@@ -1,5 +1,6 @@
 """A peft adapter folder, read without peft: its configuration, its tensors, what is refused."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ FACTORS = (
     "lora_embedding_B",
 )
 WRAPPERS = {"base_layer", "modules_to_save", "token_adapter"}
+NAME = re.compile(r"[\w.]+")
 TOKEN_ROWS = "trainable_tokens_delta"
 """Rows of an embedding that were trained, without the others."""
 
@@ -89,8 +91,7 @@ def read_adapter(folder: Path) -> Adapter:
     refuse_links_out(folder)
     config = read_object(folder / CONFIG_NAME)
     _check_type(folder, config)
-    if config["peft_type"] == "LORA":
-        _check_fields(folder, config)
+    _check_fields(folder, config)
     headers = read_shard_header(folder / WEIGHTS_NAME).tensors
     foreign = [name for name in headers if not name.startswith(PREFIX)]
     if foreign and config["peft_type"] == "LORA":
@@ -102,11 +103,11 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(folder, config, tensors)
 
 
-class _LoraFields(BaseModel):
-    """What is read of a LoRA configuration, with peft's types."""
+class _Fields(BaseModel):
+    """What is read of a configuration, with peft's types; one of LoRA has the first two."""
 
-    r: int = Field(gt=0)
-    lora_alpha: float = Field(allow_inf_nan=False)
+    r: int | None = Field(None, ge=0)
+    lora_alpha: float | None = Field(None, allow_inf_nan=False)
     use_rslora: bool | None = None
     use_dora: bool | None = None
     target_modules: str | list[str] | None = None
@@ -122,7 +123,7 @@ class _LoraFields(BaseModel):
 def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
     path = folder / CONFIG_NAME
     try:
-        _LoraFields.model_validate(config, strict=True)
+        fields = _Fields.model_validate(config, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -130,6 +131,11 @@ def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
             f"{path}: {name}={shown(config.get(name))}: {first['msg']}; save the adapter again "
             "with peft"
         ) from error
+    if config["peft_type"] == "LORA" and not (fields.r and fields.lora_alpha is not None):
+        raise ContractError(
+            f"{path}: r={fields.r} and lora_alpha={fields.lora_alpha}; expected a rank of 1 or "
+            "more and a number: save the adapter again with peft"
+        )
 
 
 def check_adapter_patterns(adapter: Adapter, modules: Iterable[str]) -> None:
@@ -154,7 +160,14 @@ def check_adapter_patterns(adapter: Adapter, modules: Iterable[str]) -> None:
     for key in _texts(config.get("modules_to_save")):
         found.append(("modules_to_save", key, rf"(^|.*\.){key}($|\..*)"))
     for key in _texts(config.get("layers_pattern")):
+        if "(" in key:
+            raise ContractError(
+                f"{path}: layers_pattern: {shown(key)} has groups; expected the name of a list of "
+                "blocks, such as layers"
+            )
         found.append(("layers_pattern", key, rf"(?:^|.*?\.){key}\.(\d+)\."))
+    # A name, of letters and dots, cannot repeat itself.
+    found = [each for each in found if not NAME.fullmatch(each[1])]
     check_patterns(
         {f"{path}: {field}: {shown(value)}": pattern for field, value, pattern in found}, modules
     )

@@ -12,7 +12,7 @@ from requant.config import Config
 from requant.config.section import MAY_HOLD_SECRET, has_mark
 from requant.errors import ArtifactError, ConfigError
 from requant.outside.files import read_plain
-from requant.outside.yaml_text import MAX_CHARACTERS, MalformedYaml, parse_yaml
+from requant.outside.yaml_text import MAX_CHARACTERS, MAX_DEPTH, MalformedYaml, parse_yaml
 from requant.wording import shown
 
 
@@ -91,7 +91,7 @@ def apply_override(document: Mapping[str, Any], override: str) -> dict[str, Any]
     """
     field, separator, text = override.partition("=")
     keys = field.split(".")
-    if not separator or not all(keys):
+    if not separator or not all(keys) or len(keys) > MAX_DEPTH:
         raise ConfigError(
             f"--set {_name(field)}: expected section.field=value, e.g. train_adapter.rank=8"
         )

@@ -54,8 +54,14 @@ def _fields_without(section: BaseModel, mark: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
-"""YAML and `--set` know no shell that would write out `~`."""
+def _local(path: Path) -> Path:
+    """Write out `~`, as YAML and `--set` know no shell; refuse what no file system has."""
+    if "\0" in str(path) or any(len(part.encode()) > 255 for part in path.parts):
+        raise ValueError("is no path: a part of it has a NUL, or more than 255 bytes")
+    return path.expanduser()
+
+
+LocalPath = Annotated[Path, AfterValidator(_local)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Relative = Annotated[float, Field(gt=0.0)]

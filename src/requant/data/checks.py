@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from requant.data.chat_template import Dialect, RowError, render
 from requant.data.formats import Row, strings
+from requant.wording import shown
 
 THOUGHT_ENDS = "</think>"
 TEXTS = ("content", "reasoning_content")
@@ -27,15 +28,15 @@ def check_control(words: Dialect, row: Row) -> bool:
     if words.rules.control_tokens == "refuse":
         raise RowError(
             "control token in a text",
-            f"{path}: spells the control token {token!r}, which the model would read as control; "
-            "remove it, or set prepare_data.control_tokens=text",
+            f"{path}: spells the control token {shown(token)}, which the model would read as "
+            "control; remove it, or set prepare_data.control_tokens=text",
         )
     for index, message in enumerate(row.get("messages", ())):
         if message["role"] == "assistant" and (own := words.marks.search(message["content"])):
             raise RowError(
                 "control token in a text",
-                f"messages[{index}].content: says {own[0]!r} as control, while {path} spells "
-                f"{token!r} as text; one row cannot have both: remove one of them",
+                f"messages[{index}].content: says {shown(own[0])} as control, while {path} spells "
+                f"{shown(token)} as text; one row cannot have both: remove one of them",
             )
     return True
 

@@ -15,15 +15,13 @@ from requant.outside.json_text import Bounds, MalformedJson, parse_json
 from requant.wording import data_size, few_lines, printable, shown
 
 if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
-
     from requant.config.data import Columns, HubData
 
 BOM = b"\xef\xbb\xbf"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 ROW = Bounds(size=32 << 20, entries=500_000)
 """One line of a .jsonl."""
-BATCH_ROWS = 1024
+BATCH_ROWS = 64
 """Rows of a .parquet that are unpacked at once."""
 SWELLING = 200
 """Times its size a .parquet may unpack to; text packs to a tenth, columns alike to a hundredth."""
@@ -169,23 +167,28 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     with open_plain(path) as file:
         try:
             table = ParquetFile(file)
-            _refuse_swelling(path, table, os.fstat(file.fileno()).st_size)
-            number = 0
+            size = os.fstat(file.fileno()).st_size
+            groups = map(table.metadata.row_group, range(table.metadata.num_row_groups))
+            _refuse_swelling(path, sum(group.total_byte_size for group in groups), size)
+            number, unpacked = 0, 0
             for batch in table.iter_batches(BATCH_ROWS):
+                # A text that a dictionary holds once for many rows is unpacked for each.
+                unpacked += batch.nbytes
+                _refuse_swelling(path, unpacked, size)
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
         # Arrow raises what Python has for a wrong value, a date out of range or no memory.
-        except (ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        except (ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+            if isinstance(error, MemoryError):
+                raise  # of a look, which tells it by the piece it was at
             raise ContractError(
                 f"{path}: is not Parquet, or damaged: {printable(error)[:300]}; write it anew"
             ) from error
 
 
-def _refuse_swelling(path: Path, table: "ParquetFile", size: int) -> None:
-    """Refuse a file that unpacks to a thousand times its size, by what it says of itself."""
-    groups = [table.metadata.row_group(at) for at in range(table.metadata.num_row_groups)]
-    unpacked = sum(group.total_byte_size for group in groups)
+def _refuse_swelling(path: Path, unpacked: int, size: int) -> None:
+    """Refuse a file that unpacks to hundreds of times its size."""
     most = max(SWELLING * size, FREE_BYTES)
     if unpacked > most:
         raise ContractError(

@@ -12,6 +12,9 @@ from requant.machine.looking import LABEL_CHARACTERS, Look, Watch, process_memor
 from requant.machine.processes import die_with
 from requant.wording import printable
 
+WAITING = 60
+"""Seconds of the clock that a second of processor time may take on a busy machine."""
+
 
 def watch_by_kernel(folder: Path) -> Watch:
     """Return a watch that has this process killed, also in the middle of a library's C code."""
@@ -23,6 +26,8 @@ def watch_by_kernel(folder: Path) -> Watch:
         os.pwrite(written, text, 0)
         os.ftruncate(written, len(text))
         signal.setitimer(signal.ITIMER_PROF, seconds)
+        # What waits for a pipe uses no processor.
+        signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
 
     return watch
 
@@ -35,13 +40,15 @@ def main(folder: Path) -> None:
     function = getattr(importlib.import_module(module), name)
     bound = process_memory() + asked.memory
     resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
     try:
         told = {"returned": function(asked.argument, watch_by_kernel(folder))}
     # Libraries in Rust panic with what is no Exception.
     except BaseException as error:
         told = told_of(error)
-    signal.setitimer(signal.ITIMER_PROF, 0)
+    for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+        signal.setitimer(timer, 0)
     (folder / "told.json").write_text(json.dumps(told))
 
 

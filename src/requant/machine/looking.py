@@ -100,7 +100,7 @@ def _label(folder: Path) -> str:
 
 
 def _why_stopped(status: int, seconds: str, memory: int) -> str:
-    if status == -signal.SIGPROF:
+    if status in (-signal.SIGPROF, -signal.SIGALRM):
         return (
             f"takes longer than {seconds} s; something in it repeats without end (a loop of the "
             "chat template, a pattern of the tokenizer, a number of layers): mend it, or take "

@@ -96,6 +96,16 @@ def _check_factors(adapter: Adapter, module: str, names: set[str]) -> None:
             f"{adapter.folder / WEIGHTS_NAME}: {module} lacks {few(sorted(lacking))}; the file is "
             "incomplete: train the adapter again"
         )
+    flat = [
+        name
+        for name in needed - {"lora_magnitude_vector"}
+        if len(adapter.tensors[f"{module}.{name}"].shape) < 2
+    ]
+    if flat:
+        raise ContractError(
+            f"{adapter.folder / WEIGHTS_NAME}: {module}.{flat[0]} is no matrix; the file is "
+            "damaged: train the adapter again"
+        )
     if any(len(adapter.tensors[f"{module}.{name}"].shape) > 2 for name in needed):
         raise ContractError(
             f"{adapter.folder}: {module} is a convolution; requant merges linear layers and "

@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -14,13 +14,15 @@ from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
 from requant.models.skeleton import Skeleton, built, loading_problems, one_line
 from requant.models.tokenizer import load_tokenizer
-from requant.outside.json_text import read_object
+from requant.outside.json_text import read_json, read_object
 from requant.store.manifest import MANIFEST_NAME
 from requant.wording import data_size, few, shown
 
 # What makes a model: weights without pickles, configuration, tokenizer, template, licence.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
+VOCABULARIES = ("tokenizer.json", "vocab.json")
+"""JSON of any size, which the tokenizer's own library reads."""
 ADAPTER_FILES = (ADAPTER_CONFIG_NAME, "adapter_model*.safetensors")
 """transformers loads an adapter that lies in the folder instead of the model beside it."""
 OTHER_FORMATS = ("consolidated*.safetensors",)
@@ -84,7 +86,7 @@ def inspect_base(folder: Path, origin: str) -> Inspection:
                 f"{len(skeleton.unread)} tensors are not part of the network and never used: "
                 f"{few(skeleton.unread)}"
             )
-    problems += tokenizer_problems(folder)
+    problems += [*_unreadable(files), *tokenizer_problems(folder)]
     return Inspection(
         files,
         skeleton.parameters if skeleton else 0,
@@ -154,6 +156,16 @@ def _select(folder: Path, origin: str) -> BaseFiles:
     ]
     taken = tuple(path for path in found if path not in left_out)
     return BaseFiles(taken, tuple(weights), tuple(left_out))
+
+
+def _unreadable(files: BaseFiles) -> Iterator[str]:
+    """Say which of the small JSON files that travel are none, whoever reads them later."""
+    for path in files.taken:
+        if path.suffix == ".json" and path.name not in {*VOCABULARIES, INDEX_NAME}:
+            try:
+                read_json(path)
+            except RequantError as error:
+                yield str(error)
 
 
 def missing_index(files: BaseFiles) -> dict[str, Any] | None:
@@ -244,8 +256,9 @@ def _likely_end(folder: Path, tokenizer: Any) -> str:
         path = folder / name
         ends = read_object(path).get("eos_token_id") if path.exists() else None
         end = ends[0] if isinstance(ends, list) and ends else ends
-        if isinstance(end, int) and (token := tokenizer.convert_ids_to_tokens(end)):
-            return f", e.g. {token!r}, the eos_token_id={end} of {name}"
+        known = type(end) is int and 0 <= end < len(tokenizer)
+        if known and (token := tokenizer.convert_ids_to_tokens(end)):
+            return f", e.g. {shown(token)}, the eos_token_id={end} of {name}"
     return " to the token that ends a turn in its chat template"
 
 

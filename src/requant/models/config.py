@@ -29,8 +29,14 @@ IMPLEMENTATIONS = frozenset(
 GPTQ_BITS = (2, 3, 4, 8)
 LAYERS = re.compile(r"n_layers?|num(_hidden|_decoder)?_layers")
 """Names of the field that says how many blocks a network has."""
-MOST = ((re.compile("layer"), 10_000), (re.compile("expert"), 1 << 16), (re.compile(""), 1 << 53))
-"""What a number is called -> how large it may be. transformers makes a list of the layers."""
+MOST = (
+    (LAYERS, 10_000),
+    (re.compile(r"num_(local_|routed_)?experts|n_routed_experts"), 1 << 16),
+    (re.compile(r"(\w+_)?head_dim|num_(\w+_)?heads|n_head|num_labels"), 1 << 20),
+)
+"""Names of the fields of which transformers makes lists and buffers -> how large they may be."""
+OWN_ATTENTION = frozenset({"eager", "sdpa", "flex_attention"})
+"""What transformers computes itself; for the others it may fetch a kernel from the hub."""
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -111,16 +117,16 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
             "model.safetensors"
         )
     for name, value in _implementations(config):
-        if "/" in value:
+        if value not in OWN_ATTENTION and ("/" in value or "attn" in name):
             raise ArtifactError(
-                f"{path}: {name}={shown(value)} names a repository whose code transformers would "
-                "fetch and run; remove the field, set it to sdpa or eager, or name it in "
+                f"{path}: {name}={shown(value)}: transformers may fetch the code of it from the "
+                "hub and run it; remove the field, set it to sdpa or eager, or name it in "
                 "prepare_base.leave_out"
             )
 
     for name, number in _numbers(config):
-        most = next(most for pattern, most in MOST if pattern.search(name))
-        if abs(number) > most:
+        most = next((most for pattern, most in MOST if pattern.fullmatch(name)), None)
+        if most is not None and number > most:
             raise ArtifactError(
                 f"{path}: {name}={shown(number)}, at most {most} is read; correct it, or copy the "
                 "file anew"
@@ -156,7 +162,8 @@ def quantization_of(config: dict[str, Any]) -> str | None:
     if quantization is None:
         return None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method == "gptq" and quantization.get("bits") in GPTQ_BITS:
+    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    if method == "gptq" and type(bits) is int and bits in GPTQ_BITS:
         return "gptq"
     if method == "bitsandbytes":
         return "nf4" if quantization.get("load_in_4bit") else "int8"

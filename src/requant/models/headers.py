@@ -1,6 +1,5 @@
 """Weights files by their headers: names, dtypes and shapes, without a tensor being loaded."""
 
-import json
 import math
 import os
 import re
@@ -25,6 +24,7 @@ TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 SAFETENSORS_NAMES = {name: short for short, name in TORCH_NAMES.items()}
 HEADER = Bounds(size=100_000_000, depth=8, entries=10_000_000)
 """safetensors' own limit of a header's bytes; its levels are four."""
+QUANT_STATE = Bounds(size=1 << 16, depth=8, entries=1000)
 MAX_NUMBER = 1 << 63
 BITS = {
     **{"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
@@ -245,7 +245,7 @@ def _bitsandbytes_shapes(headers: Mapping[str, TensorHeader]) -> dict[str, Shape
     for name, header in headers.items():
         owner = name.partition(".weight.")[0] + ".weight"
         if name.endswith(NF4_STATE):
-            shapes[owner] = tuple(json.loads(_data(header))["shape"])
+            shapes[owner] = _packed_shape(name, header)
         elif ".weight." in name or name.endswith((".SCB", ".weight_format")):
             continue
         elif name + NF4_STATE not in headers:
@@ -258,11 +258,26 @@ def _gptq_shapes(headers: Mapping[str, TensorHeader], bits: int) -> dict[str, Sh
     for name, header in headers.items():
         module, _, leaf = name.rpartition(".")
         if leaf == "qweight":
+            if len(header.shape) != 2:
+                raise _damaged(header.file, f"{shown(name)} has shape {list(header.shape)}")
             rows, columns = header.shape
             shapes[f"{module}.weight"] = (columns, rows * 32 // bits)
         elif f"{module}.qweight" not in headers or leaf == "bias":
             shapes[name] = header.shape
     return shapes
+
+
+def _packed_shape(name: str, header: TensorHeader) -> Shape:
+    """Read the shape that bitsandbytes keeps, as JSON, beside a weight it packed."""
+    if header.end - header.start > QUANT_STATE.size:
+        raise _damaged(header.file, f"{shown(name)} has {header.end - header.start} bytes")
+    try:
+        shape = parse_json(_data(header), QUANT_STATE)["shape"]
+    except (MalformedJson, KeyError, TypeError) as error:
+        raise _damaged(header.file, f"{shown(name)} holds no shape") from error
+    if not isinstance(shape, list) or not all(type(number) is int for number in shape):
+        raise _damaged(header.file, f"{shown(name)} holds the shape {shown(shape)}")
+    return tuple(shape)
 
 
 def _data(header: TensorHeader) -> bytes:

@@ -32,6 +32,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+MAX_VOCABULARY = 256 << 20
+"""Bytes; tokenizer.json of a quarter of a million tokens takes an eighth."""
 MAX_TEMPLATE = 1 << 20
 """Bytes; the longest of a release known takes a sixtieth."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -70,7 +72,9 @@ def _tokenizer_content(folder: Path) -> dict[str, Any]:
         from tokenizers import Tokenizer
 
         try:
-            content: dict[str, Any] = json.loads(Tokenizer.from_file(str(path)).to_str())
+            content: dict[str, Any] = json.loads(
+                Tokenizer.from_buffer(read_plain(path, MAX_VOCABULARY)).to_str()
+            )
         except Exception as error:  # the library raises no narrower one
             raise ArtifactError(
                 f"{path}: is no tokenizer: {printable(error)[:300]}; copy it anew"
@@ -85,7 +89,9 @@ def _tokenizer_content(folder: Path) -> dict[str, Any]:
             f"{folder}: has no tokenizer (tokenizer.json, vocab.json or tokenizer.model); "
             "copy it from the original model"
         )
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+    return {
+        path.name: hashlib.sha256(read_plain(path, MAX_VOCABULARY)).hexdigest() for path in found
+    }
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:

@@ -59,8 +59,8 @@ def refuse_links_out(folder: Path) -> None:
     """
     inside = [folder.resolve()]
     if folder.resolve().parent.name == "snapshots":
-        inside.append(folder.resolve().parent.parent / "blobs")
-    for path in sorted(folder.iterdir()):
+        inside.append((folder.resolve().parent.parent / "blobs").resolve())
+    for path in sorted(folder.rglob("*")):
         if path.is_symlink() and not any(path.resolve().is_relative_to(one) for one in inside):
             raise ArtifactError(
                 f"{printable(path)}: is a link out of its folder, to {printable(path.resolve())}; "

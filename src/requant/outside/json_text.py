@@ -2,7 +2,9 @@
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,7 +31,7 @@ INDEX = Bounds(size=64 << 20, entries=2_000_000)
 """An index of shards, one entry a tensor."""
 
 
-STRING_OR_BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+STRING_OR_SIGN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},]', re.DOTALL)
 """One that is never closed ends with the text, so that nothing is read twice."""
 
 
@@ -62,10 +64,13 @@ def parse_json(
         # Before parsing, which calls itself for each level, and makes objects of each entry.
         if letters.count("[") + letters.count("{") > bounds.depth:
             _check_depth(letters, bounds.depth)
-        if letters.count(",") > bounds.entries:
+        if letters.count(",") > bounds.entries < _separators(letters):
             raise MalformedJson(f"has more than {bounds.entries} entries")
         found = json.loads(
-            letters, object_pairs_hook=_once, parse_constant=_refuse if finite else None
+            letters,
+            object_pairs_hook=_once,
+            parse_constant=_refuse if finite else None,
+            parse_float=_finite if finite else None,
         )
         if not halves and SURROGATE.search(letters):
             json.dumps(found, ensure_ascii=False).encode()
@@ -105,7 +110,7 @@ def read_object(path: Path, bounds: Bounds = DOCUMENT) -> dict[str, Any]:
 def _check_depth(text: str, limit: int) -> None:
     """Count the levels without parsing; brackets inside of strings are none."""
     depth = 0
-    for found in STRING_OR_BRACKET.finditer(text):
+    for found in STRING_OR_SIGN.finditer(text):
         if found[0] in "[{":
             depth += 1
             if depth > limit:
@@ -114,11 +119,20 @@ def _check_depth(text: str, limit: int) -> None:
             depth -= 1
 
 
+def _separators(text: str) -> int:
+    """Count the commas outside of strings."""
+    return sum(found[0] == "," for found in STRING_OR_SIGN.finditer(text))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if isfinite(number) else _refuse(text)
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
         raise MalformedJson(f"{shown(twice)} is given twice in one object")
     return found
 

@@ -4,6 +4,7 @@ Nothing stops a pattern such as (a+)+b in the middle of a name but the end of it
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,9 @@ from pathlib import Path
 
 from requant.errors import ContractError
 
-SECONDS = 2.0
+SECONDS = 2
+"""Of processor time, for all patterns of a file together."""
+WALL_SECONDS = 120.0
 MAX_CHARACTERS = 4096
 MATCHER = Path(__file__).with_name("matcher.py")
 
@@ -37,17 +40,19 @@ def check_patterns(patterns: Mapping[str, str], names: Iterable[str]) -> None:
             )
     if not patterns:
         return
-    asked = json.dumps({"patterns": list(patterns.values()), "names": list(names)})
+    asked = json.dumps(
+        {"patterns": list(patterns.values()), "names": list(names), "seconds": SECONDS}
+    )
     try:
         done = subprocess.run(
             # Nothing but the standard library, so that it begins in hundredths of a second.
             [sys.executable, "-I", "-S", str(MATCHER)],
             input=asked.encode(),
             capture_output=True,
-            timeout=SECONDS,
+            timeout=WALL_SECONDS,
             check=False,
         )
-        told, late = done.stdout, False
+        told, late = done.stdout, done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
     except subprocess.TimeoutExpired as error:
         told, late = error.stdout or b"", True
     *_, last = told.decode().splitlines() or [""]
@@ -57,7 +62,7 @@ def check_patterns(patterns: Mapping[str, str], names: Iterable[str]) -> None:
     name = list(patterns)[int(number)] if number else "the patterns"
     if reason:
         raise ContractError(f"{name} is no pattern: {reason}; correct it")
-    why = f"takes longer than {SECONDS:.0f} s" if late else "cannot be matched"
+    why = f"takes longer than {SECONDS} s" if late else "cannot be matched"
     raise ContractError(
         f"{name} {why} on the names of the model's modules; write it without repeats inside of "
         "repeats, or list the names"

@@ -44,7 +44,14 @@ def parse_yaml(text: str) -> Any:
         cause = said if isinstance(error, _Refusal) else _QUOTED.sub("'...'", said)
         raise MalformedYaml(printable(f"{where}{cause}")) from None
     # A date of month 13, a number of ten thousand digits, a letter YAML has not: each its own.
-    except (yaml.YAMLError, ValueError, ArithmeticError, TypeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        ArithmeticError,
+        TypeError,
+        LookupError,
+        AttributeError,
+    ) as error:
         said = _QUOTED.sub("'...'", " ".join(str(error).split()))
         raise MalformedYaml(printable(said)) from None
 

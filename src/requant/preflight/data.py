@@ -30,6 +30,8 @@ from requant.preflight.problem import Problem
 from requant.stages.prepare_data import content_digests, read_old_text
 
 FIELD = "prepare_data.source"
+SWELLING = 40
+"""Bytes of memory that a byte of a row's file may take: an empty list takes two and 56."""
 READING_SECONDS, READING_SPEED = 10.0, 5e5
 """Processor seconds that reading may take, and the bytes that each second more must bring."""
 ROW_SECONDS, RENDERING_SPEED = 1.5, 1e6

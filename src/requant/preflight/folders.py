@@ -10,9 +10,7 @@ from requant.models.config import quantization_of, read_model_config
 from requant.models.headers import read_headers
 from requant.models.skeleton import check_network
 from requant.preflight.base import LOADING_SECONDS
-
-SWELLING = 40
-"""As `requant.preflight.outside`."""
+from requant.preflight.data import SWELLING
 
 
 def refuse_unreadable(

@@ -12,7 +12,7 @@ from requant.errors import RequantError
 from requant.hub import resolve_commit
 from requant.machine.looking import MEMORY, Look, Watch, look
 from requant.preflight.base import FIELD, base_problems
-from requant.preflight.data import data_bytes, data_problems
+from requant.preflight.data import SWELLING, data_bytes, data_problems
 from requant.preflight.known_looks import stamps, unless_known
 from requant.preflight.problem import Problem, checked
 from requant.stages import prepare_data
@@ -21,8 +21,6 @@ VERSION = 6
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 ELSEWHERE = ("name", "state", "runtime", "tracking", "deploy")
 """Sections that say nothing of base and rows."""
-SWELLING = 40
-"""Bytes of memory that a byte of a row's file may take: an empty list takes two and 56."""
 HUB_MEMORY = 64 << 30
 """For a dataset of the hub, whose size is not known before."""
 

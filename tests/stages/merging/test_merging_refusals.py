@@ -39,6 +39,22 @@ def test_an_adapter_that_is_not_what_it_says_is_refused(
         plan_merge(base, [tmp_path / "adapter"])
 
 
+def test_a_pattern_that_never_ends_on_the_adapters_own_names_is_refused(
+    base: Path, tmp_path: Path
+) -> None:
+    save_adapter(base, lora(), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rank_pattern": {"(a+)+": 4}}))
+
+    def rename(state: dict) -> None:
+        for leaf in ("lora_A.weight", "lora_B.weight"):
+            state[key("a" * 60 + "!", leaf)] = state[key("self_attn.q_proj", leaf)].clone()
+
+    changed(tmp_path / "adapter", rename)
+    with pytest.raises(ContractError, match=r"rank_pattern: '\(a\+\)\+' takes longer than 2 s"):
+        plan_merge(base, [tmp_path / "adapter"])
+
+
 def test_a_converted_olora_merges_to_what_was_trained(base: Path, tmp_path: Path) -> None:
     model, run = adapted(base, lora(init_lora_weights="olora"), std=0.0)
     model.peft_config["default"].init_lora_weights = True
