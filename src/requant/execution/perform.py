@@ -21,7 +21,7 @@ from requant.store import (
     verified_record,
     write_record,
 )
-from requant.store.attempts import attempted
+from requant.store.attempts import attempted, clear, clear_drafts
 from requant.store.records import Curve
 from requant.wording import data_size
 
@@ -76,6 +76,7 @@ def perform(
         if not force:
             record, reason = verified_record(store, key.digest)
             if record is not None:
+                clear(store, key.digest)
                 return record
             if known:
                 # Bytes that changed by themselves may be a disk that dies.
@@ -115,6 +116,8 @@ def _make(
     """Execute, publish and record; see `perform`, which holds the locks."""
     started = time.time()
     clock = time.monotonic()
+    # A night that is killed each time must not fill the disk.
+    clear_drafts(store, key.digest)
     draft = store.draft_path(key.digest)
     draft.mkdir(parents=True)
     work = store.work_path(key.digest)
