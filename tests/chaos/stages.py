@@ -33,7 +33,7 @@ def undisturbed(folder: Path) -> Reference:
     now = folder / "now"
     now.mkdir(parents=True)
     config = micro_config(now / "state")
-    finished(now / "log", night, config)
+    finished(folder / "log", night, config)
     store = Store(config.state)
     shutil.copytree(config.state, folder / "done")
     records = all_records(store)
@@ -58,7 +58,7 @@ def kills_in_stage(
     Raises:
         AssertionError: If something is not as in the undisturbed night.
     """
-    config, log = reference.config, reference.folder / "now/log"
+    config, log = reference.config, reference.folder / "log"
     key = reference.keys[stage]
     phase = Phase(stage, rf"attempts/.*{key}", rf"remove state/attempts/{key}.json")
     restore(reference, stage)

@@ -71,6 +71,16 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What befalls a process before one of its writes."""
+
+    write: int
+    """Its number."""
+    leaves_pages: int | None = None
+    """None for a kill, else the disk is full from there on but for so many pages."""
+
+
+@dataclass(frozen=True)
 class Phase:
     """A part of what a process does, known by the writes that begin and end it."""
 
@@ -92,22 +102,23 @@ class Length:
 
 
 def child(
-    log: Path, target: Callable[..., None], *arguments: Any, kill_before: int | None = None
+    log: Path, target: Callable[..., None], *arguments: Any, fault: "Fault | None" = None
 ) -> BaseProcess:
     """Start a module-level function in a process of its own, forked from one that is warm.
 
     Args:
-        log: Gets its output; its writes are traced to the file beside it, `.trace`.
+        log: Gets its output. The file beside it, `.trace`, gets its writes in the folder `now`
+            beside it.
         target: What it does.
         arguments: Of the function.
-        kill_before: Number of the write before which the process kills itself.
+        fault: What befalls it before one of its writes.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.chain", "tests.support.libraries"])
     trace = trace_of(log)
     trace.unlink(missing_ok=True)
     process = context.Process(
-        target=_traced, args=(log, log.parent, kill_before, target, arguments)
+        target=_traced, args=(log, fault, target, arguments)
     )
     process.start()
     return process
@@ -131,7 +142,13 @@ def length_of(log: Path, phase: Phase) -> Length:
     return Length(first, last, writes[last][0] - writes[first][0])
 
 
-def moments(length: Length, count: int, uniform: Callable[[], float]) -> list[Moment]:
+def odd(number: int) -> bool:
+    return bool(number % 2)
+
+
+def moments(
+    length: Length, count: int, uniform: Callable[[], float], timed: Callable[[int], bool] = odd
+) -> list[Moment]:
     """Spread moments over a phase: one before a write, one at a random time, and so on.
 
     Each lies at random in its own share of the phase, so that a few cover all of it.
@@ -139,7 +156,7 @@ def moments(length: Length, count: int, uniform: Callable[[], float]) -> list[Mo
     found = []
     for number in range(count):
         fraction = (number + uniform()) / count
-        if number % 2:
+        if timed(number):
             found.append(Moment(fraction, seconds=fraction * length.seconds))
         else:
             # The write after the first is the earliest that can be half of something.
@@ -168,7 +185,8 @@ def struck(
     """
     for _ in range(ATTEMPTS):
         restore()
-        process = child(log, target, *arguments, kill_before=moment.write)
+        fault = None if moment.write is None else Fault(moment.write)
+        process = child(log, target, *arguments, fault=fault)
         began = _began(log, phase, process)
         if moment.write is None and began is not None:
             time.sleep(max(0.0, began + moment.seconds - time.monotonic()))
@@ -196,6 +214,19 @@ def kill(process: BaseProcess) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
+
+
+BALLAST = "ballast"
+PAGE = 4096
+
+
+def fill(folder: Path, pages: int) -> None:
+    """Fill the disk of a folder with a file in it, but for some pages."""
+    space = os.statvfs(folder)
+    size = space.f_bavail * space.f_frsize - pages * PAGE
+    # The first write of it is watched too, and there is no second one.
+    with (folder / BALLAST).open("wb", buffering=0) as ballast, suppress(OSError):
+        os.posix_fallocate(ballast.fileno(), 0, max(size, 1))
 
 
 def trace_of(log: Path) -> Path:
@@ -229,31 +260,29 @@ def _began(log: Path, phase: Phase, process: BaseProcess) -> float | None:
 
 
 def _traced(
-    log: Path,
-    folder: Path,
-    kill_before: int | None,
-    target: Callable[..., None],
-    arguments: Sequence[Any],
+    log: Path, fault: Fault | None, target: Callable[..., None], arguments: Sequence[Any]
 ) -> None:
     # What it starts dies with it, as with a whole process group of a shell.
     os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
-    _watch_writes(folder.resolve(), trace_of(log), kill_before)
+    _watch_writes((log.parent / "now").resolve(), trace_of(log), fault)
     target(*arguments)
 
 
-def _watch_writes(folder: Path, path: Path, kill_before: int | None) -> None:
+def _watch_writes(folder: Path, path: Path, fault: Fault | None) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     count = 0
 
     def note(what: str) -> None:
         nonlocal count
         os.write(descriptor, f"{time.monotonic()} {what}\n".encode(errors="replace"))
-        if count == kill_before:
-            os.kill(os.getpid(), signal.SIGKILL)
         count += 1
+        if fault is not None and count == fault.write + 1:
+            if fault.leaves_pages is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            fill(folder, fault.leaves_pages)
 
     root = f"{folder}/"
 
