@@ -98,7 +98,7 @@ def command(server: Server, *words: str) -> None:
 def line(folder: Path, server: Server) -> Line:
     """Run the nights, the promotions and the deployments that nothing disturbs."""
     found = Line(folder, server, {})
-    found.now.mkdir(parents=True)
+    found.now.mkdir(parents=True, exist_ok=True)
     document = yaml.safe_load(MICRO) | {
         "state": str(found.now / "state"),
         "promote": {"auto": True, "guard": ["old_perplexity"]},
@@ -145,8 +145,7 @@ def kills_in(
         half = facts(line.now)
         assert half["champion"] in half["versions"], f"the champion is no version: {half}"
         finished(log, *given)
-        now = facts(line.now)
-        assert now == line.after[phase.name], f"{now}\nin place of {line.after[phase.name]}"
+        compare(line, phase)
         check(line)
         yield replace(strike, left=left)
 
@@ -157,6 +156,17 @@ def restore(line: Line, phase: Phase) -> None:
     for path in line.now.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.copytree(line.folder / phase.name, line.now, symlinks=True, dirs_exist_ok=True)
+
+
+def compare(line: Line, phase: Phase) -> None:
+    """Compare registry, pins and deployment with those after the undisturbed run.
+
+    Raises:
+        AssertionError: With both, if they differ.
+    """
+    now, then = facts(line.now), line.after[phase.name]
+    wrong = {name: (now[name], then[name]) for name in then if now[name] != then[name]}
+    assert not wrong, f"not as after the undisturbed run (now, then): {wrong}"
 
 
 def check(line: Line) -> None:

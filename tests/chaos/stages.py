@@ -31,7 +31,7 @@ class Reference:
 def undisturbed(folder: Path) -> Reference:
     """Run a night that nothing disturbs."""
     now = folder / "now"
-    now.mkdir(parents=True)
+    now.mkdir(parents=True, exist_ok=True)
     config = micro_config(now / "state")
     finished(folder / "log", night, config)
     store = Store(config.state)
@@ -59,8 +59,7 @@ def kills_in_stage(
         AssertionError: If something is not as in the undisturbed night.
     """
     config, log = reference.config, reference.folder / "log"
-    key = reference.keys[stage]
-    phase = Phase(stage, rf"attempts/.*{key}", rf"remove state/attempts/{key}.json")
+    key, phase = reference.keys[stage], phase_of(reference, stage)
     restore(reference, stage)
     finished(log, night, config)
     length = length_of(log, phase)
@@ -71,6 +70,12 @@ def kills_in_stage(
         finished(log, night, config)
         check(reference)
         yield replace(strike, left=left)
+
+
+def phase_of(reference: Reference, stage: str) -> Phase:
+    """Know a stage by what it writes down of its attempt."""
+    key = reference.keys[stage]
+    return Phase(stage, rf"attempts/.*{key}", rf"remove state/attempts/{key}.json")
 
 
 def restore(reference: Reference, stage: str) -> None:

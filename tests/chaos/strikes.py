@@ -209,10 +209,8 @@ def _strike(log: Path, phase: Phase, moment: Moment) -> Strike:
 
 
 def kill(process: BaseProcess) -> None:
-    """Kill a child and what it started in its session."""
-    assert process.pid is not None
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill a child alone, as a kernel without memory does: what it started must end by itself."""
+    process.kill()
     process.join()
 
 
@@ -262,8 +260,6 @@ def _began(log: Path, phase: Phase, process: BaseProcess) -> float | None:
 def _traced(
     log: Path, fault: Fault | None, target: Callable[..., None], arguments: Sequence[Any]
 ) -> None:
-    # What it starts dies with it, as with a whole process group of a shell.
-    os.setsid()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
