@@ -128,4 +128,3 @@ def _full_in(
         check()
         ended = "an error that says so" if process.exitcode else "all that was left fitted"
         yield Strike(f"full: {phase.name}", when - start, fraction, what, ended)
-

@@ -233,4 +233,3 @@ def difference(line: Line, phase: Phase) -> str:
 
 def _deployed(store: Store) -> bool:
     return store.deployment_path("micro").exists()
-

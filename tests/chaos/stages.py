@@ -116,7 +116,9 @@ def leftovers(store: Store) -> list[str]:
 def what_is_left(store: Store, key: str) -> str:
     """Say what a kill left of a stage's work."""
     found = [f"draft of {_files(path)} files" for path in store.tmp.glob("*")]
-    found += [f"scratch of {_files(path)} files" for path in [store.work_path(key)] if path.exists()]
+    found += [
+        f"scratch of {_files(path)} files" for path in [store.work_path(key)] if path.exists()
+    ]
     if store.record_path(key).exists():
         found.append("record")
     if store.attempt_path(key).exists():

@@ -117,9 +117,7 @@ def child(
     context.set_forkserver_preload(["tests.support.chain", "tests.support.libraries"])
     trace = trace_of(log)
     trace.unlink(missing_ok=True)
-    process = context.Process(
-        target=_traced, args=(log, fault, target, arguments)
-    )
+    process = context.Process(target=_traced, args=(log, fault, target, arguments))
     process.start()
     return process
 
@@ -315,4 +313,3 @@ def _watch_statements(note: Callable[[str], None]) -> None:
 
     event.listen(Engine, "before_cursor_execute", statement)
     event.listen(Engine, "commit", lambda _: note("sql COMMIT"))
-
