@@ -1,6 +1,7 @@
 """A disk that becomes full while something is published: a real one of some megabytes."""
 
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +18,12 @@ from tests.chaos.strikes import (
     BALLAST,
     PATIENCE_SECONDS,
     Fault,
+    Length,
     Phase,
     Strike,
     child,
     finished,
     kill,
-    length_of,
     tail,
     trace,
 )
@@ -56,6 +57,7 @@ def full_in_stage(
     yield from _full_in(
         reference.folder,
         stages.phase_of(reference, stage),
+        reference.lengths[stage],
         count,
         uniform,
         before=partial(stages.restore, reference, stage),
@@ -76,6 +78,7 @@ def full_in_service(
     yield from _full_in(
         line.folder,
         phase,
+        line.lengths[phase.name],
         count,
         uniform,
         before=partial(services.restore, line, phase),
@@ -87,6 +90,7 @@ def full_in_service(
 def _full_in(
     folder: Path,
     phase: Phase,
+    length: Length,
     count: int,
     uniform: Callable[[], float],
     *,
@@ -101,21 +105,20 @@ def _full_in(
             done, or the second run does not end as if nothing had been.
     """
     log, now = folder / "log", folder / "now"
-    before()
-    finished(log, *given)
-    length = length_of(log, phase)
     for number in range(count):
         fraction = (number + uniform()) / count
-        write = length.first + 1 + int(fraction * (length.last - length.first))
+        write = 1 + int(fraction * length.writes)
         before()
         # Mostly none.
-        fault = Fault(write, leaves_pages=max(0, int(uniform() * 2 * SPARE_PAGES) - SPARE_PAGES))
+        pages = max(0, int(uniform() * 2 * SPARE_PAGES) - SPARE_PAGES)
+        fault = Fault(phase.begins, write, leaves_pages=pages)
         process = child(log, *given, fault=fault)
         process.join(PATIENCE_SECONDS)
         if process.exitcode is None:
             kill(process)
         writes, said = trace(log), tail(log)
-        (start, _), (when, what) = writes[length.first], writes[write]
+        first = next(i for i, (_, what) in enumerate(writes) if re.search(phase.begins, what))
+        (start, _), (when, what) = writes[first], writes[first + write]
         assert process.exitcode in {0, 1, 2}, f"ended with {process.exitcode}:\n{said}"
         if process.exitcode:
             expected = ("the disk of", "is full", "Free space", "run again")

@@ -19,7 +19,7 @@ from requant.store.documents import read_sealed
 from requant.store.gc import pin_files, read_pin
 from requant.store.health import examine
 from tests.chaos.stages import leftovers
-from tests.chaos.strikes import Phase, Strike, finished, length_of, moments, struck
+from tests.chaos.strikes import Length, Phase, Strike, finished, length_of, moments, struck
 from tests.support.chain import MICRO, micro_config
 
 PROMOTE = Phase("promote", "sql .*(registered_model|model_version)", "sql .*alias|pins/")
@@ -45,6 +45,7 @@ class Line:
     server: Server
     after: dict[str, dict[str, Any]]
     """Phase to the facts of an undisturbed run of it."""
+    lengths: dict[str, Length]
 
     @property
     def now(self) -> Path:
@@ -97,7 +98,7 @@ def command(server: Server, *words: str) -> None:
 
 def line(folder: Path, server: Server) -> Line:
     """Run the nights, the promotions and the deployments that nothing disturbs."""
-    found = Line(folder, server, {})
+    found = Line(folder, server, {}, {})
     found.now.mkdir(parents=True, exist_ok=True)
     document = yaml.safe_load(MICRO) | {
         "state": str(found.now / "state"),
@@ -113,9 +114,11 @@ def line(folder: Path, server: Server) -> Line:
     shutil.copytree(found.now, folder / PROMOTE.name, symlinks=True)
     done(*words(found, PROMOTE))
     found.after[PROMOTE.name] = facts(found.now)
+    found.lengths[PROMOTE.name] = length_of(folder / "log", PROMOTE)
     shutil.copytree(found.now, folder / DEPLOY.name, symlinks=True)
     done(*words(found, DEPLOY))
     found.after[DEPLOY.name] = facts(found.now)
+    found.lengths[DEPLOY.name] = length_of(folder / "log", DEPLOY)
     return found
 
 
@@ -135,10 +138,7 @@ def kills_in(
     log = line.folder / "log"
     given = (command, line.server, *words(line, phase))
     before = partial(restore, line, phase)
-    before()
-    finished(log, *given)
-    length = length_of(log, phase)
-    for moment in moments(length, count, uniform):
+    for moment in moments(line.lengths[phase.name], count, uniform):
         strike = struck(log, phase, moment, before, *given)
         left = difference(line, phase)
         # Between the two a person, a trigger or the next night may look.

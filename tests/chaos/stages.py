@@ -9,7 +9,7 @@ from pathlib import Path
 from requant.config import Config
 from requant.store import Store, all_records
 from requant.store.health import examine
-from tests.chaos.strikes import Phase, Strike, finished, length_of, moments, struck
+from tests.chaos.strikes import Length, Phase, Strike, finished, length_of, moments, struck
 from tests.support.chain import micro_config, run_chain
 
 STAGES = ("merge_fp16", "continue_train", "requantize_gptq", "evaluate")
@@ -26,6 +26,8 @@ class Reference:
     digests: dict[str, str]
     """Stage to artifact."""
     keys: dict[str, str]
+    lengths: dict[str, Length]
+    """Of stages. One that comes first in its process takes longer: it imports."""
 
 
 def undisturbed(folder: Path) -> Reference:
@@ -37,11 +39,13 @@ def undisturbed(folder: Path) -> Reference:
     store = Store(config.state)
     shutil.copytree(config.state, folder / "done")
     records = all_records(store)
+    keys = {record.stage: record.key for record in records}
     return Reference(
         folder,
         config,
-        {record.stage: record.digest for record in records},
-        {record.stage: record.key for record in records},
+        digests={record.stage: record.digest for record in records},
+        keys=keys,
+        lengths={name: length_of(folder / "log", _phase(name, keys[name])) for name in STAGES},
     )
 
 
@@ -60,9 +64,12 @@ def kills_in_stage(
     """
     config, log = reference.config, reference.folder / "log"
     key, phase = reference.keys[stage], phase_of(reference, stage)
-    restore(reference, stage)
-    finished(log, night, config)
-    length = length_of(log, phase)
+    length = reference.lengths[stage]
+    if count > 1:
+        # Some come at a time, which must be that of this stage alone.
+        restore(reference, stage)
+        finished(log, night, config)
+        length = length_of(log, phase)
     for moment in moments(length, count, uniform):
         before = partial(restore, reference, stage)
         strike = struck(log, phase, moment, before, night, config)
@@ -73,8 +80,11 @@ def kills_in_stage(
 
 
 def phase_of(reference: Reference, stage: str) -> Phase:
+    return _phase(stage, reference.keys[stage])
+
+
+def _phase(stage: str, key: str) -> Phase:
     """Know a stage by what it writes down of its attempt."""
-    key = reference.keys[stage]
     return Phase(stage, rf"attempts/.*{key}", rf"remove state/attempts/{key}.json")
 
 

@@ -66,7 +66,7 @@ class Moment:
 
     def earlier(self) -> "Moment":
         """Of a process that was quicker than the one that was measured."""
-        write = None if self.write is None else self.write - 1
+        write = None if self.write is None else max(1, self.write - 1)
         return Moment(self.fraction * 0.8, write, self.seconds * 0.8)
 
 
@@ -74,8 +74,10 @@ class Moment:
 class Fault:
     """What befalls a process before one of its writes."""
 
+    begins: str
+    """Pattern of the write from which they are counted."""
     write: int
-    """Its number."""
+    """Its number; 1 is the first after that one."""
     leaves_pages: int | None = None
     """None for a kill, else the disk is full from there on but for so many pages."""
 
@@ -95,9 +97,8 @@ class Phase:
 class Length:
     """The undisturbed length of a phase."""
 
-    first: int
-    last: int
-    """Numbers of its first and last write."""
+    writes: int
+    """Between its first and its last one."""
     seconds: float
 
 
@@ -137,7 +138,7 @@ def length_of(log: Path, phase: Phase) -> Length:
     first = next(i for i, (_, what) in enumerate(writes) if re.search(phase.begins, what))
     last = max(i for i, (_, what) in enumerate(writes) if re.search(phase.ends, what))
     assert first < last, (phase, [what for _, what in writes])
-    return Length(first, last, writes[last][0] - writes[first][0])
+    return Length(last - first, writes[last][0] - writes[first][0])
 
 
 def odd(number: int) -> bool:
@@ -157,9 +158,7 @@ def moments(
         if timed(number):
             found.append(Moment(fraction, seconds=fraction * length.seconds))
         else:
-            # The write after the first is the earliest that can be half of something.
-            span = length.last - length.first
-            found.append(Moment(fraction, write=length.first + 1 + int(fraction * span)))
+            found.append(Moment(fraction, write=1 + int(fraction * length.writes)))
     return found
 
 
@@ -183,7 +182,7 @@ def struck(
     """
     for _ in range(ATTEMPTS):
         restore()
-        fault = None if moment.write is None else Fault(moment.write)
+        fault = None if moment.write is None else Fault(phase.begins, moment.write)
         process = child(log, target, *arguments, fault=fault)
         began = _began(log, phase, process)
         if moment.write is None and began is not None:
@@ -267,13 +266,15 @@ def _traced(
 
 def _watch_writes(folder: Path, path: Path, fault: Fault | None) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    count = 0
+    count = -1
 
     def note(what: str) -> None:
         nonlocal count
         os.write(descriptor, f"{time.monotonic()} {what}\n".encode(errors="replace"))
+        if fault is None or (count < 0 and not re.search(fault.begins, what)):
+            return
         count += 1
-        if fault is not None and count == fault.write + 1:
+        if count == fault.write:
             if fault.leaves_pages is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             fill(folder, fault.leaves_pages)
