@@ -8,7 +8,7 @@ TESTS ?= 4
 # Threads that spin long while they wait fight the Prefect server for the cores.
 export GOMP_SPINCOUNT ?= 1000
 
-.PHONY: demo real test lint bench up down clean
+.PHONY: demo real test chaos lint bench up down clean
 
 demo: .venv/ready
 	PREFECT_HOME=$(CURDIR)/$(STATE)/prefect $(BIN)/requant run configs/tiny.yaml
@@ -23,6 +23,12 @@ test: .venv/ready-dev lint
 	# A tiny model has no work for a second thread. Twice as many processes as cores, because those
 	# that test servers wait more than they compute; a file stays together, as it shares a machine.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS) --dist loadfile --no-loadscope-reorder
+
+# Kills and full disks, N in each place; the same SEED draws the same moments. N=10: an hour.
+N ?= 10
+SEED ?= 1
+chaos: .venv/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --kills $(N) --seed $(SEED)
 
 lint: .venv/ready-dev
 	$(BIN)/ruff check .

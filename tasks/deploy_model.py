@@ -18,6 +18,7 @@ from requant.serving.deploy import act, check_release, still_there
 from requant.serving.release import Release
 from requant.store import Store, locked, materialise
 from requant.store.documents import read_sealed, write_sealed
+from requant.store.room import naming_full_disk
 from tasks.nightly.reporter import keep_log_readable
 from tasks.promote import registry_of
 from tasks.retry import may_retry
@@ -67,7 +68,10 @@ def _deploy(config: Config, version: int | None, digest: str | None, redact: Red
     registry = registry_of(config)
     store = Store(config.state.resolve())
     action = digest_of(config.deploy.model_dump(mode="json"))
-    with locked(store.lock_path(f"deploy-{config.name}")):
+    with (
+        locked(store.lock_path(f"deploy-{config.name}")),
+        naming_full_disk("deploy", store.root, "it is not known to be deployed"),
+    ):
         serving = versions.champion(registry)
         if serving is None and version is None:
             raise ConfigError(f"{config.name}: has no champion; `requant promote CONFIG` makes one")

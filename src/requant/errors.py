@@ -48,14 +48,22 @@ class ArtifactError(TerminalError):
     """An artifact is missing, or its bytes do not match its manifest."""
 
 
+class DiskFullError(TerminalError):
+    """A disk or a quota is full; the text names it and the way out."""
+
+
+FULL = ("No space left on device", "database or disk is full")
+"""The words of the kernel and of SQLite."""
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error, or one it came from, says that a disk or a quota is full.
 
-    Libraries in Rust and C++ put the kernel's words into exceptions of their own.
+    Libraries in Rust, C++ and SQL put those words into exceptions of their own.
     """
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return True
-    if "No space left on device" in str(error):
+    if any(words in str(error) for words in FULL):
         return True
     cause = error.__cause__ or error.__context__
     return cause is not None and is_disk_full(cause)

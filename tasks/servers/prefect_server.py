@@ -6,8 +6,8 @@ and a Ctrl-C ends it before the flow has said that it was interrupted.
 
 import os
 import socket
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -189,10 +189,17 @@ def prepare_prefect() -> None:
     if settings.api.url is not None:
         return
     command = [command_path("prefect"), "server", "database", "upgrade", "-y"]
-    with locked(_database_lock(settings)):
-        upgrade = subprocess.run(command, capture_output=True, text=True, check=False)
-    if upgrade.returncode:
-        raise TerminalError(f"{' '.join(command)}: failed:\n{upgrade.stdout}{upgrade.stderr}")
+    with locked(_database_lock(settings)), tempfile.TemporaryFile() as output:
+        # One that outlives a kill of this process would hold no lock, and race with the next.
+        upgrade = spawn(command, output=output)
+        try:
+            status = upgrade.wait()
+        finally:
+            end(upgrade)
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    if status:
+        raise TerminalError(f"{' '.join(command)}: failed:\n{said}")
 
 
 def command_path(name: str) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import urlparse
 
-from requant.errors import ConfigError, TransientError
+from requant.errors import ConfigError, DiskFullError, TransientError, is_disk_full
 from requant.machine.services import served_at, unreachable
 from requant.store import Store, all_records, locked
 from requant.store.locks import Say
+from requant.store.room import WAY_OUT
 from tasks.servers.access import UNAUTHORIZED, credentials
 from tasks.tracking.database import is_current, migrate
 from tasks.tracking.protected import MLFLOW
@@ -53,6 +54,7 @@ def transient(uri: str) -> Iterator[None]:
 
     Raises:
         ConfigError: In place of a refusal of the password.
+        DiskFullError: In place of a database that cannot grow.
         TransientError: In place of a lost connection, or of an answer that may pass.
     """
     from mlflow.exceptions import MlflowException
@@ -70,9 +72,20 @@ def transient(uri: str) -> Iterator[None]:
                 f"tracking.uri: {public(uri)} asks for a password and does not take this one, or "
                 "none; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where this runs"
             ) from error
+        if is_disk_full(error):
+            raise _is_full(uri, error) from error
         if error.error_code not in codes:
             raise
         raise TransientError(_is_away(uri, error)) from error
+
+
+def _is_full(uri: str, error: BaseException) -> DiskFullError:
+    place = public(uri)
+    reason = str(error).partition("\n")[0].replace(uri, place)
+    return DiskFullError(
+        f"tracking.uri: the disk of {place} is full ({reason}); what was to be written to it is "
+        f"not, and a night goes on from what is valid. {WAY_OUT}"
+    )
 
 
 def _is_away(uri: str, error: BaseException) -> str:

@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 from alembic import command
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from mlflow.store.db.utils import _get_alembic_config
 from sqlalchemy import create_engine
 
-from requant.errors import ConfigError, TransientError
+from requant.errors import ConfigError, DiskFullError, TransientError
 from requant.store import StageRecord, Store
 from tasks import tracking
 from tasks.tracking import database
+from tasks.tracking.connection import transient
 from tests.support.nights import make_night
 from tests.support.tracked import ROOT, tables, track
 
@@ -293,3 +296,12 @@ def test_a_state_folder_that_no_address_can_name_is_refused(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"state: .*what\?/state holds '\?', which ends a file's"):
         tracking.prepare_database(None, state)
     assert [path.name for path in tmp_path.iterdir()] == ["what?"]
+
+
+def test_a_full_disk_is_no_server_that_is_away(tmp_path: Path) -> None:
+    uri = tracking.default_uri(tmp_path)
+    said = "(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO tags]"
+    text = r"mlflow.db is full .*Free space \(`requant gc"
+    with pytest.raises(DiskFullError, match=text) as caught, transient(uri):
+        raise MlflowException(said, error_code=INTERNAL_ERROR)
+    assert "INSERT" not in str(caught.value)

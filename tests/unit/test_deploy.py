@@ -40,6 +40,17 @@ def test_current_moves_in_one_step_and_back(store: Store, tmp_path: Path) -> Non
     assert names == {"current", LOCK, *(item.digest for item, _ in releases)}
 
 
+def test_what_a_kill_left_before_the_step_is_taken_away(store: Store, tmp_path: Path) -> None:
+    action = CopyAction(kind="copy", folder=tmp_path / "served")
+    item, folder = release(store, "first")
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / ".current.link").symlink_to("another")
+    (tmp_path / "served" / f".{item.digest}.draft").mkdir()
+    act(action, item, folder, no_secret)
+    names = {path.name for path in (tmp_path / "served").iterdir()}
+    assert names == {"current", LOCK, item.digest}
+
+
 def test_a_place_that_is_a_file_is_named_by_its_field(store: Store, tmp_path: Path) -> None:
     (tmp_path / "served").write_text("a file")
     item, folder = release(store, "first")

@@ -1,5 +1,6 @@
 """What a collection may delete: folders of the store, and nothing that only looks like one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,21 @@ def test_the_command_names_what_it_leaves_alone(
         assert f"left alone, it is none of requant's folders: {store.objects}/ff" in result.output
         assert "objects/a\\nb" in result.output
     assert find_garbage(store).folders == ()
+
+
+def test_drafts_of_documents_whose_writer_was_killed_go(
+    store: Store, night: dict[str, StageRecord]
+) -> None:
+    records = sorted(store.actions.glob("*.json"))
+    torn = [folder / f".word.json.{'a' * 32}" for folder in (store.actions, store.pins)]
+    others = [store.actions / f".young.json.{'b' * 32}", store.actions / ".gitignore"]
+    for path in (*torn, *others):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{")
+    for path in (*torn, others[1]):
+        os.utime(path, (0, 0))
+    garbage = collect(store)
+    assert garbage.torn == tuple(torn)
+    assert garbage.in_words.endswith(", 2 torn documents")
+    assert [path.exists() for path in (*torn, *others)] == [False, False, True, True]
+    assert sorted(store.actions.glob("*.json")) == records

@@ -63,7 +63,7 @@ def gc(
                 typer.echo(f"left alone, it is none of requant's folders: {printable(path)}")
             for user in garbage.in_use:
                 typer.echo(f"in use, its folders are not in this list: {user}")
-            for path in (*garbage.folders, *garbage.records):
+            for path in (*garbage.folders, *garbage.records, *garbage.torn):
                 typer.echo(printable(path))
 
         store = open_store(state)

@@ -33,7 +33,7 @@ def errors() -> Iterator[None]:
 
     None shows a secret of the environment, and what is logged meanwhile does not either.
     """
-    from requant.errors import RequantError, is_transient
+    from requant.errors import RequantError, is_disk_full, is_transient
     from requant.machine.withheld import withheld
     from requant.redaction import redactor, secrets_in
     from requant.wording import bounded
@@ -47,6 +47,12 @@ def errors() -> Iterator[None]:
         typer.secho(bounded(str(error)), fg="red", err=True)
         raise typer.Exit(2) from error
     except Exception as error:
+        if is_disk_full(error):
+            from requant.store.room import WAY_OUT
+
+            said = f"the disk of what this wrote to is full: {bounded(str(error))}. {WAY_OUT}"
+            typer.secho(said, fg="red", err=True)
+            raise typer.Exit(2) from error
         if not is_transient(error):
             raise
         text = f"{type(error).__name__}: {bounded(str(error))}; a server is away: try again; where"

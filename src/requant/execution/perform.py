@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from requant.config.section import Section
-from requant.errors import ContractError, TerminalError, is_disk_full
+from requant.errors import ContractError
 from requant.execution.key import StageKey
 from requant.execution.stage import Metrics, Reporter, Stage, StageContext
 from requant.machine.collector import set_aside
@@ -21,9 +21,9 @@ from requant.store import (
     verified_record,
     write_record,
 )
-from requant.store.attempts import attempted
+from requant.store.attempts import attempted, clear, clear_drafts
 from requant.store.records import Curve
-from requant.wording import data_size
+from requant.store.room import naming_full_disk
 
 
 def perform(
@@ -62,7 +62,7 @@ def perform(
     Raises:
         ArtifactError: If an input is missing or incomplete.
         ContractError: If content outside the store changed while the stage read it.
-        TerminalError: If the disk is full.
+        DiskFullError: If the disk is full.
         Exception: What the stage raises; then nothing was published, and `work/` is kept.
     """
     what = f"{stage.name} of {(labels or {}).get('pipeline') or 'an unnamed line'}"
@@ -76,6 +76,7 @@ def perform(
         if not force:
             record, reason = verified_record(store, key.digest)
             if record is not None:
+                clear(store, key.digest)
                 return record
             if known:
                 # Bytes that changed by themselves may be a disk that dies.
@@ -84,7 +85,10 @@ def perform(
         made_in = {"host": socket.gethostname(), "root": str(store.root.resolve())}
         # Work whose key is new needs no reason: its key differs from the one before.
         why = {"reason": reason} if known else {}
-        with attempted(store, stage.name, key.digest, asked):
+        with (
+            naming_full_disk(stage.name, store.root, "nothing was published"),
+            attempted(store, stage.name, key.digest, asked),
+        ):
             return _make(
                 store,
                 stage,
@@ -115,6 +119,8 @@ def _make(
     """Execute, publish and record; see `perform`, which holds the locks."""
     started = time.time()
     clock = time.monotonic()
+    # A night that is killed each time must not fill the disk.
+    clear_drafts(store, key.digest)
     draft = store.draft_path(key.digest)
     draft.mkdir(parents=True)
     work = store.work_path(key.digest)
@@ -129,14 +135,6 @@ def _make(
         metrics = execute(section, context, **folders)
         _check_unchanged(stage, section, key)
         artifact = publish(store, stage.kind, draft)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        free = data_size(shutil.disk_usage(store.root).free)
-        raise TerminalError(
-            f"{stage.name}: the disk of {store.root} is full ({free} free): {error}; "
-            "nothing was published. Free space (`requant gc --keep N`) and run again"
-        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     record = StageRecord(

@@ -1,7 +1,6 @@
 """Bring a verified model to where it serves: load it cold, let it answer, then act."""
 
 import shutil
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from requant.serving.post import post_release
 from requant.serving.program import run_command
 from requant.serving.release import Release
 from requant.store import ArtifactRef, Store, describe, locked, materialise, verify
+from requant.store.room import naming_full_disk
 
 CURRENT = "current"
 LOCK = ".deploy.lock"
@@ -174,15 +174,22 @@ def copy_release(action: CopyAction, release: Release, folder: Path) -> str:
 
     Raises:
         ContractError: If the folder cannot be made or written to.
+        DiskFullError: If the folder's disk is full.
         TransientError: If the bytes that arrived are not those that were sent.
     """
     target = action.folder.resolve() / release.digest
     try:
         # Several model lines and state folders may deploy to one folder.
-        with locked(target.with_name(LOCK), what=f"deploying {release.model}"):
+        outcome = "what served before goes on serving"
+        with (
+            locked(target.with_name(LOCK), what=f"deploying {release.model}"),
+            naming_full_disk("deploy.action.folder", target.parent, outcome),
+        ):
             if not _is_whole(target, release.digest):
                 _copy_whole(folder, target, release.digest)
-            link = target.with_name(f".{CURRENT}.{uuid.uuid4().hex}")
+            # Of one name, so that what a kill left is the next one's to take away.
+            link = target.with_name(f".{CURRENT}.link")
+            link.unlink(missing_ok=True)
             link.symlink_to(release.digest)
             link.replace(target.with_name(CURRENT))
     except (FileExistsError, NotADirectoryError, PermissionError) as error:

@@ -4,6 +4,7 @@ Nothing is cached by them: a record alone says that work is done.
 """
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,19 @@ def attempted(store: Store, stage: str, key: str, labels: Mapping[str, str]) -> 
             _write(store, attempt.model_copy(update={"ended": time.time(), "error": text}))
         raise
     store.attempt_path(key).unlink(missing_ok=True)
+
+
+def clear(store: Store, key: str) -> None:
+    """Delete what a killed process left beside work that is done; the caller holds its lock."""
+    clear_drafts(store, key)
+    shutil.rmtree(store.work_path(key), ignore_errors=True)
+    store.attempt_path(key).unlink(missing_ok=True)
+
+
+def clear_drafts(store: Store, key: str) -> None:
+    """Delete the drafts of killed processes at a piece of work; the caller holds its lock."""
+    for draft in store.tmp.glob(f"{key}-*"):
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_attempt(store: Store, key: str) -> Attempt | None:

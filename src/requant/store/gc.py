@@ -3,7 +3,8 @@
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from requant.store.layout import Store
 from requant.store.locks import Say, acquire, holder_of, is_held
 from requant.store.records import StageRecord, all_records, last_used
 from requant.wording import data_size
+
+WRITING_SECONDS = 3600.0
+"""A small document takes milliseconds; who writes one may hold no lock a collection asks for."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +30,17 @@ class Garbage:
     """Size of the folders."""
     strange: tuple[Path, ...] = ()
     """What requant did not put there, links above all: it is left alone."""
+    torn: tuple[Path, ...] = ()
+    """Drafts of small documents, whose writer was killed before it was done."""
     in_use: tuple[str, ...] = ()
     """Nights and stages that run now, in words: what they work in is not garbage."""
 
     @property
     def in_words(self) -> str:
         """How much it is, for people."""
-        return f"{len(self.folders)} folders ({data_size(self.bytes)}), {len(self.records)} records"
+        torn = f", {len(self.torn)} torn documents" if self.torn else ""
+        folders = f"{len(self.folders)} folders ({data_size(self.bytes)})"
+        return f"{folders}, {len(self.records)} records{torn}"
 
 
 def find_garbage(store: Store, keep: int | None = None) -> Garbage:
@@ -74,6 +82,7 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
         folders=tuple(sorted(folders)),
         bytes=sum(_size(folder) for folder in folders),
         strange=tuple(sorted(strange)),
+        torn=tuple(_torn(store)),
         in_use=in_use(store, running.values()),
     )
 
@@ -92,6 +101,16 @@ def _folders(parent: Path, pattern: str) -> tuple[list[Path], list[Path]]:
         if re.fullmatch(pattern, path.name) and path.is_dir() and not path.is_symlink()
     ]
     return ours, [path for path in entries if path not in ours]
+
+
+def _torn(store: Store) -> Iterator[Path]:
+    """Find what `write_durably` was killed over."""
+    longest_ago = time.time() - WRITING_SECONDS
+    for folder in (store.actions, store.attempt_path("x").parent, store.pins, store.deployments):
+        for path in sorted(folder.glob(".*")):
+            ours = re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name) and path.is_file()
+            if ours and not path.is_symlink() and path.stat().st_mtime < longest_ago:
+                yield path
 
 
 def collect(
@@ -130,8 +149,8 @@ def collect(
     try:
         garbage = find_garbage(store, keep)
         before(garbage)
-        for record in garbage.records:
-            record.unlink(missing_ok=True)
+        for path in (*garbage.records, *garbage.torn):
+            path.unlink(missing_ok=True)
         for folder in garbage.folders:
             shutil.rmtree(folder)
     finally:

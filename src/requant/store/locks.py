@@ -7,7 +7,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -164,10 +164,11 @@ def whose(path: Path) -> str:
 
 
 def _sign(descriptor: int, what: str) -> None:
-    """Say who holds the lock. Nobody relies on it, so a torn write does no harm."""
+    """Say who holds the lock. Nobody relies on it: a torn write, or a full disk, does no harm."""
     os.ftruncate(descriptor, 0)
     if what:
         holder = Holder(
             what=what, pid=os.getpid(), host=socket.gethostname(), since=datetime.now(UTC)
         )
-        os.pwrite(descriptor, holder.model_dump_json().encode(), 0)
+        with suppress(OSError):
+            os.pwrite(descriptor, holder.model_dump_json().encode(), 0)
