@@ -195,7 +195,7 @@ def field(name: str, value: object) -> Callable[[Path], None]:
             "names x.weight, which no *.safetensors beside it holds; copy the missing shards",
         ),
         (field("lora_alpha", "6"), "lora_alpha='6': Input should be a valid number"),
-        (field("r", None), "r=None: Input should be a valid integer"),
+        (field("r", None), "r=None and lora_alpha=8.0; expected a rank of 1 or more"),
         (field("target_modules", "("), "'(' is no pattern: missing )"),
         (field("peft_type", "FOO"), "peft_type=FOO is not among those requant has shown to merge"),
     ],
