@@ -12,7 +12,8 @@ import pytest
 
 from requant.config.operations import CopyAction
 from requant.errors import ConfigError
-from requant.serving.deploy import Release, act
+from requant.serving.deploy import act
+from requant.serving.release import Release
 from requant.store import Store, locked, publish, verify
 from requant.store.durable import write_durably
 from requant.store.privacy import OTHERS, close, make_private, open_to_others
