@@ -108,6 +108,8 @@ def _full_in(
     for number in range(count):
         fraction = (number + uniform()) / count
         write = 1 + int(fraction * length.writes)
+        # There still where the last scene failed.
+        (now / BALLAST).unlink(missing_ok=True)
         before()
         # Mostly none.
         pages = max(0, int(uniform() * 2 * SPARE_PAGES) - SPARE_PAGES)
