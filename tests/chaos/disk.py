@@ -131,5 +131,5 @@ def _full_in(
         (now / BALLAST).unlink()
         finished(log, *given)
         check()
-        ended = "an error that says so" if process.exitcode else "all that was left fitted"
+        ended = "an error said so" if process.exitcode else "the rest of it fitted"
         yield Strike(f"full: {phase.name}", when - start, fraction, what, ended)
