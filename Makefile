@@ -24,7 +24,7 @@ test: .venv/ready-dev lint
 	# that test servers wait more than they compute; a file stays together, as it shares a machine.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TESTS) --dist loadfile --no-loadscope-reorder
 
-# Kills and full disks, N in each place; the same SEED draws the same moments. N=10: an hour.
+# Kills and full disks, N in each place; the same SEED draws the same moments. N=10: a quarter of an hour.
 N ?= 10
 SEED ?= 1
 chaos: .venv/ready-dev

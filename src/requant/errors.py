@@ -1,6 +1,7 @@
 """What can go wrong, sorted by the one thing an unattended run must know: is a retry worth it."""
 
 import errno
+import re
 
 from requant.wording import bounded
 
@@ -52,18 +53,24 @@ class DiskFullError(TerminalError):
     """A disk or a quota is full; the text names it and the way out."""
 
 
-FULL = ("No space left on device", "database or disk is full")
-"""The words of the kernel and of SQLite."""
+FULL = re.compile(
+    "No space left on device"
+    "|database or disk is full"
+    "|Not enough disk space"
+    r"|inline_container\.cc.*(unexpected pos|file write failed)",
+    re.DOTALL,
+)
+"""The words of the kernel, of SQLite, of datasets, and of torch.save, which says no more of it."""
 
 
 def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error, or one it came from, says that a disk or a quota is full.
 
-    Libraries in Rust, C++ and SQL put those words into exceptions of their own.
+    Libraries in Rust, C++ and SQL have exceptions of their own for it.
     """
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return True
-    if any(words in str(error) for words in FULL):
+    if FULL.search(str(error)):
         return True
     cause = error.__cause__ or error.__context__
     return cause is not None and is_disk_full(cause)

@@ -108,6 +108,8 @@ def _full_in(
     for number in range(count):
         fraction = (number + uniform()) / count
         write = 1 + int(fraction * length.writes)
+        # There still where the last scene failed.
+        (now / BALLAST).unlink(missing_ok=True)
         before()
         # Mostly none.
         pages = max(0, int(uniform() * 2 * SPARE_PAGES) - SPARE_PAGES)
@@ -129,5 +131,5 @@ def _full_in(
         (now / BALLAST).unlink()
         finished(log, *given)
         check()
-        ended = "an error that says so" if process.exitcode else "all that was left fitted"
+        ended = "an error said so" if process.exitcode else "the rest of it fitted"
         yield Strike(f"full: {phase.name}", when - start, fraction, what, ended)

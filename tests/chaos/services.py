@@ -147,7 +147,7 @@ def kills_in(
         finished(log, *given)
         compare(line, phase)
         check(line)
-        yield replace(strike, left=left)
+        yield replace(strike, came=f"left: {left or 'nothing'}")
 
 
 def restore(line: Line, phase: Phase) -> None:

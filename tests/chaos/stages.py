@@ -76,7 +76,7 @@ def kills_in_stage(
         left = what_is_left(Store(config.state), key)
         finished(log, night, config)
         check(reference)
-        yield replace(strike, left=left)
+        yield replace(strike, came=f"left: {left or 'nothing'}")
 
 
 def phase_of(reference: Reference, stage: str) -> Phase:

@@ -82,7 +82,7 @@ def kills_at_start(
         finished(log, start, now)
         found = schema(now / database)
         assert found == expected, f"another schema: {set(expected) ^ set(found)}"
-        yield replace(strike, left=left)
+        yield replace(strike, came=f"left: {left or 'nothing'}")
 
 
 def schema(database: Path) -> list[Any]:

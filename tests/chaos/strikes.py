@@ -46,14 +46,14 @@ class Strike:
     """Of its undisturbed length, in writes or in seconds."""
     before: str = ""
     """The write it came before; empty where it came between two, at a random time."""
-    left: str = ""
-    """What was half done."""
+    came: str = ""
+    """What was half done, or how it ended."""
 
     def __str__(self) -> str:
         before = re.sub(r"[0-9a-f]{32,64}", lambda digest: digest[0][:8], self.before)
         where = f"before `{before}`" if before else "at a random time"
         moment = f"{self.seconds:6.2f} s ({self.fraction:4.0%})"
-        return f"{self.fault:16} {moment}  {where}; left: {self.left or 'nothing'}"
+        return f"{self.fault:16} {moment}  {where}; {self.came}"
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ def write(section: Verb, context: StageContext) -> Metrics:
 
     if section.verb == "plain":
         (context.out / "model.bin").write_bytes(os.urandom(6 * MEGABYTE))
+    elif section.verb == "torch":
+        # As an optimizer's state is kept in a checkpoint.
+        torch.save(torch.rand(6 * MEGABYTE // 4), context.out / "optimizer.pt")
     else:
         save_file({"w": torch.rand(6 * MEGABYTE // 4)}, context.out / "model.safetensors")
     return {}
@@ -48,7 +51,7 @@ def write(section: Verb, context: StageContext) -> Metrics:
 STAGE = Stage("evaluate", 1, "model", (), write)
 
 
-@pytest.mark.parametrize("verb", ["plain", "safetensors"])
+@pytest.mark.parametrize("verb", ["plain", "safetensors", "torch"])
 @pytest.mark.parametrize("own_process", [False, True])
 def test_a_full_disk_is_named_and_leaves_nothing(disk: Path, verb: str, own_process: bool) -> None:
     store = Store(disk / "state")

@@ -51,8 +51,9 @@ def test_drafts_of_other_work_stay(store: Store) -> None:
     assert left(store) == [other.name]
 
 
-def test_sqlites_words_for_a_full_disk_are_known() -> None:
+def test_words_of_libraries_for_a_full_disk_are_known() -> None:
     assert is_disk_full(TransientError("(sqlite3.OperationalError) database or disk is full"))
+    assert is_disk_full(OSError("Not enough disk space. Needed: Unknown size"))
     assert not is_disk_full(OSError("disk I/O error"))
 
 
