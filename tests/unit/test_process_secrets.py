@@ -11,8 +11,10 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from requant.errors import ConfigError
 from requant.redaction import SECRET_VARIABLES
 from tasks.secrets import hiding, known_secrets, short_secrets, variables_of
+from tasks.tracking.connection import prepare_database
 from tests.support.chain import micro_config
 
 
@@ -56,6 +58,12 @@ def test_a_secret_that_cannot_be_hidden_is_told(monkeypatch: pytest.MonkeyPatch)
         f"{name}: has fewer than 8 characters and is not kept out of logs; take a longer one"
         for name in ("MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
     ]
+
+
+def test_an_address_that_is_none_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^tracking.uri: is neither http\(s\):// nor") as caught:
+        prepare_database("hunter2hunter2", tmp_path)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_process_of_a_stage_gets_the_secrets_of_the_hub_alone(tmp_path: Path) -> None:
