@@ -15,6 +15,7 @@ from requant.errors import ConfigError, RequantError, TransientError
 from requant.redaction import (
     HUB_VARIABLES,
     SECRET_VARIABLES,
+    SERVER_VARIABLES,
     SHORTEST,
     Redact,
     is_short,
@@ -129,7 +130,7 @@ def short_secrets() -> list[str]:
 def variables_of(config: Config) -> frozenset[str]:
     """Name the environment variables with secrets that no stage needs: all but the hub's."""
     named = {reference.partition(":")[2] for reference in _in_environment(config)}
-    return frozenset({*SECRET_VARIABLES, *named} - HUB_VARIABLES)
+    return frozenset(SERVER_VARIABLES | named - HUB_VARIABLES)
 
 
 def redactor_of(config: Config) -> Redact:

@@ -24,6 +24,8 @@ SECRET_VARIABLES = (
     "REQUANT_MLFLOW_AUTH",
 )
 """Environment variables that hold the secrets of the servers and of the hub."""
+SERVER_VARIABLES = frozenset(SECRET_VARIABLES) - HUB_VARIABLES
+"""Those of the servers, which nothing needs that works on models and data."""
 
 _ESCAPE = re.compile(
     rb"%([0-9A-Fa-f]{2})"

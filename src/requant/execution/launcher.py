@@ -93,7 +93,8 @@ def in_own_process(stage: Stage, launch: Launch) -> Callable[..., Metrics]:
             command = _command(launch.ranks, context.device, asked, context.work / "events")
             output, child_output = os.pipe()
             try:
-                process = spawn(command, output=child_output, env=_environment(launch.without))
+                env = {**environment(launch.without), "PYTHONUNBUFFERED": "1"}
+                process = spawn(command, output=child_output, env=env)
             finally:
                 os.close(child_output)
             conversation = _Conversation(stage.name, launch, context, log)
@@ -249,11 +250,6 @@ def _command(ranks: int | None, device: str, request: Path, events: Path) -> lis
         # accelerate's own launcher wants MPI for CPU ranks; on GPUs it is this one that it starts.
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     return [sys.executable, "-m", *launcher, *stage]
-
-
-def _environment(without: Collection[str]) -> dict[str, str]:
-    kept = {name: value for name, value in environment().items() if name not in without}
-    return {**kept, "PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager
