@@ -5,9 +5,11 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 
 from requant.errors import ArtifactError
+from requant.machine.withheld import withheld
 from requant.store import Store
 from requant.store.gc import collect
 from requant.store.health import examine
+from tasks.secrets import hiding, known_secrets
 
 PATIENCE_SECONDS = 12 * 3600.0
 """A night that is in progress ends first."""
@@ -24,7 +26,11 @@ def maintenance(state: Path = Path(".requant"), keep: int | None = None) -> None
     Raises:
         ArtifactError: Naming every artifact whose bytes are wrong; garbage is collected by then.
     """
-    store = Store(state.resolve())
+    with withheld(hiding(known_secrets(state))):
+        _maintain(Store(state.resolve()), keep)
+
+
+def _maintain(store: Store, keep: int | None) -> None:
     problems = examine(store, deep=True).problems
     logger = get_run_logger()
     garbage = collect(store, keep, timeout=PATIENCE_SECONDS, say=logger.info)

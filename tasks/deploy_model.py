@@ -107,7 +107,7 @@ def _deploy(config: Config, version: int | None, digest: str | None, redact: Red
         # What stops between here and the new record has changed nobody knows what.
         store.deployment_path(config.name).unlink(missing_ok=True)
         done = _step(act, "act", redact)(
-            section.action, release, folder, resolve_secret, known_secrets(config)
+            section.action, release, folder, resolve_secret, known_secrets(config.state)
         )
         record = Deployment(
             model=config.name,

@@ -1,14 +1,21 @@
 """Secrets by reference: the configuration names them, and only who needs one looks it up."""
 
 import os
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
+from urllib.parse import unquote, urlsplit
 
 from pydantic import SecretStr
 
 from requant.config import Config
 from requant.errors import ConfigError, RequantError, TransientError
 from requant.redaction import (
+    HUB_VARIABLES,
+    SECRET_VARIABLES,
+    SERVER_VARIABLES,
     SHORTEST,
     Redact,
     is_short,
@@ -77,21 +84,53 @@ def _made_by(name: str) -> str:
     )
 
 
-def known_secrets(config: Config) -> tuple[SecretStr, ...]:
+def known_secrets(state: Path) -> tuple[SecretStr, ...]:
     """Return the secrets that MLflow, Prefect and the hub are reached with here.
 
-    They stand in the environment, in Prefect's settings, and of the servers that `requant up`
-    starts in the state folder.
+    They stand in the environment, in Prefect's settings, in the login of the hub, and of the
+    servers that `requant up` starts in the state folder.
     """
-    from prefect.settings import get_current_settings
-
-    api = get_current_settings().api
-    found = [SecretStr(value) for value in secrets_in(os.environ)]
-    found += [value for value in (api.key, api.auth_string) if value is not None]
+    found = [*secrets_in(os.environ), *_of_libraries()]
     # One that cannot be used is told by who wants to.
     with suppress(ConfigError):
-        found.append(SecretStr(credentials(Store(config.state.resolve()))))
-    return tuple(found)
+        found.append(credentials(Store(state.resolve())))
+    return tuple(map(SecretStr, found))
+
+
+def _of_libraries() -> Iterator[str]:
+    # Who has not imported one has read nothing of it but the environment.
+    if "prefect.settings" in sys.modules:
+        from prefect.settings import get_current_settings
+
+        settings = get_current_settings()
+        api, server = settings.api, settings.server
+        for value in (api.key, api.auth_string, server.api.auth_string, server.database.password):
+            if value is not None:
+                yield value.get_secret_value()
+        database = server.database.connection_url
+        if database is not None and (password := urlsplit(database.get_secret_value()).password):
+            yield unquote(password)
+    if "huggingface_hub" in sys.modules:
+        from huggingface_hub import get_token
+
+        if token := get_token():
+            yield token
+
+
+def short_secrets() -> list[str]:
+    """Say which secrets of the environment are too short to be kept out of texts."""
+    return [
+        f"{name}: has fewer than {SHORTEST} characters and is not kept out of logs; take a longer "
+        "one"
+        for name in SECRET_VARIABLES
+        if (value := os.environ.get(name)) and is_short(secret_parts(value)[-1])
+    ]
+
+
+def variables_of(config: Config) -> frozenset[str]:
+    """Name the environment variables with secrets that no stage needs: all but the hub's."""
+    named = {reference.partition(":")[2] for reference in _in_environment(config)}
+    return frozenset(SERVER_VARIABLES | named - HUB_VARIABLES)
 
 
 def redactor_of(config: Config) -> Redact:
@@ -100,10 +139,19 @@ def redactor_of(config: Config) -> Redact:
     Those are `known_secrets`, and what `deploy.action` names in the environment; what is in
     Prefect's blocks is known only to who looks it up.
     """
-    found = list(known_secrets(config))
-    for reference in needed_secrets(config.deploy.action).values():
+    found = list(known_secrets(config.state))
+    for reference in _in_environment(config):
         # One that is missing is told by the look before the night.
         with suppress(RequantError):
-            if reference.startswith("env:"):
-                found.append(resolve_secret(reference))
-    return redactor(part for value in found for part in secret_parts(value.get_secret_value()))
+            found.append(resolve_secret(reference))
+    return hiding(found)
+
+
+def hiding(secrets: Iterable[SecretStr]) -> Redact:
+    """Return what hides secrets, and the parts that would give each away."""
+    return redactor(part for value in secrets for part in secret_parts(value.get_secret_value()))
+
+
+def _in_environment(config: Config) -> list[str]:
+    references = needed_secrets(config.deploy.action).values()
+    return [reference for reference in references if reference.startswith("env:")]

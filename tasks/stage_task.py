@@ -32,7 +32,7 @@ from tasks.caching import (
 from tasks.nightly.reporter import TaskReporter
 from tasks.nightly.waiting import telling_of_slots
 from tasks.retry import JITTER, MAX_DELAY_SECONDS, awaiting_server, may_retry
-from tasks.secrets import redactor_of
+from tasks.secrets import redactor_of, variables_of
 
 ACCELERATOR = "accelerator"
 """Tag of the tasks that fill a GPU, by which Prefect limits how many run at once."""
@@ -208,5 +208,6 @@ def _launched(stage: Stage, night: Night, redact: Redact) -> Callable[..., Metri
         ranks=runtime.ranks if in_ranks else None,
         minutes=runtime.stage_minutes,
         redact=redact,
+        without=variables_of(night.config),
     )
     return in_own_process(stage, launch)

@@ -26,7 +26,7 @@ from tasks.nightly.preflight import refuse_problems
 from tasks.nightly.reporter import keep_log_readable
 from tasks.nightly.way_on import way_on
 from tasks.retry import retrying
-from tasks.secrets import redactor_of
+from tasks.secrets import redactor_of, short_secrets
 from tasks.servers.folders import close_again, keep_private
 from tasks.stage_task import Night
 
@@ -73,6 +73,7 @@ def _opened(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     _warn(keep_private(store.root, config.tracking.uri))
     with _alone(config, store):
         keep_log_readable()
+        _warn(short_secrets())
         seal_earlier(store)
         retrying(config)(refuse_problems, config)
         uri = retrying(config)(tracking.prepare_database, config.tracking.uri, store.root)

@@ -184,8 +184,8 @@ def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> st
     if not address.startswith(SQLITE):
         # mlflow would keep the artifacts of another database below the working folder.
         raise ConfigError(
-            f"tracking.uri: {public(address)!r} is neither http(s):// nor sqlite:///; start "
-            "`mlflow server` on that database and give the server's address"
+            "tracking.uri: is neither http(s):// nor sqlite:/// (the value is not shown: it may "
+            "hold a secret); start `mlflow server` on that database and give the server's address"
         )
     path = Path(address.removeprefix(SQLITE)).resolve()
     address = f"{SQLITE}{path}"

@@ -1,5 +1,6 @@
 """A stage in its own process: the same outcome, and what kills it is an error like any other."""
 
+import os
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from requant.errors import ParityError, RequantError, TerminalError, TransientError
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.stage import StageContext
+from requant.redaction import redactor
 from tests.stages.conftest import SilentReporter, make_context
 from tests.support.alive import gone
 from tests.support.verb_stage import STAGE, Verb
@@ -53,6 +55,44 @@ def test_how_it_ends_is_the_error(
     with pytest.raises(kind, match=text) as caught:
         launched(context, verb)
     assert type(caught.value) is kind
+
+
+def test_no_secret_leaves_it_over_the_end_of_a_line_or_of_what_is_told(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "pl4nt3d~s3cr3t~0f~hub"
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "of-the-parent-alone")
+    log = context.work.parent / "stage.log"
+    launch = Launch(log, redact=redactor([token]), without={"MLFLOW_TRACKING_TOKEN", "T"})
+    with pytest.raises(TerminalError, match=r"^RuntimeError: x+\*\*\* ... \((\d+) more") as caught:
+        in_own_process(STAGE, launch)(Verb(verb="leak"), context)
+    assert str(caught.value).endswith(f"characters are in {log})")
+    said = log.read_text().splitlines()
+    # Nothing is lost beside it.
+    assert said[:4] == ["before", "***", "after", "got"]
+    assert said[-1] == f"RuntimeError: {'x' * 3490}***"
+    assert isinstance(context.reporter, SilentReporter)
+    assert context.reporter.messages == said
+    for text in (str(caught.value), log.read_text()):
+        assert not any(token[at : at + 5] in text for at in range(len(token) - 4))
+
+
+def test_what_it_says_before_a_pause_can_be_read_during_it(context: StageContext) -> None:
+    launch = Launch(context.work.parent / "s.log", redact=redactor(["a long one"]), minutes=0.5)
+    assert isinstance(context.reporter, SilentReporter)
+    messages = context.reporter.messages
+
+    def end_the_pause() -> None:
+        while not messages:
+            time.sleep(0.05)
+        os.kill(int((context.work / "child").read_text()), signal.SIGKILL)
+
+    watching = threading.Thread(target=end_the_pause, daemon=True)
+    watching.start()
+    # Its time limit would come first.
+    in_own_process(STAGE, launch)(Verb(verb="pause"), context)
+    assert messages == ["pausing"]
 
 
 def test_a_time_limit_ends_it_and_what_it_started(context: StageContext) -> None:

@@ -1,6 +1,7 @@
 """What never ends or swells is stopped before the night, and named; nothing else is lost by it."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from requant.config.data import Columns
 from requant.data.files import read_row_file
 from requant.errors import ConfigError, ContractError
-from requant.machine.looking import Look, look
+from requant.machine.looking import Look, Watch, look
 from requant.preflight import find_problems
 from tests.support.chain import micro_config
 from tests.support.row_files import rows, write
@@ -134,3 +135,16 @@ def test_what_was_found_right_is_not_looked_at_again(tiny_base: Path, tmp_path: 
     assert found(tiny_base, train, state) == []
     assert len(list((state / "preflight").iterdir())) == 2
     assert mark.exists()
+
+
+def variables(argument: list[str], watch: Watch) -> list[str]:
+    return sorted({*argument} & {*os.environ})
+
+
+def test_what_looks_at_files_of_others_has_no_password_of_a_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = ["HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING"]
+    for name in names:
+        monkeypatch.setenv(name, "a-long-secret")
+    assert look(Look(f"{__name__}:{variables.__name__}", names)) == ["HF_TOKEN"]

@@ -58,7 +58,7 @@ def leak(kind: str) -> None:
     token = os.environ["HF_TOKEN"]
     encoded = base64.b64encode(f"user:{token}".encode()).decode()
     if kind == "printed":
-        print(f"marker-in-the-log {token} {encoded}", flush=True)
+        print(f"marker-in-the-log {token} {encoded}\n{token[:9]}\n{token[9:]}", flush=True)
     logging.getLogger("prefect.flow_runs").warning("marker-in-the-log %s", [token, encoded])
     try:
         raise ValueError(f"401 for Authorization: Basic {encoded}")

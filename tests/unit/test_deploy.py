@@ -141,7 +141,14 @@ def test_a_secret_in_the_output_is_not_repeated(store: Store) -> None:
 @pytest.mark.parametrize(
     ("argv", "seconds", "kind", "text"),
     [
-        (("/no/such/program",), 5.0, ContractError, "'/no/such/program' is no program"),
+        (
+            ("curl -H hunter2 https://x",),
+            5.0,
+            ContractError,
+            r"^deploy.action.argv: its first item \(25 characters, 4 words\) is no program here "
+            r"\(it is not shown: it may hold a secret\); give a program that exists, and each "
+            r"argument as an item of its own$",
+        ),
         (("sleep", "30"), 0.2, TransientError, "'sleep' took longer than 0.2 s and was ended with"),
     ],
 )

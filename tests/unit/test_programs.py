@@ -38,11 +38,16 @@ def noted(path: Path) -> int:
 @pytest.mark.parametrize("kind", LEAVERS)
 def test_all_that_a_program_started_ends_at_its_time_limit(tmp_path: Path, kind: str) -> None:
     note = NOTE.format(tmp_path / "pid")
-    began = time.monotonic()
-    ended = run(f"echo begun; {LEAVERS[kind].format(note=note)}", seconds=1.0)
-    assert (ended.status, ended.output) == (None, b"begun\n")
+    # On a machine whose cores are taken a limit may be over before a program has begun.
+    for seconds in (1.0, 4.0, 16.0):
+        began = time.monotonic()
+        ended = run(f"echo begun; {LEAVERS[kind].format(note=note)}", seconds=seconds)
+        assert ended.status is None
+        assert time.monotonic() - began < seconds + 15
+        if (tmp_path / "pid").exists():
+            break
+    assert ended.output == b"begun\n"
     assert not alive(noted(tmp_path / "pid"))
-    assert time.monotonic() - began < 15
 
 
 def test_what_a_failed_program_left_ends_and_what_a_good_one_left_stays(tmp_path: Path) -> None:

@@ -92,6 +92,31 @@ def test_log_records_of_any_library_are_clean(caplog: pytest.LogCaptureFixture) 
     assert SECRET in caplog.text
 
 
+def test_a_record_that_cannot_be_written_ends_no_work(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The handler of pytest raises what others print.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setattr(caplog.handler, "handleError", lambda record: None)
+    logger = logging.getLogger("some.library")
+    with withheld(REDACT):
+        logger.warning("%d of them", "two")
+        logger.warning("%d of them", SECRET)
+    assert SECRET not in caplog.text
+    assert "%d of them ('***',) (%d format: a real number is required, not str)" in caplog.text
+
+
+def test_what_nobody_listens_to_is_clean_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logger = logging.getLogger("some.library")
+    monkeypatch.setattr(logger, "handlers", [])
+    with withheld(REDACT):
+        logger.warning("with %s", SECRET)
+    assert capsys.readouterr().err == "with ***\n"
+
+
 def test_a_command_says_no_secret_of_its_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The sections that say where a night runs and what becomes of its model. None is in any key."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -86,6 +87,16 @@ class CommandAction(Section):
                 "expected names of environment variables: letters, digits and _, no digit first"
             )
         return value
+
+
+def no_program(argv: Sequence[str]) -> str:
+    """Say that the first word of a command is no program, without it: it may be a whole line."""
+    words = len(argv[0].split())
+    size = f"{len(argv[0])} characters" + (f", {words} words" if words > 1 else "")
+    return (
+        f"its first item ({size}) is no program here (it is not shown: it may hold a secret); "
+        "give a program that exists, and each argument as an item of its own"
+    )
 
 
 class PostAction(Section):

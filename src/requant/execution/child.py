@@ -15,8 +15,8 @@ from requant.execution.stage import StageContext
 from requant.machine.library_noise import log_only_errors
 from requant.machine.processes import die_with
 
-MAX_TEXT = 3000
-"""Characters of an error: one write of a line shorter than a pipe's 4096 bytes is never torn."""
+MAX_TEXT = 3500
+"""Bytes of an error as JSON: one write of a line shorter than a pipe's 4096 bytes is never torn."""
 
 PROGRESS_SECONDS = 0.2
 """Between two words of progress, the first and the last of a piece of work apart."""
@@ -50,10 +50,14 @@ class PipeReporter:
     def failed(self, error: BaseException) -> None:
         """Tell what went wrong, whichever rank it happened in."""
         self._speaks = True
+        # Whole letters: who hears it looks for secrets in it.
+        text = str(error).encode(errors="backslashreplace").decode()
+        beginning = _beginning(text)
         self._send(
             "failed",
             error=type(error).__name__,
-            text=str(error)[:MAX_TEXT].encode("ascii", "replace").decode(),
+            text=beginning,
+            left_out=len(text) - len(beginning),
             transient=is_transient(error),
         )
 
@@ -61,6 +65,15 @@ class PipeReporter:
         if self._speaks:
             self._events.write(json.dumps({"event": event, **fields}) + "\n")
             self._events.flush()
+
+
+def _beginning(text: str) -> str:
+    """Return as much of a text as `MAX_TEXT` allows."""
+    beginning = text[:MAX_TEXT]
+    while (over := len(json.dumps(beginning)) - MAX_TEXT) > 0:
+        # Each letter takes at most twelve bytes, as the escapes of two halves.
+        beginning = beginning[: -max(1, over // 12)]
+    return beginning
 
 
 def main(asked: Path, events: Path) -> int:

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,11 +20,15 @@ import requant.errors
 from requant.config.section import Section
 from requant.errors import RequantError, TerminalError, TransientError
 from requant.execution.stage import Metrics, Stage, StageContext
+from requant.machine.clean_lines import CleanLines
 from requant.machine.processes import end, environment, spawn
+from requant.redaction import Redact, redactor
 
 TAIL_LINES = 20
 CHUNK_BYTES = 1 << 16
 POLL_SECONDS = 0.2
+QUIET_SECONDS = 2.0
+"""After so long without a line, what might have been the beginning of a secret is said."""
 PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL")
 """What gloo and NCCL say in the ranks that live on when one is killed."""
 
@@ -53,8 +57,10 @@ class Launch:
     """Processes that train side by side, through accelerate; None starts one without it."""
     minutes: float | None = None
     """Wall time it may take."""
-    redact: Callable[[str], str] = str
-    """Hides secrets in a line it prints."""
+    redact: Redact = field(default_factory=lambda: redactor(()))
+    """Hides secrets in what it says."""
+    without: Collection[str] = ()
+    """Variables of the environment that it does not get."""
 
 
 def in_own_process(stage: Stage, launch: Launch) -> Callable[..., Metrics]:
@@ -87,9 +93,8 @@ def in_own_process(stage: Stage, launch: Launch) -> Callable[..., Metrics]:
             command = _command(launch.ranks, context.device, asked, context.work / "events")
             output, child_output = os.pipe()
             try:
-                process = spawn(
-                    command, output=child_output, env={**environment(), "PYTHONUNBUFFERED": "1"}
-                )
+                env = {**environment(launch.without), "PYTHONUNBUFFERED": "1"}
+                process = spawn(command, output=child_output, env=env)
             finally:
                 os.close(child_output)
             conversation = _Conversation(stage.name, launch, context, log)
@@ -99,6 +104,7 @@ def in_own_process(stage: Stage, launch: Launch) -> Callable[..., Metrics]:
                 os.close(output)
                 # Also on a cancelled flow run: Prefect raises in this thread.
                 status = end(process)
+                conversation.end()
         return conversation.outcome(status)
 
     return execute
@@ -113,6 +119,8 @@ class _Conversation:
         self._context = context
         self._log = log
         self._lines: list[str] = []
+        self._clean = CleanLines(launch.redact, self._say)
+        self._printed = time.monotonic()
         self._metrics: Metrics | None = None
         self._error: RequantError | None = None
 
@@ -130,6 +138,8 @@ class _Conversation:
                 for key, _ in selector.select(timeout=POLL_SECONDS):
                     if not readers[key.fd].read():
                         selector.unregister(key.fd)
+                if time.monotonic() - self._printed > QUIET_SECONDS:
+                    self._clean.flush()
                 if deadline is not None and time.monotonic() > deadline:
                     raise TerminalError(
                         f"{self._stage}: took longer than runtime.stage_minutes={minutes:g}; its "
@@ -137,6 +147,10 @@ class _Conversation:
                     )
         for reader in readers.values():
             reader.finish()
+
+    def end(self) -> None:
+        """Say what was held back."""
+        self._clean.flush()
 
     def outcome(self, status: int) -> Metrics:
         if self._error is not None:
@@ -166,8 +180,11 @@ class _Conversation:
             f"of {self._launch.log}:\n{tail}"
         )
 
-    def _print(self, printed: str) -> None:
-        line = self._launch.redact(printed)
+    def _print(self, line: str) -> None:
+        self._printed = time.monotonic()
+        self._clean.add(line)
+
+    def _say(self, line: str) -> None:
         self._lines = [*self._lines[-TAIL_LINES:], line]
         self._log.write(f"{line}\n".encode())
         self._log.flush()
@@ -185,7 +202,7 @@ class _Conversation:
             case "done":
                 self._metrics = event["metrics"]
             case "failed" if self._error is None:
-                self._error = _error_of(event, in_ranks=self._launch.ranks is not None)
+                self._error = _error_of(event, self._launch)
 
 
 def _signal_of(status: int) -> signal.Signals | None:
@@ -205,17 +222,21 @@ def load_request(path: Path) -> tuple[Stage, Section, StageRequest]:
     return stage, section_type.model_validate(request.section), request
 
 
-def _error_of(event: dict[str, Any], in_ranks: bool) -> RequantError:
-    """Make the error again that the process raised."""
-    if in_ranks and any(word in event["text"] for word in PEER_LOST):
+def _error_of(event: dict[str, Any], launch: Launch) -> RequantError:
+    """Make the error again that the process raised, without secrets."""
+    left_out = event["left_out"]
+    text = launch.redact(event["text"], cut_after=left_out > 0)
+    if left_out:
+        text += f" ... ({left_out} more characters are in {launch.log})"
+    if launch.ranks is not None and any(word in event["text"] for word in PEER_LOST):
         return TransientError(
-            f"a rank lost another one, which was killed, most likely for memory: {event['text']}"
+            f"a rank lost another one, which was killed, most likely for memory: {text}"
         )
     known = getattr(requant.errors, event["error"], None)
     if isinstance(known, type) and issubclass(known, RequantError):
-        return known(event["text"])
+        return known(text)
     kind = TransientError if event["transient"] else TerminalError
-    return kind(f"{event['error']}: {event['text']}")
+    return kind(f"{event['error']}: {text}")
 
 
 def _command(ranks: int | None, device: str, request: Path, events: Path) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import requant.errors
 from requant.errors import ConfigError, RequantError
 from requant.machine.processes import end, environment, spawn
+from requant.redaction import SERVER_VARIABLES
 from requant.wording import bounded, data_size
 
 T = TypeVar("T")
@@ -70,8 +71,9 @@ def look(asked: Look) -> Any:
         process = spawn(
             [executable, "-m", "requant.machine.look_child", str(folder)],
             output=subprocess.DEVNULL,
-            # It is to see nothing of a GPU, which somebody else may fill.
-            env={**environment(), "CUDA_VISIBLE_DEVICES": ""},
+            # It is to see nothing of a GPU, which somebody else may fill, and has no use for the
+            # passwords of servers.
+            env={**environment(SERVER_VARIABLES), "CUDA_VISIBLE_DEVICES": ""},
         )
         try:
             process.wait()

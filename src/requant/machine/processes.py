@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -43,10 +43,11 @@ def spawn(
     )
 
 
-def environment() -> dict[str, str]:
-    """Return this process's environment, with its search path for modules."""
+def environment(without: Collection[str] = ()) -> dict[str, str]:
+    """Return this process's environment without some variables, with its path for modules."""
     path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-    return {**os.environ, "PYTHONPATH": path}
+    kept = {name: value for name, value in os.environ.items() if name not in without}
+    return {**kept, "PYTHONPATH": path}
 
 
 def end(process: "subprocess.Popen[bytes]", grace: float = GRACE_SECONDS) -> int:

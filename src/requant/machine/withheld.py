@@ -49,7 +49,7 @@ def _is_clean(error: Exception, redact: Redact) -> bool:
 @contextmanager
 def _in_logs(redact: Redact) -> Iterator[None]:
     def hide(record: logging.LogRecord) -> bool:
-        text, trace = record.getMessage(), record.exc_text or ""
+        text, trace = _message_of(record), record.exc_text or ""
         if record.exc_info and not trace:
             trace = logging.Formatter().formatException(record.exc_info)
         hidden, hidden_trace = redact(text), redact(trace)
@@ -67,6 +67,8 @@ def _in_logs(redact: Redact) -> Iterator[None]:
         if isinstance(logger, logging.Logger)
         for handler in logger.handlers
     }
+    if logging.lastResort is not None:
+        handlers.add(logging.lastResort)
     for handler in handlers:
         handler.addFilter(hide)
     try:
@@ -74,3 +76,11 @@ def _in_logs(redact: Redact) -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(hide)
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:
+        # The handler would say so itself, with all it was given, and go on.
+        return f"{record.msg} {record.args!r} ({error})"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from requant.config import Config
 from requant.config.base import FolderBase
-from requant.config.operations import CommandAction, CopyAction
+from requant.config.operations import CommandAction, CopyAction, no_program
 from requant.models.device import resolve_device
 from requant.models.headers import weight_files
 from requant.preflight.problem import Problem
@@ -23,9 +23,7 @@ def machine_problems(config: Config) -> Iterator[Problem]:
     if isinstance(action, CopyAction):
         yield from _writable("deploy.action.folder", action.folder)
     if isinstance(action, CommandAction) and shutil.which(action.argv[0]) is None:
-        yield Problem(
-            "deploy.action.argv", f"{action.argv[0]!r} is no program here; give one that exists"
-        )
+        yield Problem("deploy.action.argv", no_program(action.argv))
     yield from _disk(config)
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from requant.config.operations import CommandAction
+from requant.config.operations import CommandAction, no_program
 from requant.errors import ContractError, TransientError
 from requant.machine.programs import Ended, run_program
 from requant.redaction import SECRET_VARIABLES, Redact
@@ -47,11 +47,9 @@ def run_command(
         "REQUANT_DIGEST": release.digest,
         "REQUANT_FOLDER": str(folder),
     }
-    program = printable(redact(action.argv[0]))
     if shutil.which(action.argv[0], path=environment.get("PATH")) is None:
-        raise ContractError(
-            f"deploy.action.argv: {program!r} is no program that can be run; give one that exists"
-        )
+        raise ContractError(f"deploy.action.argv: {no_program(action.argv)}")
+    program = printable(redact(action.argv[0]))
     ended = run_program(action.argv, environment, action.seconds)
     said = _end_of(ended, redact)
     if ended.status is None:
