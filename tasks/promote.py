@@ -10,6 +10,7 @@ from requant.config import Config
 from requant.errors import ConfigError, GateError
 from requant.evaluation.artifact import SAMPLES, read_paired
 from requant.evaluation.gate import check_gate, guarding, idle_guards
+from requant.evaluation.samples import count_documents
 from requant.store import StageRecord, Store, materialise, verify
 from requant.store.gc import pin
 from requant.store.room import naming_full_disk
@@ -63,8 +64,7 @@ def register(
         for name, value in evaluation.metrics.items()
         if name.startswith(prefix)
     }
-    samples = materialise(store, evaluation.digest) / SAMPLES
-    documents = sum(len(path.read_bytes().splitlines()) for path in samples.glob("requantized.*"))
+    documents = count_documents(materialise(store, evaluation.digest) / SAMPLES, "requantized")
     return versions.ensure_version(registry_of(config), night, model, scores, documents)
 
 
