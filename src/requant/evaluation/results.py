@@ -8,7 +8,7 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.errors import ParityError
-from requant.evaluation.artifact import MODELS, PAIRED, SAMPLES, SCORES
+from requant.evaluation.artifact import CHAIN, JUDGES, PAIRED, SAMPLES, SCORES
 from requant.evaluation.pairs import joined
 from requant.evaluation.samples import write_samples
 from requant.evaluation.scores import TaskScores
@@ -44,16 +44,17 @@ def write_results(out: Path, scores: ModelScores, say: Callable[[str], None]) ->
 
 
 def compare(scores: ModelScores, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Compare each model with the one before it in the chain, and the last with the first.
+    """Compare each model with the one before it, and the last with the first and the judges.
 
     Returns:
         For each pair and task: earlier, later, task, metric, higher_is_better and the fields of
         `requant.statistics.Paired`.
     """
-    chain = [name for name in MODELS if name in scores]
+    chain = [name for name in CHAIN if name in scores]
     pairs = list(pairwise(chain))
     if len(chain) > 2:
         pairs.append((chain[0], chain[-1]))
+    pairs += [(name, chain[-1]) for name in JUDGES if name in scores and chain]
     rows = []
     for earlier, later in pairs:
         for task, result in scores[later].items():
