@@ -12,7 +12,7 @@ from requant.evaluation.artifact import SAMPLES, read_paired
 from requant.evaluation.gate import check_gate, guarding, idle_guards
 from requant.evaluation.samples import count_documents
 from requant.store import StageRecord, Store, materialise, verify
-from requant.store.pins import pin
+from requant.store.pins import holder, pin
 from requant.store.room import naming_full_disk
 from tasks import tracking
 from tasks.tracking import registry as versions
@@ -102,6 +102,8 @@ def promote(
             # The way back must not be collected as garbage.
             pin(store, config.name, "previous", serving.digest)
         pin(store, config.name, "champion", version.digest)
+        if holder(store, config.name, "anchor") is None:
+            pin(store, config.name, "anchor", (serving or version).digest)
     if moves:
         versions.unmark(registry, version, "deployed")
         versions.move_champion(registry, version)

@@ -170,9 +170,13 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
     section = Evaluate(tasks=("no_such_task",))
     with pytest.raises(ConfigError, match=r"evaluate\.tasks: lm-eval has no 'no_such_task'"):
         evaluate.execute(section, make_context(tmp_path / "a"), data=tiny_data, base=nowhere)
-    with pytest.raises(ContractError, match=r"got models \['teacher'\]; expected some of base"):
+    with pytest.raises(
+        ContractError, match=r"got models \['teacher'\]; expected some of anchor, champion, base"
+    ):
         evaluate.execute(Evaluate(), make_context(tmp_path / "b"), data=tiny_data, teacher=nowhere)
-    with pytest.raises(ContractError, match=r"got models \[\]; expected some of base"):
+    with pytest.raises(
+        ContractError, match=r"got models \[\]; expected some of anchor, champion, base"
+    ):
         evaluate.execute(Evaluate(), make_context(tmp_path / "c"), data=tiny_data, adapter=nowhere)
 
 
