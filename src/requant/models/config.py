@@ -153,7 +153,10 @@ def _implementations(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def quantization_of(config: dict[str, Any]) -> str | None:
-    """Name the quantization of a model from its config.json: nf4, int8, gptq, or None.
+    """Name the quantization of a model: nf4, int8, gptq, or None.
+
+    Args:
+        config: From `read_model_config`.
 
     Raises:
         ArtifactError: On a method requant cannot load.
@@ -161,8 +164,7 @@ def quantization_of(config: dict[str, Any]) -> str | None:
     quantization = config.get("quantization_config")
     if quantization is None:
         return None
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    method, bits = quantization.get("quant_method"), quantization.get("bits")
     if method == "gptq" and type(bits) is int and bits in GPTQ_BITS:
         return "gptq"
     if method == "bitsandbytes":
