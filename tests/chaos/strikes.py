@@ -43,7 +43,7 @@ class Strike:
     seconds: float
     """After that began."""
     fraction: float
-    """Of its undisturbed length, in writes or in seconds."""
+    """The share of the undisturbed length that was over, in writes or in seconds."""
     before: str = ""
     """The write it came before; empty where it came between two, at a random time."""
     came: str = ""
@@ -65,7 +65,7 @@ class Moment:
     seconds: float = 0.0
 
     def earlier(self) -> "Moment":
-        """Of a process that was quicker than the one that was measured."""
+        """Return the moment for a process that was quicker than the one that was measured."""
         write = None if self.write is None else max(1, self.write - 1)
         return Moment(self.fraction * 0.8, write, self.seconds * 0.8)
 
@@ -77,7 +77,7 @@ class Fault:
     begins: str
     """Pattern of the write from which they are counted."""
     write: int
-    """Its number; 1 is the first after that one."""
+    """The number of the write it befalls; 1 is the first after that one."""
     leaves_pages: int | None = None
     """None for a kill, else the disk is full from there on but for so many pages."""
 
