@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
 from requant.machine.library_noise import no_library_noise
+from requant.models.folder import VOCABULARY_FILES
 from requant.outside.files import read_plain
 from requant.outside.json_text import read_object
 from requant.wording import printable, shown
@@ -37,7 +38,8 @@ MAX_VOCABULARY = 256 << 20
 MAX_TEMPLATE = 1 << 20
 """Bytes; the longest of a release known takes a sixtieth."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+"""Each holds a whole vocabulary."""
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -143,7 +145,7 @@ def _is_named_template(value: Any) -> bool:
 
 def has_tokenizer(folder: Path) -> bool:
     """Tell whether a folder holds a tokenizer's vocabulary."""
-    return any((folder / name).exists() for name in ("tokenizer.json", *VOCABULARY_FILES[::2]))
+    return any((folder / name).exists() for name in VOCABULARIES)
 
 
 def token_ids(folder: Path) -> dict[str, int]:
