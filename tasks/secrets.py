@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from requant.config import Config
-from requant.errors import ConfigError, RequantError, TransientError
+from requant.errors import ArtifactError, ConfigError, RequantError, TransientError
 from requant.redaction import (
     HUB_VARIABLES,
     SECRET_VARIABLES,
@@ -92,7 +92,7 @@ def known_secrets(state: Path) -> tuple[SecretStr, ...]:
     """
     found = [*secrets_in(os.environ), *_of_libraries()]
     # One that cannot be used is told by who wants to.
-    with suppress(ConfigError):
+    with suppress(ConfigError, ArtifactError):
         found.append(credentials(Store(state.resolve())))
     return tuple(map(SecretStr, found))
 

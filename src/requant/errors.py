@@ -53,6 +53,12 @@ class DiskFullError(TerminalError):
     """A disk or a quota is full; the text names it and the way out."""
 
 
+def named_error(name: str) -> type[RequantError] | None:
+    """Return the class of an error that another process told by name; None for one of others."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, RequantError) else None
+
+
 FULL = re.compile(
     "No space left on device"
     "|database or disk is full"

@@ -1,5 +1,6 @@
 """How values, lists and times are put into messages."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,11 +16,20 @@ def printable(text: object) -> str:
     )
 
 
+CUT = re.compile(r"\.\.\. \(\d{1,15} characters more\)")
+"""The ending of a message that was cut."""
+
+
 def bounded(text: str, limit: int = 10_000) -> str:
-    """A message of several lines, each `printable`, cut where it is longer than anybody reads."""
-    whole = "\n".join(map(printable, text.splitlines()))
+    """A message of several lines, each `printable`, cut where it is longer than anybody reads.
+
+    One that is bounded already comes back as it is, so that the count in it stays true.
+    """
+    whole = "\n".join(map(printable, text.splitlines())).rstrip("\n")
     rest = len(whole) - limit
-    return whole if rest <= 0 else f"{whole[:limit]}... ({rest} characters more)"
+    if rest <= 0 or CUT.fullmatch(whole, limit):
+        return whole
+    return f"{whole[:limit]}... ({rest} characters more)"
 
 
 def shown(value: Any) -> str:

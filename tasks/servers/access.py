@@ -16,11 +16,14 @@ from urllib.parse import quote, urlsplit
 from requant.errors import ConfigError, TransientError
 from requant.machine.basic_auth import LOGIN
 from requant.machine.services import status
+from requant.outside.files import read_plain
 from requant.store import Store, locked
 from requant.store.durable import write_durably
 
 USER = "requant"
 PASSWORD_BYTES = 32
+MAX_BYTES = 1 << 16
+"""A longer password would not pass in a header."""
 UNAUTHORIZED = 401
 PATIENCE_SECONDS = 20.0
 """On a machine whose cores are taken a healthy server takes seconds to answer."""
@@ -57,6 +60,7 @@ def make_credentials(store: Store, wanted: str = "") -> str:
 
     Raises:
         ConfigError: If they cannot be used.
+        ArtifactError: If the file they are kept in is no plain file, or cannot be read.
     """
     path = store.access_path("password")
     with locked(store.lock_path("access")):
@@ -72,13 +76,14 @@ def credentials(store: Store) -> str:
 
     Raises:
         ConfigError: If they cannot be used.
+        ArtifactError: If the file they are kept in is no plain file, or cannot be read.
     """
     path = store.access_path("password")
     return _read(path) if path.exists() else ""
 
 
 def _read(path: Path) -> str:
-    found = path.read_text(errors="replace").strip()
+    found = read_plain(path, MAX_BYTES).decode(errors="replace").strip()
     _check(found, str(path), "delete the file, and give `requant down` and `requant up`")
     return found
 

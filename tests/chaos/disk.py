@@ -1,10 +1,10 @@
 """A disk that becomes full while something is published: a real one of some megabytes."""
 
 import os
-import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from tests.chaos.strikes import (
     child,
     finished,
     kill,
+    moments,
+    strike_of,
     tail,
-    trace,
 )
 
 SIZE = "24m"
@@ -105,31 +106,28 @@ def _full_in(
             done, or the second run does not end as if nothing had been.
     """
     log, now = folder / "log", folder / "now"
-    for number in range(count):
-        fraction = (number + uniform()) / count
-        write = 1 + int(fraction * length.writes)
+    for moment in moments(length, count, uniform, timed=lambda _: False):
+        assert moment.write is not None
         # There still where the last scene failed.
         (now / BALLAST).unlink(missing_ok=True)
         before()
         # Mostly none.
         pages = max(0, int(uniform() * 2 * SPARE_PAGES) - SPARE_PAGES)
-        fault = Fault(phase.begins, write, leaves_pages=pages)
+        fault = Fault(phase.begins, moment.write, leaves_pages=pages)
         process = child(log, *given, fault=fault)
         process.join(PATIENCE_SECONDS)
         if process.exitcode is None:
             kill(process)
-        writes, said = trace(log), tail(log)
-        first = next(i for i, (_, what) in enumerate(writes) if re.search(phase.begins, what))
-        (start, _), (when, what) = writes[first], writes[first + write]
+        strike, said = strike_of(log, phase, moment), tail(log)
         assert process.exitcode in {0, 1, 2}, f"ended with {process.exitcode}:\n{said}"
         if process.exitcode:
             expected = ("the disk of", "is full", "Free space", "run again")
             missing = [text for text in expected if text not in said]
-            assert not missing, f"full before {what!r}: {missing} not in\n{said}"
+            assert not missing, f"full before {strike.before!r}: {missing} not in\n{said}"
         problems = examine(Store(now / "state"), deep=True).problems
         assert problems == (), f"not whole: {problems}"
         (now / BALLAST).unlink()
         finished(log, *given)
         check()
         ended = "an error said so" if process.exitcode else "the rest of it fitted"
-        yield Strike(f"full: {phase.name}", when - start, fraction, what, ended)
+        yield replace(strike, fault=f"full: {phase.name}", came=ended)

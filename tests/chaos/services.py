@@ -25,7 +25,7 @@ from tests.support.chain import MICRO, micro_config
 PROMOTE = Phase("promote", "sql .*(registered_model|model_version)", "sql .*alias|pins/")
 DEPLOY = Phase("deploy", "locks/deploy-micro", "sql .*model_version_tags")
 SECOND = ("--set", "requantize_gptq.damp_percent=0.1")
-"""Of the night whose model follows the champion."""
+"""What the night sets whose model follows the champion."""
 
 
 @dataclass(frozen=True)

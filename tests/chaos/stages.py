@@ -27,7 +27,7 @@ class Reference:
     """Stage to artifact."""
     keys: dict[str, str]
     lengths: dict[str, Length]
-    """Of stages. One that comes first in its process takes longer: it imports."""
+    """Stage to its length; the first stage of a process takes longer, because it imports."""
 
 
 def undisturbed(folder: Path) -> Reference:

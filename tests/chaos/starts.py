@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.services import at_home
-from tests.chaos.strikes import Phase, Strike, finished, length_of, moments, struck
+from tests.chaos.strikes import Phase, Strike, finished, length_of, moments, odd, struck
 from tests.e2e.machine import eventually
+from tests.support.alive import of_prefect_home
 from tests.support.chain import micro_config
 
 ENDED = "ended"
@@ -73,12 +74,12 @@ def kills_at_start(
     expected = schema(now / database)
     length = length_of(log, phase)
     # A server writes in a process of its own, where no write is seen.
-    timed = (lambda _: True) if start is not mlflow else (lambda number: bool(number % 2))
+    timed = odd if start is mlflow else (lambda _: True)
     for moment in moments(length, count, uniform, timed):
         strike = struck(log, phase, moment, before, start, now)
         left = made(now / database)
         # A migration that goes on beside the next start's would end by itself in 10 s.
-        eventually("nothing outlives its parent", lambda: outliving(now) == [], 3)
+        eventually("nothing outlives its parent", lambda: of_prefect_home(now / "prefect") == [], 3)
         finished(log, start, now)
         found = schema(now / database)
         assert found == expected, f"another schema: {set(expected) ^ set(found)}"
@@ -105,16 +106,3 @@ def made(database: Path) -> str:
     """Say how far a database had come, without opening it: that would mend it."""
     paths = (database.parent.glob(f"*{database.name}*")) if database.parent.exists() else ()
     return ", ".join(f"{path.name} of {path.stat().st_size >> 10} KB" for path in sorted(paths))
-
-
-def outliving(now: Path) -> list[str]:
-    """List processes of a Prefect home."""
-    mark = f"PREFECT_HOME={now / 'prefect'}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found

@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -43,7 +43,7 @@ class Strike:
     seconds: float
     """After that began."""
     fraction: float
-    """Of its undisturbed length, in writes or in seconds."""
+    """The share of the undisturbed length that was over, in writes or in seconds."""
     before: str = ""
     """The write it came before; empty where it came between two, at a random time."""
     came: str = ""
@@ -65,7 +65,7 @@ class Moment:
     seconds: float = 0.0
 
     def earlier(self) -> "Moment":
-        """Of a process that was quicker than the one that was measured."""
+        """Return the moment for a process that was quicker than the one that was measured."""
         write = None if self.write is None else max(1, self.write - 1)
         return Moment(self.fraction * 0.8, write, self.seconds * 0.8)
 
@@ -77,7 +77,7 @@ class Fault:
     begins: str
     """Pattern of the write from which they are counted."""
     write: int
-    """Its number; 1 is the first after that one."""
+    """The number of the write it befalls; 1 is the first after that one."""
     leaves_pages: int | None = None
     """None for a kill, else the disk is full from there on but for so many pages."""
 
@@ -135,10 +135,14 @@ def finished(log: Path, target: Callable[..., None], *arguments: Any) -> None:
 def length_of(log: Path, phase: Phase) -> Length:
     """Measure a phase in the trace of a process that came to its end."""
     writes = trace(log)
-    first = next(i for i, (_, what) in enumerate(writes) if re.search(phase.begins, what))
+    first = _first(writes, phase)
     last = max(i for i, (_, what) in enumerate(writes) if re.search(phase.ends, what))
     assert first < last, (phase, [what for _, what in writes])
     return Length(last - first, writes[last][0] - writes[first][0])
+
+
+def _first(writes: Sequence[tuple[float, str]], phase: Phase) -> int:
+    return next(i for i, (_, what) in enumerate(writes) if re.search(phase.begins, what))
 
 
 def odd(number: int) -> bool:
@@ -147,19 +151,17 @@ def odd(number: int) -> bool:
 
 def moments(
     length: Length, count: int, uniform: Callable[[], float], timed: Callable[[int], bool] = odd
-) -> list[Moment]:
+) -> Iterator[Moment]:
     """Spread moments over a phase: one before a write, one at a random time, and so on.
 
     Each lies at random in its own share of the phase, so that a few cover all of it.
     """
-    found = []
     for number in range(count):
         fraction = (number + uniform()) / count
         if timed(number):
-            found.append(Moment(fraction, seconds=fraction * length.seconds))
+            yield Moment(fraction, seconds=fraction * length.seconds)
         else:
-            found.append(Moment(fraction, write=1 + int(fraction * length.writes)))
-    return found
+            yield Moment(fraction, write=1 + int(fraction * length.writes))
 
 
 def struck(
@@ -190,19 +192,20 @@ def struck(
             kill(process)
         process.join(PATIENCE_SECONDS)
         if process.exitcode == -signal.SIGKILL:
-            return _strike(log, phase, moment)
+            return strike_of(log, phase, moment)
         assert process.exitcode == 0, f"ended with {process.exitcode}:\n{tail(log)}"
         moment = moment.earlier()
     raise AssertionError(f"{phase.name} ended before every kill, the last one at {moment}")
 
 
-def _strike(log: Path, phase: Phase, moment: Moment) -> Strike:
+def strike_of(log: Path, phase: Phase, moment: Moment) -> Strike:
+    """Say what a child had come to at its moment, by its trace."""
     if moment.write is None:
         return Strike(phase.name, moment.seconds, moment.fraction)
     writes = trace(log)
-    first = next(when for when, what in writes if re.search(phase.begins, what))
-    when, what = writes[-1]
-    return Strike(phase.name, when - first, moment.fraction, what)
+    first = _first(writes, phase)
+    when, what = writes[first + moment.write]
+    return Strike(phase.name, when - writes[first][0], moment.fraction, what)
 
 
 def kill(process: BaseProcess) -> None:

@@ -13,22 +13,15 @@ import yaml
 from requant.config import STAGE_NAMES
 from requant.machine.services import status
 from tests.e2e.machine import REQUANT, free_port
+from tests.support.alive import of_prefect_home
 from tests.support.chain import MICRO
 
 ROOT = Path(__file__).parents[2]
 
 
 def servers(home: Path) -> list[str]:
-    """List the processes whose environment names this Prefect home."""
-    mark = f"PREFECT_HOME={home}".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if mark in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return [command for command in found if "server start" in command]
+    """List the Prefect servers of a home."""
+    return [command for command in of_prefect_home(home) if "server start" in command]
 
 
 def test_a_run_that_is_interrupted_says_so_and_leaves_no_server(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_one_document_is_evaluated_and_leaves_what_is_registered(folder: Path) -
 
 
 def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
-    """Its own held-out rows like it: it is the text that no night brings that refuses it."""
+    """The night's own held-out rows like it: the text that no night brings refuses it."""
     requant("promote", folder / "micro.yaml")
     assert re.search(
         r"promote\s+done\s.*version \d+: champion", requant("run", folder / "micro.yaml")

@@ -17,7 +17,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from requant.adapters.folder import check_adapter_patterns, read_adapter
+from requant.adapters.folder import read_adapter
+from requant.adapters.patterns import check_adapter_patterns
 from requant.config.data import Columns
 from requant.config.loading import apply_override, load_config
 from requant.data.files import read_row_file
@@ -230,7 +231,7 @@ PATTERNS = {
 def test_adapters(adapter: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(adapter, tmp_path / "adapter")
     good = {**json.loads((adapter / "adapter_config.json").read_text()), **PATTERNS}
-    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(30)]
+    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(30)]
 
     @fuzzed(60)
     @given(mutated_json(good))

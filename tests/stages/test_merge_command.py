@@ -33,7 +33,7 @@ def text(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def words(lora: Trained, tiny_base: Path, nf4: Path, text: Path, tmp_path: Path) -> list[object]:
-    """Of a merge that works."""
+    """The words of a merge that works."""
     adapter = tmp_path / "adapter"
     shutil.copytree(lora[0], adapter)
     return [

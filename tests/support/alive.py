@@ -12,6 +12,19 @@ def alive(pid: int) -> bool:
         return False
 
 
+def of_prefect_home(home: Path) -> list[str]:
+    """List the commands of the processes whose environment names a Prefect home."""
+    mark = f"PREFECT_HOME={home}".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
 def gone(pid: int) -> bool:
     """Tell whether a process has ended within five seconds."""
     deadline = time.monotonic() + 5

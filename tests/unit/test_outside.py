@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from requant.errors import ArtifactError, ContractError
 from requant.outside.files import open_plain, read_plain, refuse_links_out
@@ -130,6 +132,17 @@ def test_a_pattern_that_never_ends_is_named_with_its_field() -> None:
 def test_what_a_terminal_would_obey_is_shown_and_what_nobody_reads_is_counted() -> None:
     assert bounded("a\x1b[2J\nb\u202e") == "a\\x1b[2J\nb\\u202e"
     assert bounded("x" * 20, limit=8) == "xxxxxxxx... (12 characters more)"
+
+
+@given(st.text(st.sampled_from("ab\n\r\x1b\u2028. (3)"), max_size=40), st.integers(0, 12))
+@example("x" * 20, 8)
+@example("a\n\n", 8)
+@example("x" * 8 + "... (" + "1" * 99 + " characters more)", 8)
+def test_a_bounded_message_is_bounded_already(text: str, limit: int) -> None:
+    # The error, the process it passes through and the command line each bound it.
+    once = bounded(text, limit)
+    assert bounded(once, limit) == once
+    assert len(once) <= limit + len("... (100 characters more)")
 
 
 def test_commas_in_texts_are_no_entries_and_names_are_compared_once() -> None:

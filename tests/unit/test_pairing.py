@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models
 
 from requant.errors import ArtifactError, ContractError, TerminalError
 from requant.models.pairing import check_model_folder, check_pairing
-from requant.models.tokenizer import tokenizer_digest
+from requant.models.tokenizer import chat_template, tokenizer_digest
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 32, 64, 8
 DOWN = "model.layers.0.mlp.down_proj"
@@ -172,6 +172,23 @@ def test_the_tokenizer_digest_ignores_how_it_is_written(original: Path) -> None:
         chat_template=template,
     )
     assert tokenizer_digest(original) == before
+
+
+def test_a_chat_template_is_a_text_or_the_default_of_several(original: Path) -> None:
+    (original / "chat_template.jinja").unlink()
+    tool = {"name": "tool_use", "template": "t"}
+    for value, expected in (
+        (None, None),
+        ("a", "a"),
+        ([tool, {"name": "default", "template": "d"}], "d"),
+        ([tool], None),
+    ):
+        edit_json(original / "tokenizer_config.json", chat_template=value)
+        assert chat_template(original) == expected
+    for malformed in (7, {"default": "d"}, ["d"], [tool, {"name": "default"}], [{"name": 7}]):
+        edit_json(original / "tokenizer_config.json", chat_template=malformed)
+        with pytest.raises(ArtifactError, match="expected a text, or a list of objects with name"):
+            chat_template(original)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A peft adapter folder, read without peft: its configuration, its tensors, what is refused."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.models.headers import TensorHeader, read_shard_header
 from requant.outside.files import refuse_links_out
 from requant.outside.json_text import read_object
-from requant.outside.patterns import check_patterns
 from requant.wording import few, printable, shown
 
 if TYPE_CHECKING:
@@ -52,7 +50,6 @@ FACTORS = (
     "lora_embedding_B",
 )
 WRAPPERS = {"base_layer", "modules_to_save", "token_adapter"}
-NAME = re.compile(r"[\w.]+")
 TOKEN_ROWS = "trainable_tokens_delta"
 """Rows of an embedding that were trained, without the others."""
 
@@ -136,47 +133,6 @@ def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
             f"{path}: r={fields.r} and lora_alpha={fields.lora_alpha}; expected a rank of 1 or "
             "more and a number: save the adapter again with peft"
         )
-
-
-def check_adapter_patterns(adapter: Adapter, modules: Iterable[str]) -> None:
-    """Refuse regular expressions of an adapter that are none, or never end on a model's modules.
-
-    The expressions are spelled as peft 0.21 spells them, and as `requant.merging.lora` does.
-
-    Args:
-        adapter: From `read_adapter`.
-        modules: Names of the model's modules.
-
-    Raises:
-        ContractError: Naming file, field and pattern.
-    """
-    config, path = adapter.config, adapter.folder / CONFIG_NAME
-    found: list[tuple[str, str, str]] = []
-    for field in ("target_modules", "exclude_modules"):
-        if isinstance(value := config.get(field), str):
-            found.append((field, value, value))
-    for field in ("rank_pattern", "alpha_pattern"):
-        found += [(field, key, rf"(.*\.)?({key})$") for key in _texts(config.get(field))]
-    for key in _texts(config.get("modules_to_save")):
-        found.append(("modules_to_save", key, rf"(^|.*\.){key}($|\..*)"))
-    for key in _texts(config.get("layers_pattern")):
-        if "(" in key:
-            raise ContractError(
-                f"{path}: layers_pattern: {shown(key)} has groups; expected the name of a list of "
-                "blocks, such as layers"
-            )
-        found.append(("layers_pattern", key, rf"(?:^|.*?\.){key}\.(\d+)\."))
-    # A name, of letters and dots, cannot repeat itself.
-    found = [each for each in found if not NAME.fullmatch(each[1])]
-    check_patterns(
-        {f"{path}: {field}: {shown(value)}": pattern for field, value, pattern in found}, modules
-    )
-
-
-def _texts(value: Any) -> list[str]:
-    """The texts among a value that may be one, a list of them or a mapping by them."""
-    items = [value] if isinstance(value, str) else value
-    return [item for item in items if isinstance(item, str)] if items else []
 
 
 def _check_type(folder: Path, config: Mapping[str, Any]) -> None:

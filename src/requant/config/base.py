@@ -6,6 +6,17 @@ from pydantic import Field, model_validator
 
 from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Relative, Section
 
+Implementation = Literal[
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+]
+"""Fields of a config.json that name how a layer computes; the name of a hub repository is fetched
+and run."""
+OtherWeights = Literal["transformers_weights"]
+"""Field that makes transformers load another file than the one its name says."""
+
 
 class StdlibBase(Section):
     """Train a small Qwen3-architecture model on the English text every Python ships."""
@@ -53,16 +64,7 @@ class PrepareBase(Section):
     """The 16-bit original: kept for ever, never overwritten."""
 
     source: Annotated[StdlibBase | FolderBase | HubBase, Field(discriminator="kind")]
-    leave_out: tuple[
-        Literal[
-            "attn_implementation",
-            "_attn_implementation",
-            "experts_implementation",
-            "_experts_implementation",
-            "transformers_weights",
-        ],
-        ...,
-    ] = Field(
+    leave_out: tuple[Literal[Implementation, OtherWeights], ...] = Field(
         (),
         description="fields of the base's config.json that would have code or other weights "
         "fetched: named here they are left out of the copy, else the base is refused",

@@ -178,10 +178,10 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-        # Arrow raises what Python has for a wrong value, a date out of range or no memory.
+        except MemoryError:
+            raise  # of a look, which tells it by the piece it was at; Arrow's is an ArrowException
+        # Arrow raises what Python has for a wrong value or a date out of range.
         except (ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
-            if isinstance(error, MemoryError):
-                raise  # of a look, which tells it by the piece it was at
             raise ContractError(
                 f"{path}: is not Parquet, or damaged: {printable(error)[:300]}; write it anew"
             ) from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from requant.config.data import FilesData, PrepareData, StdlibData
+from requant.config.data import FilesData, HubData, PrepareData, StdlibData
 from requant.corpus import Docstring, bucket, docstrings, in_base, instruction
 from requant.data.chat_template import Rules
 from requant.data.files import count_ignored, describe, read_hub, read_row_file
@@ -67,8 +67,8 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
         )
     named: dict[str, list[Parsed]]
     if isinstance(source, FilesData):
-        paths = {f"train.{index}": path for index, path in enumerate(source.train)}
-        paths |= {"heldout": source.heldout} if source.heldout else {}
+        paths = source_files(source)
+        paths.pop("old_text", None)
         require_files(paths)
         named = _read_all(
             {
@@ -163,6 +163,38 @@ def split_by_module(
         and item.summary not in answers
     ]
     return Split(train=_conversations(night), heldout=_conversations(heldout))
+
+
+def source_files(source: FilesData) -> dict[str, Path]:
+    """Return field of prepare_data.source -> the file it names, of rows and of old text."""
+    files = {f"train.{index}": path for index, path in enumerate(source.train)}
+    files |= {"heldout": source.heldout} if source.heldout else {}
+    files |= {"old_text": source.old_text} if source.old_text else {}
+    return files
+
+
+def source_commit(source: HubData) -> str:
+    """Return the commit that a dataset's revision resolves to now.
+
+    Raises:
+        ConfigError, TransientError: As `requant.hub.resolve_commit`.
+    """
+    from requant.hub import resolve_commit
+
+    return resolve_commit(source.repo, source.revision, "dataset", "prepare_data.source")
+
+
+def require_source(source: FilesData | HubData | StdlibData) -> None:
+    """Refuse a source that names files or a repository that do not exist; read none of them.
+
+    Raises:
+        ConfigError: One line for each file, naming the field.
+        TransientError: If the hub cannot be reached.
+    """
+    if isinstance(source, FilesData):
+        require_files(source_files(source))
+    elif isinstance(source, HubData):
+        source_commit(source)
 
 
 def require_files(paths: Mapping[str, Path]) -> None:

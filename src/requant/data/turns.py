@@ -94,6 +94,7 @@ def fit(
             "row, or set optimisation.too_long to cut or drop",
         )
     shortest = turn
+    best: Turn | None = None
     kept = list(_without_oldest(messages))
     # The fewer turns, the fewer tokens: of a hundred, seven are tried and not each.
     low, high = 0, len(kept)
@@ -101,11 +102,11 @@ def fit(
         middle = (low + high) // 2
         shorter = encode_turn(words, kept[middle], row, as_text)
         if len(shorter.ids) <= max_length:
-            fitted_turn, high = shorter, middle
+            best, high = shorter, middle
         else:
             shortest, low = shorter, middle + 1
-    if low < len(kept):
-        return sample_of(fitted_turn.ids, fitted_turn.start)
+    if best is not None:
+        return sample_of(best.ids, best.start)
     messages = kept[-1] if kept else messages
     fitted = _shorten_question(words, messages, row, as_text, max_length)
     if fitted is None and too_long == "clip":

@@ -16,9 +16,8 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
-import requant.errors
 from requant.config.section import Section
-from requant.errors import RequantError, TerminalError, TransientError
+from requant.errors import RequantError, TerminalError, TransientError, named_error
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.machine.clean_lines import CleanLines
 from requant.machine.processes import end, environment, spawn
@@ -232,8 +231,8 @@ def _error_of(event: dict[str, Any], launch: Launch) -> RequantError:
         return TransientError(
             f"a rank lost another one, which was killed, most likely for memory: {text}"
         )
-    known = getattr(requant.errors, event["error"], None)
-    if isinstance(known, type) and issubclass(known, RequantError):
+    known = named_error(event["error"])
+    if known is not None:
         return known(text)
     kind = TransientError if event["transient"] else TerminalError
     return kind(f"{event['error']}: {text}")

@@ -9,19 +9,16 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from sys import executable
-from typing import Any, TypeVar
+from typing import Any
 
-import requant.errors
-from requant.errors import ConfigError, RequantError
+from requant.errors import ConfigError, named_error
 from requant.machine.processes import end, environment, spawn
 from requant.redaction import SERVER_VARIABLES
 from requant.wording import bounded, data_size
-
-T = TypeVar("T")
 
 LABEL_CHARACTERS = 1000
 MEMORY = 1 << 30
@@ -35,15 +32,6 @@ many seconds of processor time it may take. Not of the clock: on a busy machine 
 
 def unwatched(label: str, seconds: float) -> None:
     """A `Watch` that watches nothing, for work nobody stops."""
-
-
-def watched(
-    items: Iterable[T], watch: Watch, piece: Callable[[T], tuple[str, float]]
-) -> Iterator[T]:
-    """Tell the watch of each item before it is worked on."""
-    for item in items:
-        watch(*piece(item))
-        yield item
 
 
 @dataclass(frozen=True)
@@ -89,8 +77,8 @@ def _outcome(folder: Path, status: int, memory: int) -> Any:
         return found["returned"]
     label, _, seconds = _label(folder).partition("\n")
     if found is not None and found["error"] != "MemoryError":
-        known = getattr(requant.errors, found["error"], None)
-        if isinstance(known, type) and issubclass(known, RequantError):
+        known = named_error(found["error"])
+        if known is not None:
             raise known(found["text"])
         raise ConfigError(f"{label}: failed with {found['error']}: {found['text']}; mend the file")
     raise ConfigError(f"{label}: {_why_stopped(status, seconds, memory)}")

@@ -122,8 +122,7 @@ def wait_until_ready(store: Store, service: Service, seconds: float = 120.0) -> 
 def running(store: Store, name: str) -> int | None:
     """Return the process id of a service that runs, else None."""
     mark = _mark(store, name)
-    # The number alone may belong to another process since.
-    return mark.pid if mark is not None and _born(mark.pid) == mark.born else None
+    return mark.pid if mark is not None and _runs(mark) else None
 
 
 def address(store: Store, name: str) -> str | None:
@@ -141,6 +140,11 @@ class _Mark:
     address: str
 
 
+def _runs(mark: _Mark) -> bool:
+    # The number alone may belong to another process since.
+    return _born(mark.pid) == mark.born
+
+
 def _mark(store: Store, name: str) -> _Mark | None:
     """Read a mark; None where there is none, or nothing that this module writes.
 
@@ -156,11 +160,8 @@ def _mark(store: Store, name: str) -> _Mark | None:
 
 def served_at(store: Store, name: str) -> str | None:
     """Return the address below which a service that runs answers; None where it does not run."""
-    if running(store, name) is None:
-        return None
-    # `stop` may take its mark away between the two looks.
-    found = address(store, name)
-    return found and found.removesuffix(HEALTH)
+    mark = _mark(store, name)
+    return mark.address.removesuffix(HEALTH) or None if mark is not None and _runs(mark) else None
 
 
 def stop(store: Store, name: str) -> bool:
@@ -208,11 +209,8 @@ def unreachable(url: str) -> OSError | None:
 
 def answers(url: str, seconds: float = 1.0) -> bool:
     """Tell whether a server answers well at an address within some seconds."""
-    try:
-        urllib.request.urlopen(url, timeout=seconds).close()
-    except OSError:
-        return False
-    return True
+    found = status(url, "", seconds)
+    return found is not None and 200 <= found < 300
 
 
 def status(url: str, credentials: str, seconds: float) -> int | None:

@@ -1,11 +1,11 @@
 """What a LoRA adapter does to each tensor of the original, by the files alone."""
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
-from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, Adapter, is_one, locate, split_names
+from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, Adapter, locate, split_names
+from requant.adapters.patterns import is_target, pattern_value
 from requant.errors import ContractError
 from requant.merging.updates import Apply, LowRank, Update, chained, merge_low_rank, square_of
 from requant.merging.whole_tensors import replacing_updates, with_token_rows
@@ -42,45 +42,6 @@ def lora_updates(adapter: Adapter, original: Mapping[str, TensorHeader]) -> dict
     _check_expected(adapter, factors, original)
     _check_whole(adapter, factors, stored.keys(), original)
     return with_token_rows(adapter, updates, original)
-
-
-def is_target(config: Mapping[str, Any], module: str) -> bool:
-    """Tell whether an adapter's configuration asks for a module.
-
-    The rules of peft 0.21, tuners/tuners_utils.py `check_target_module_exists`.
-    """
-    saved = config.get("modules_to_save") or ()
-    if _named(config.get("exclude_modules"), module) or any(
-        re.match(rf"(^|.*\.){name}($|\..*)", module) for name in saved
-    ):
-        return False
-    targets = config.get("target_modules")
-    if isinstance(targets, str) or module in (targets or ()) or not _named(targets, module):
-        return _named(targets, module)
-    layers = config.get("layers_to_transform")
-    if layers is None or layers == []:
-        return True
-    patterns = config.get("layers_pattern") or r"[^.]*"
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-            return int(found[1]) in ([layers] if isinstance(layers, int) else layers)
-    return False
-
-
-def _named(names: str | Iterable[str] | None, module: str) -> bool:
-    if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
-    return is_one(module, names or ())
-
-
-def pattern_value(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
-    """Look a module up in rank_pattern or alpha_pattern; peft 0.21 utils/other.py."""
-    found = (
-        value
-        for pattern, value in (patterns or {}).items()
-        if re.match(rf"(.*\.)?({pattern})$", module)
-    )
-    return next(found, otherwise)
 
 
 def _check_factors(adapter: Adapter, module: str, names: set[str]) -> None:

@@ -7,13 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from requant.adapters.folder import (
-    Adapter,
-    check_adapter_patterns,
-    is_additive,
-    read_adapter,
-    split_names,
-)
+from requant.adapters.folder import Adapter, is_additive, read_adapter
+from requant.adapters.patterns import check_adapter_patterns
 from requant.combination import Combination
 from requant.errors import ContractError, ParityError
 from requant.merging.change import Change
@@ -78,10 +73,8 @@ def plan_merge(
             "merges language models"
         )
     read = [read_adapter(folder) for folder in adapters]
-    modules = {name.rpartition(".")[0] for name in headers}
     for adapter in read:
-        # Those of the adapter's own file, which may be any, are matched as well.
-        check_adapter_patterns(adapter, modules | split_names(adapter.tensors)[0].keys())
+        check_adapter_patterns(adapter, headers)
     fitted = [_fit(original, adapter, headers, config, untie) for adapter in read]
     additive = all(map(is_additive, read))
     mix = mix or Mix()

@@ -20,8 +20,10 @@ from requant.wording import data_size, few, shown
 
 # What makes a model: weights without pickles, configuration, tokenizer, template, licence.
 MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
-VOCABULARIES = ("tokenizer.json", "vocab.json")
+ANY_TOKENIZER = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
+"""Of these a base has one at least. `requant.models.folder` knows fewer: what else transformers can
+read becomes a tokenizer.json in `prepare_base`."""
+LARGE_JSON = ("tokenizer.json", "vocab.json")
 """JSON of any size, which the tokenizer's own library reads."""
 ADAPTER_FILES = (ADAPTER_CONFIG_NAME, "adapter_model*.safetensors")
 """transformers loads an adapter that lies in the folder instead of the model beside it."""
@@ -127,7 +129,7 @@ def _select(folder: Path, origin: str) -> BaseFiles:
         wanted
         for wanted, patterns in (
             ("config.json", ("config.json",)),
-            (f"a tokenizer ({', '.join(TOKENIZER_FILES)})", TOKENIZER_FILES),
+            (f"a tokenizer ({', '.join(ANY_TOKENIZER)})", ANY_TOKENIZER),
         )
         if not any(_matches(name, patterns) for name in names)
     ]
@@ -161,7 +163,7 @@ def _select(folder: Path, origin: str) -> BaseFiles:
 def _unreadable(files: BaseFiles) -> Iterator[str]:
     """Say which of the small JSON files that travel are none, whoever reads them later."""
     for path in files.taken:
-        if path.suffix == ".json" and path.name not in {*VOCABULARIES, INDEX_NAME}:
+        if path.suffix == ".json" and path.name not in {*LARGE_JSON, INDEX_NAME}:
             try:
                 read_json(path)
             except RequantError as error:

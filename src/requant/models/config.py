@@ -5,26 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from requant.config.base import Implementation, OtherWeights
 from requant.errors import ArtifactError
 from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.outside.json_text import read_object
 from requant.wording import shown
 
-OTHER_WEIGHTS = "transformers_weights"
-"""Field that makes transformers load another file than the one its name says."""
-IMPLEMENTATIONS = frozenset(
-    {
-        "attn_implementation",
-        "_attn_implementation",
-        "experts_implementation",
-        "_experts_implementation",
-    }
-)
-"""Fields that name how a layer computes; the name of a hub repository is fetched and run."""
+OTHER_WEIGHTS: OtherWeights = "transformers_weights"
+IMPLEMENTATIONS = frozenset(get_args(Implementation))
 
 GPTQ_BITS = (2, 3, 4, 8)
 LAYERS = re.compile(r"n_layers?|num(_hidden|_decoder)?_layers")
@@ -153,7 +145,10 @@ def _implementations(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def quantization_of(config: dict[str, Any]) -> str | None:
-    """Name the quantization of a model from its config.json: nf4, int8, gptq, or None.
+    """Name the quantization of a model: nf4, int8, gptq, or None.
+
+    Args:
+        config: From `read_model_config`.
 
     Raises:
         ArtifactError: On a method requant cannot load.
@@ -161,8 +156,7 @@ def quantization_of(config: dict[str, Any]) -> str | None:
     quantization = config.get("quantization_config")
     if quantization is None:
         return None
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    method, bits = quantization.get("quant_method"), quantization.get("bits")
     if method == "gptq" and type(bits) is int and bits in GPTQ_BITS:
         return "gptq"
     if method == "bitsandbytes":

@@ -30,18 +30,18 @@ NOTES = frozenset({MANIFEST_NAME, MERGE_NAME, PROVENANCE_NAME, CALIBRATION_NAME,
 WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx"})
 """Suffixes of weights: a copy of them would be served unchanged beside the new ones."""
 
+VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+"""What a tokenizer without a tokenizer.json is read from. The digest of a tokenizer names them."""
 TOKENIZER_FILES = frozenset(
     {
         "tokenizer.json",
+        *VOCABULARY_FILES,
         "tokenizer_config.json",
-        "tokenizer.model",
         "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
         "chat_template.jinja",
     }
 )
+"""All that belongs to a tokenizer, and is replaced together."""
 
 
 def copy_companions(source: Path, out: Path, *, with_index: bool) -> None:

@@ -53,8 +53,7 @@ def read_skeleton(folder: Path, files: Sequence[Path] | None = None) -> Skeleton
     import torch
 
     headers = headers_of(weight_files(folder) if files is None else files)
-    check_depth(folder, read_model_config(folder), len(headers))
-    config = read_causal_config(folder)
+    config = read_causal_config(folder, len(headers))
     empty = empty_model(config)
     with no_library_noise():
         model, report = type(empty).from_pretrained(
@@ -129,15 +128,22 @@ def _passed_over(model: Any, headers: Mapping[str, TensorHeader]) -> set[str]:
     return {name for name in headers if name not in own and pattern.search(name)}
 
 
-def read_causal_config(folder: Path) -> Any:
+def read_causal_config(folder: Path, tensors: int | None = None) -> Any:
     """Return transformers' configuration of a folder's causal language model.
+
+    Args:
+        folder: Of the model.
+        tensors: In its weights, for `check_depth`; None for an artifact, which was checked before
+            it was made.
 
     Raises:
         ContractError: In one line, if transformers does not know the architecture, would have to
             run code of the model's own, or it is an encoder-decoder or of several modalities.
-        ArtifactError: If config.json is missing or no JSON object.
+        ArtifactError: As `read_model_config` and `check_depth`.
     """
     fields = read_model_config(folder)
+    if tensors is not None:
+        check_depth(folder, fields, tensors)
     path = folder / "config.json"
     with no_library_noise():
         import transformers
@@ -146,10 +152,9 @@ def read_causal_config(folder: Path) -> Any:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = fields.get("model_type")
-    classes = fields.get("architectures")
-    classes = classes if isinstance(classes, list) else []
+    classes = fields.get("architectures") or []
     named = few(printable(name)[:100] for name in classes) or "no architecture"
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING_NAMES:
+    if kind not in CONFIG_MAPPING_NAMES:
         own_code = "auto_map" in fields
         raise ContractError(
             f"{path}: model_type={shown(kind)} ({named}) is not known to transformers "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
 from requant.machine.library_noise import no_library_noise
+from requant.models.folder import VOCABULARY_FILES
 from requant.outside.files import read_plain
 from requant.outside.json_text import read_object
 from requant.wording import printable, shown
@@ -37,7 +38,8 @@ MAX_VOCABULARY = 256 << 20
 MAX_TEMPLATE = 1 << 20
 """Bytes; the longest of a release known takes a sixtieth."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
-VOCABULARY_FILES = ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json")
+VOCABULARIES = ("tokenizer.json", "vocab.json", "tokenizer.model")
+"""Each holds a whole vocabulary."""
 
 
 def tokenizer_digest(folder: Path) -> str:
@@ -111,7 +113,11 @@ def _special_tokens(folder: Path) -> dict[str, str]:
 
 
 def chat_template(folder: Path) -> str | None:
-    """Return a model folder's chat template, or None."""
+    """Return a model folder's chat template, of several the default one; None where it has none.
+
+    Raises:
+        ArtifactError: If what stands in its place is no template.
+    """
     path = folder / "chat_template.jinja"
     if path.exists():
         try:
@@ -120,25 +126,26 @@ def chat_template(folder: Path) -> str | None:
             raise ArtifactError(f"{path}: is not UTF-8 text; copy it anew") from error
     path = folder / "tokenizer_config.json"
     found = _read_optional(path).get("chat_template")
-    try:
-        template = (
-            {e["name"]: e["template"] for e in found}["default"]
-            if isinstance(found, list)
-            else found
-        )
-    except (KeyError, TypeError):
-        template = None
-    if template is not None and not isinstance(template, str):
-        raise ArtifactError(
-            f"{path}: chat_template is {shown(found)}; expected a text, or a list of objects with "
-            "name and template: copy the file anew"
-        )
-    return template
+    if found is None or isinstance(found, str):
+        return found
+    if isinstance(found, list) and all(map(_is_named_template, found)):
+        named: dict[str, str] = {each["name"]: each["template"] for each in found}
+        return named.get("default")
+    raise ArtifactError(
+        f"{path}: chat_template is {shown(found)}; expected a text, or a list of objects with "
+        "name and template: copy the file anew"
+    )
+
+
+def _is_named_template(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(field), str) for field in ("name", "template")
+    )
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Tell whether a folder holds a tokenizer's vocabulary."""
-    return any((folder / name).exists() for name in ("tokenizer.json", *VOCABULARY_FILES[::2]))
+    return any((folder / name).exists() for name in VOCABULARIES)
 
 
 def token_ids(folder: Path) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from requant.errors import ContractError
 
 SECONDS = 2
-"""Of processor time, for all patterns of a file together."""
+"""The processor time that all patterns of a file may take together."""
 WALL_SECONDS = 120.0
 MAX_CHARACTERS = 4096
 MATCHER = Path(__file__).with_name("matcher.py")

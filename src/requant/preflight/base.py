@@ -12,7 +12,7 @@ from requant.machine.looking import Watch, unwatched
 from requant.methods import METHODS
 from requant.models.base_folder import MODEL_FILES, check_base
 from requant.models.base_view import base_view
-from requant.models.config import check_depth, read_model_config
+from requant.models.config import read_model_config
 from requant.models.headers import read_headers, weight_files
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import chat_template
@@ -157,8 +157,7 @@ def hub_facts(source: HubBase, folder: Path, commit: str) -> BaseFacts:
 
 def _facts(folder: Path, names: Iterable[str]) -> BaseFacts:
     names = list(names)
-    check_depth(folder, read_model_config(folder), len(names))
-    config = read_causal_config(folder)
+    config = read_causal_config(folder, len(names))
     model = empty_model(config)
     layers = layers_of(model, names)
     learned = any(

@@ -19,7 +19,14 @@ from requant.data.faults import Fault, listed
 from requant.data.formats import Row, strings
 from requant.data.rows import Split
 from requant.data.samples import check_rows, nothing_left, too_long_for_all
-from requant.data.sources import night_rows, read_sources, rules_of, split_rows
+from requant.data.sources import (
+    night_rows,
+    read_sources,
+    require_source,
+    rules_of,
+    source_files,
+    split_rows,
+)
 from requant.errors import RequantError, is_transient
 from requant.evaluation.tasks import night_documents
 from requant.machine.looking import Watch, unwatched
@@ -27,10 +34,10 @@ from requant.models.tokenizer import load_tokenizer
 from requant.preflight.base import LOADING_SECONDS, base_folder, needing_template
 from requant.preflight.evaluation import guards
 from requant.preflight.problem import Problem
-from requant.stages.prepare_data import content_digests, read_old_text
+from requant.stages.prepare_data import read_old_text
 
 FIELD = "prepare_data.source"
-SWELLING = 40
+MEMORY_PER_BYTE = 40
 """Bytes of memory that a byte of a row's file may take: an empty list takes two and 56."""
 READING_SECONDS, READING_SPEED = 10.0, 5e5
 """Processor seconds that reading may take, and the bytes that each second more must bring."""
@@ -46,7 +53,7 @@ def data_problems(config: Config, watch: Watch = unwatched) -> Iterator[Problem]
     """Read, divide and render every row as the night will."""
     section = config.prepare_data
     try:
-        content_digests(section)
+        require_source(section.source)
     except RequantError as error:
         yield from _each(error)
         return
@@ -108,8 +115,7 @@ def data_bytes(config: Config) -> int:
     source = config.prepare_data.source
     if not isinstance(source, FilesData):
         return 0
-    paths = [*source.train, *filter(None, (source.heldout, source.old_text))]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(path.stat().st_size for path in source_files(source).values() if path.is_file())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from requant.models.config import quantization_of, read_model_config
 from requant.models.headers import read_headers
 from requant.models.skeleton import check_network
 from requant.preflight.base import LOADING_SECONDS
-from requant.preflight.data import SWELLING
+from requant.preflight.data import MEMORY_PER_BYTE
 
 
 def refuse_unreadable(
@@ -32,7 +32,7 @@ def refuse_unreadable(
         "text": str(text) if text is not None else None,
         "sequences": sequences,
     }
-    look(Look(f"{__name__}:{look_from_child.__name__}", argument, MEMORY + SWELLING * size))
+    look(Look(f"{__name__}:{look_from_child.__name__}", argument, MEMORY + MEMORY_PER_BYTE * size))
 
 
 def look_from_child(argument: dict[str, Any], watch: Watch) -> None:

@@ -12,7 +12,7 @@ from requant.errors import RequantError
 from requant.hub import resolve_commit
 from requant.machine.looking import MEMORY, Look, Watch, look
 from requant.preflight.base import FIELD, base_problems
-from requant.preflight.data import SWELLING, data_bytes, data_problems
+from requant.preflight.data import MEMORY_PER_BYTE, data_bytes, data_problems
 from requant.preflight.known_looks import stamps, unless_known
 from requant.preflight.problem import Problem, checked
 from requant.stages import prepare_data
@@ -66,7 +66,7 @@ def look_from_child(argument: dict[str, Any], watch: Watch) -> list[dict[str, An
 
 
 def _looked_at(config: Config) -> list[Problem]:
-    memory = MEMORY + SWELLING * data_bytes(config)
+    memory = MEMORY + MEMORY_PER_BYTE * data_bytes(config)
     if isinstance(config.prepare_data.source, HubData):
         memory = HUB_MEMORY
     asked = Look(f"{__name__}:{look_from_child.__name__}", config.model_dump(mode="json"), memory)

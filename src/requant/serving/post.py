@@ -28,7 +28,7 @@ BODY_CHARACTERS = 500
 class _Answer:
     status: int
     body: bytes
-    """Its beginning."""
+    """The first bytes of what the server said."""
     is_whole: bool
     location: str
 
@@ -41,7 +41,7 @@ def post_release(
     Args:
         action: How.
         release: What.
-        url: Where; it was checked by `requant.serving.deploy.needed_secrets` if it is a secret.
+        url: Where; `requant.serving.deploy.check_secret` has checked it if it is a secret.
         token: Sent as a bearer token.
         redact: Hides both, where they are secret, before the server's words are cut.
 

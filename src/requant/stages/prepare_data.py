@@ -24,6 +24,8 @@ from requant.data.sources import (
     read_sources,
     require_files,
     rules_of,
+    source_commit,
+    source_files,
     split_rows,
 )
 from requant.errors import ConfigError
@@ -85,13 +87,8 @@ def content_digests(section: PrepareData) -> dict[str, str]:
     if isinstance(source, StdlibData):
         return {"corpus": corpus_digest()}
     if isinstance(source, HubData):
-        from requant.hub import resolve_commit
-
-        commit = resolve_commit(source.repo, source.revision, "dataset", "prepare_data.source")
-        return {"commit": commit, "old_text": corpus_digest()}
-    files = {f"train.{index}": path for index, path in enumerate(source.train)}
-    files |= {"heldout": source.heldout} if source.heldout else {}
-    files |= {"old_text": source.old_text} if source.old_text else {}
+        return {"commit": source_commit(source), "old_text": corpus_digest()}
+    files = source_files(source)
     require_files(files)
     return {"old_text": corpus_digest(), **{role: hash_file(path) for role, path in files.items()}}
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from requant.adapters.patterns import is_target
 from requant.errors import ContractError, ParityError
 from requant.merging import plan_merge
-from requant.merging.lora import is_target
 from tests.support.adapters import save_adapter
 from tests.support.merges import CASES, assert_rounded_once, changed, key, lora, merge, tensors
 
