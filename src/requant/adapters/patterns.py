@@ -5,16 +5,19 @@ matched.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from requant.adapters.folder import CONFIG_NAME, Adapter, is_one, split_names
+from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, Adapter, is_one, split_names
 from requant.errors import ContractError
 from requant.outside.patterns import check_patterns
-from requant.wording import shown
+from requant.wording import few, shown
 
 NAME = re.compile(r"[\w.]+")
 """A plain name, of letters and dots, which cannot repeat itself."""
+
+MOST_PREFIXES = 4
+"""Of one: what a loaded model calls its body, such as `model.`"""
 
 
 def check_adapter_patterns(adapter: Adapter, tensors: Iterable[str]) -> None:
@@ -26,10 +29,13 @@ def check_adapter_patterns(adapter: Adapter, tensors: Iterable[str]) -> None:
             any name, are matched as well.
 
     Raises:
-        ContractError: Naming file, field and pattern.
+        ContractError: Naming file, field and pattern; or as `body_prefixes`.
     """
     factors, _ = split_names(adapter.tensors)
-    modules = {name.rpartition(".")[0] for name in tensors} | factors.keys()
+    tensors = {*tensors}
+    named = {name.rpartition(".")[0] for name in tensors}
+    prefixes = body_prefixes(adapter, tensors)
+    modules = named | factors.keys() | {prefix + name for prefix in prefixes for name in named}
     config, path = adapter.config, adapter.folder / CONFIG_NAME
     found: list[tuple[str, str, str]] = []
     for field in ("target_modules", "exclude_modules"):
@@ -54,6 +60,26 @@ def check_adapter_patterns(adapter: Adapter, tensors: Iterable[str]) -> None:
         },
         modules,
     )
+
+
+def body_prefixes(adapter: Adapter, tensors: Collection[str]) -> set[str]:
+    """Return what the adapter's names begin with where the model's files leave the body's name out.
+
+    Args:
+        adapter: From `read_adapter`.
+        tensors: Names of the model's tensors.
+
+    Raises:
+        ContractError: If there are several: the adapter is of another model.
+    """
+    factors, _ = split_names(adapter.tensors)
+    found = {f"{name.partition('.')[0]}." for name in factors if f"{name}.weight" not in tensors}
+    if len(found) > MOST_PREFIXES:
+        raise ContractError(
+            f"{adapter.folder / WEIGHTS_NAME}: its tensors begin with {few(sorted(found))}, which "
+            "the model has nothing of; it was trained on another architecture"
+        )
+    return found
 
 
 def is_target(config: Mapping[str, Any], module: str) -> bool:

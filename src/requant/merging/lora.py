@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME, Adapter, locate, split_names
-from requant.adapters.patterns import is_target, pattern_value
+from requant.adapters.patterns import body_prefixes, is_target, pattern_value
 from requant.errors import ContractError
 from requant.merging.updates import Apply, LowRank, Update, chained, merge_low_rank, square_of
 from requant.merging.whole_tensors import replacing_updates, with_token_rows
@@ -106,9 +106,7 @@ def _check_expected(
 ) -> None:
     """Refuse an adapter that has nothing for a module its configuration asks for."""
     have = {locate(f"{name}.weight", original) for name in factors}
-    prefixes = {
-        f"{name.partition('.')[0]}." for name in factors if f"{name}.weight" not in original
-    }
+    prefixes = body_prefixes(adapter, original)
     experts = any(".experts." in name for name in factors)
     missing = []
     for name, header in original.items():

@@ -55,6 +55,41 @@ def test_a_pattern_that_never_ends_on_the_adapters_own_names_is_refused(
         plan_merge(base, [tmp_path / "adapter"])
 
 
+def test_the_names_of_a_body_that_the_files_leave_out_are_looked_at_too(
+    base: Path, tmp_path: Path
+) -> None:
+    save_adapter(base, lora(), tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    # Of all names that are matched this alone repeats what the pattern repeats.
+    pattern = r"(?!.*\.x$)(a+)+\.!"
+    path.write_text(json.dumps({**config, "target_modules": pattern}))
+
+    def rename(state: dict) -> None:
+        for leaf in ("lora_A.weight", "lora_B.weight"):
+            state[f"base_model.model.{'a' * 40}.x.{leaf}"] = state[
+                key("self_attn.q_proj", leaf)
+            ].clone()
+
+    changed(tmp_path / "adapter", rename)
+    with pytest.raises(ContractError, match=r"target_modules: .* takes longer than 2 s"):
+        plan_merge(base, [tmp_path / "adapter"])
+
+
+def test_an_adapter_of_many_bodies_is_of_another_model(base: Path, tmp_path: Path) -> None:
+    save_adapter(base, lora(), tmp_path / "adapter")
+
+    def rename(state: dict) -> None:
+        for number in range(5):
+            for leaf in ("lora_A.weight", "lora_B.weight"):
+                name = f"base_model.model.body{number}.x.{leaf}"
+                state[name] = state[key("self_attn.q_proj", leaf)].clone()
+
+    changed(tmp_path / "adapter", rename)
+    with pytest.raises(ContractError, match=r"begin with body0\., body1\.,.* on another arch"):
+        plan_merge(base, [tmp_path / "adapter"])
+
+
 def test_a_converted_olora_merges_to_what_was_trained(base: Path, tmp_path: Path) -> None:
     model, run = adapted(base, lora(init_lora_weights="olora"), std=0.0)
     model.peft_config["default"].init_lora_weights = True
