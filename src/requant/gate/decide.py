@@ -38,11 +38,12 @@ def decide(
 ) -> Decision:
     """Decide whether a candidate is promoted, refused, or needs more evidence.
 
-    Promoted is what is shown, with chance `alpha` of an error, to lose less than its margin on every
-    guard, to leave the units of every guard whole, and to gain on at least one target. All guards
-    must pass, so their number needs no correction (intersection-union test, Berger 1982): whichever
-    of them a harmful candidate harms passes with a chance of at most alpha. Over targets, of which
-    one suffices, e-values are adjusted, and so they are over guards where one being worse refuses.
+    Promoted is what is shown, with chance `alpha` of an error, to lose less than its margin on
+    every guard, to leave the units of every guard whole, and to gain on at least one target. All
+    guards must pass, so their number needs no correction (intersection-union test, Berger 1982):
+    whichever of them a harmful candidate harms passes with a chance of at most alpha. Over targets,
+    of which one suffices, e-values are adjusted, and so they are over guards where one being worse
+    refuses.
 
     Args:
         rules: What is asked, and of which differences.
@@ -146,7 +147,7 @@ def _verdict(findings: Sequence[Finding], floors: Sequence[Floor], alpha: float)
 
 
 def _units(guards: Sequence[Finding], targets: Sequence[Finding]) -> int | None:
-    """Return the units a task at which every guard and one target would pass, None if none would."""
+    """Return the units a task at which all guards and a target would pass, None if none would."""
     counts = [each.n if each.state == "shown" else each.units_needed for each in targets]
     target = min((count for count in counts if count is not None), default=None)
     every = [each.n if each.state == "shown" else each.units_needed for each in guards]

@@ -1,16 +1,16 @@
 """Evidence about a mean that may be looked at again and again: wealth won by betting against it.
 
-H0 says that each value, whatever came before it, has a mean of at most m, and values lie at or above
+H0 says that each value, whatever came before it, has a mean of at most m; values lie at or above
 -B. Somebody who does not believe it bets a share of the wealth on each value being above m:
 
     K_n(l) = prod_{i <= n} (1 + l (d_i - m)),   0 <= l < 1 / (B + m)
 
-Under H0 a bet wins nothing on average, so E[K_n(l)] <= 1 at any n, whatever the distribution, and so
-has the mean K_n of K_n(l) over a fixed set of bets l. By Ville's inequality (1939) the wealth ever
-reaches 1 / alpha with probability of at most alpha: look whenever you like, stop or go on
-(Waudby-Smith & Ramdas 2024, Estimating means of bounded random variables by betting, JRSS B 86, and
-the mixture of section 5 there). K_n is a product: it does not depend on the order of the values, so
-that of two people with the same documents neither has more evidence.
+Under H0 a bet wins nothing on average, so E[K_n(l)] <= 1 at any n, whatever the distribution, and
+E[K_n] <= 1 for the mean K_n of K_n(l) over a fixed set of bets l. By Ville's inequality (1939) the
+wealth ever reaches 1 / alpha with probability of at most alpha: look whenever you like, stop or go
+on (Waudby-Smith & Ramdas 2024, Estimating means of bounded random variables by betting, JRSS B 86).
+K_n is a product: it does not depend on the order of the values, so that of two people with the same
+documents neither has more evidence.
 
 What is used is the wealth at the last value, not the largest on the way: this costs a little power,
 what came late may contradict, and only wealth at one moment can be averaged over tasks
@@ -37,7 +37,8 @@ def bets(null: float, least: float) -> "Floats":
     """Return the fixed bets l against a mean of at most `null` of values at or above `least`."""
     import numpy as np
 
-    return np.geomspace(LEAST, GREATEST, BETS) / (null - least)
+    shares: Floats = np.geomspace(LEAST, GREATEST, BETS, dtype=np.float64)
+    return shares / (null - least)
 
 
 def growth(values: "Floats", null: float, least: float) -> "Floats":

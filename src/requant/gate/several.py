@@ -17,11 +17,11 @@ def adjusted(log_e: Sequence[float]) -> list[float]:
     Args:
         log_e: In nats.
     """
-    from scipy.special import logsumexp
+    import numpy as np
 
     found = []
     for place, own in enumerate(log_e):
         others = sorted(value for index, value in enumerate(log_e) if index != place)
-        sets = ([own, *others[:count]] for count in range(len(others) + 1))
-        found.append(min(float(logsumexp(each)) - math.log(len(each)) for each in sets))
+        sums = np.logaddexp.accumulate([own, *others])
+        found.append(min(float(each) - math.log(size) for size, each in enumerate(sums, 1)))
     return found

@@ -1,11 +1,12 @@
 """A year's chance of a harmful promotion, and what of it a test of tonight may take.
 
-Each test gets a share of the year's alpha: alpha_year / nights. By the union bound the chance of any
-harmful promotion within a span of days is at most the sum of what the tests of that span were given.
-So the sum over any 365 days must not exceed alpha_year. To look again at the same candidate, champion
-and documents is no new test: the evidence holds whenever one looks (`requant.gate.evidence`), and the
-test keeps the alpha that it was given. Each look is written down all the same, since a look is what
-may promote: a test counts in every span of days that holds one of its looks.
+Each test gets a share of the year's alpha: alpha_year / nights. By the union bound the chance of
+any harmful promotion within a span of days is at most the sum of what the tests of that span were
+given. So the sum over any 365 days must not exceed alpha_year. To look again at the same candidate,
+champion and documents is no new test: the evidence holds whenever one looks
+(`requant.gate.evidence`), and the test keeps the alpha that it was given. Each look is written down
+all the same, since a look is what may promote: a test counts in every span of days that holds one
+of its looks. docs/gate.md says for which trainers the union bound holds.
 """
 
 import math

@@ -32,9 +32,9 @@ class Weighed:
 def weigh(rule: Rule, differences: Differences, wanted: float) -> Weighed:
     """Weigh the evidence of one task's differences d against one reference.
 
-    Each counts as min(max(d, -reach), reach). What is cut of gains makes passing harder; what is cut
-    of losses is caught by the share of units that lose more than `reach`, which has evidence of its
-    own: the mean of -1 for a broken unit and 0 for any other, against -`broken_share`.
+    Each counts as min(max(d, -reach), reach). What is cut of gains makes passing harder; what is
+    cut of losses is caught by the share of units that lose more than `reach`, which has evidence of
+    its own: the mean of -1 for a broken unit and 0 for any other, against -`broken_share`.
 
     Args:
         wanted: log(1 / alpha): from where on evidence for the candidate is enough.
