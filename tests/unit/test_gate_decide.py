@@ -124,6 +124,18 @@ def test_too_few_documents_are_not_enough_and_the_number_that_decides_is_said() 
         assert decide([(GUARD, again), NEW], NIGHT).findings[0].state == state
 
 
+def test_what_all_tasks_need_is_said_once() -> None:
+    """As many as the guard that needs most, and as the target that needs least."""
+    guards = [(GUARD, compared(f"g{units}", 0.0, 0.02, units=units)) for units in (60, 120)]
+    targets = [(TARGET, compared(f"t{gain}", gain, 0.1, units=50)) for gain in (0.003, 0.004)]
+    found = decide([*guards, *targets], NIGHT)
+    needed = [each.units_needed or 0 for each in found.findings]
+    assert found.units_needed == max(*needed[:2], min(needed[2:])) > needed[0]
+    # One target among two needs more evidence than alone.
+    alone = decide([*guards, targets[1]], NIGHT).findings[2].units_needed or 0
+    assert needed[3] > alone > 400
+
+
 def test_the_anchor_stops_small_losses_that_add_up() -> None:
     anchor = (GUARD, replace(compared("old", -0.03, 0.02), reference="anchor"))
     found = decide([OLD, anchor, NEW], NIGHT)
