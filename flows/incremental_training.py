@@ -50,6 +50,7 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
         merged=merged,
         continued=continued,
         requantized=requantized,
+        **past(requantized),
         **past(data),
     )
 

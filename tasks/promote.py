@@ -10,8 +10,9 @@ from requant.config import Config
 from requant.errors import ConfigError, GateError
 from requant.evaluation.artifact import SAMPLES, read_paired
 from requant.evaluation.gate import check_gate, guarding, idle_guards
+from requant.evaluation.samples import count_documents
 from requant.store import StageRecord, Store, materialise, verify
-from requant.store.gc import pin
+from requant.store.pins import holder, pin
 from requant.store.room import naming_full_disk
 from tasks import tracking
 from tasks.tracking import registry as versions
@@ -63,8 +64,7 @@ def register(
         for name, value in evaluation.metrics.items()
         if name.startswith(prefix)
     }
-    samples = materialise(store, evaluation.digest) / SAMPLES
-    documents = sum(len(path.read_bytes().splitlines()) for path in samples.glob("requantized.*"))
+    documents = count_documents(materialise(store, evaluation.digest) / SAMPLES, "requantized")
     return versions.ensure_version(registry_of(config), night, model, scores, documents)
 
 
@@ -100,8 +100,10 @@ def promote(
     with naming_full_disk("promote", store.root, "what served before goes on serving"):
         if serving is not None and moves:
             # The way back must not be collected as garbage.
-            pin(store, f"{config.name}-previous", serving.digest)
-        pin(store, f"{config.name}-champion", version.digest)
+            pin(store, config.name, "previous", serving.digest)
+        pin(store, config.name, "champion", version.digest)
+        if holder(store, config.name, "anchor") is None:
+            pin(store, config.name, "anchor", (serving or version).digest)
     if moves:
         versions.unmark(registry, version, "deployed")
         versions.move_champion(registry, version)
@@ -146,7 +148,7 @@ def roll_back(config: Config) -> ModelVersion:
     store = Store(config.state.resolve())
     verify(store, store.ref("model", earlier.digest))
     with naming_full_disk("rollback", store.root, "what served before goes on serving"):
-        pin(store, f"{config.name}-champion", earlier.digest)
+        pin(store, config.name, "champion", earlier.digest)
     versions.mark(registry, serving, "rolled_back")
     versions.unmark(registry, earlier, "deployed")
     versions.move_champion(registry, earlier, back=True)

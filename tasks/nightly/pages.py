@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from requant.config import STAGE_NAMES, Config
 from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
-from requant.evaluation.artifact import MODELS, measured, read_paired, read_scores
+from requant.evaluation.artifact import CHAIN, MODELS, measured, read_paired, read_scores
 from requant.models.folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
 from requant.report.headline import headline
@@ -149,7 +149,7 @@ def night_figures(records: list[StageRecord]) -> dict[str, float]:
     evaluated = metrics.get("evaluate", {})
     measured = [
         evaluated[name]
-        for model in MODELS
+        for model in CHAIN
         if (name := f"{model}/{HELDOUT_PERPLEXITY}/byte_perplexity") in evaluated
     ]
     figures = {}

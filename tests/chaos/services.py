@@ -16,8 +16,8 @@ import yaml
 
 from requant.store import Store, describe
 from requant.store.documents import read_sealed
-from requant.store.gc import pin_files, read_pin
 from requant.store.health import examine
+from requant.store.pins import pin_files, read_pin
 from tests.chaos.stages import leftovers
 from tests.chaos.strikes import Length, Phase, Strike, finished, length_of, moments, struck
 from tests.support.chain import MICRO, micro_config

@@ -19,9 +19,21 @@ EARLIER = "001fbdf46d6f199e849f7097db48ce966d6eb99d"
 
 Whoever raises a `Stage.version` expects that stage, and those after it, to run here again; whoever
 changes what is kept in a store makes EARLIER the commit before, and finds out whether it is read.
+What ran again so far is in MADE_ANEW.
+
 A new stage that `MICRO` leaves off needs nothing here, though EARLIER does not know it. One that is
 on runs once, and so does what is downstream: then EARLIER becomes the commit that brings it.
 """
+
+MADE_ANEW = {
+    # Its choice task takes answers of like length, and its artifact is what the others begin from.
+    "prepare_data",
+    "train_adapter",
+    "merge_fp16",
+    "continue_train",
+    "requantize_gptq",
+    "evaluate",
+}
 
 
 def _history_is_cut() -> bool:
@@ -59,15 +71,19 @@ def earlier_night(tmp_path: Path) -> Path:
     return config
 
 
-def test_every_stage_of_an_earlier_night_is_a_hit(earlier_night: Path) -> None:
+def test_an_earlier_nights_stages_are_hits_where_they_are_as_they_were(earlier_night: Path) -> None:
     store = Store(earlier_night.parent / "state")
     before = all_records(store)
-    artifacts = len({record.digest for record in before})
 
     output = requant("run", earlier_night)
 
-    assert states(output) == all_stages("cached", load_config(earlier_night)), output
-    assert all_records(store) == before
+    expected = all_stages("cached", load_config(earlier_night))
+    expected |= {stage: "done" for stage in expected if stage in MADE_ANEW}
+    assert states(output) == expected, output
+    after = all_records(store)
+    assert [record for record in after if record in before] == before
+    assert len(after) == len(before) + sum(state == "done" for state in expected.values())
+    artifacts = len({record.digest for record in after})
     assert f"{artifacts} of {artifacts} artifacts are right" in requant(
         "verify", "--state", store.root
     )

@@ -9,7 +9,8 @@ import pytest
 from requant.config import Config
 from requant.errors import ArtifactError, ConfigError
 from requant.store import StageRecord, Store, all_records, verify
-from requant.store.gc import collect, pinned_digests
+from requant.store.gc import collect
+from requant.store.pins import pinned_digests
 from tasks import tracking
 from tasks.promote import promote, register, registry_of, roll_back, standing
 from tasks.tracking import registry as versions

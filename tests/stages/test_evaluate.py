@@ -11,8 +11,10 @@ from scipy.stats import ttest_rel
 
 from requant.config.evaluation import Evaluate
 from requant.errors import ConfigError, ContractError, ParityError
-from requant.evaluation.lm_eval import DocumentScore, paired
+from requant.evaluation.pairs import joined
+from requant.evaluation.samples import read_samples
 from requant.stages import evaluate
+from requant.statistics import paired_difference
 from requant.store.manifest import describe
 from tests.stages.conftest import make_context
 
@@ -45,7 +47,6 @@ def evaluated(
 def test_every_model_has_every_metric(evaluated: tuple[Path, dict[str, float]]) -> None:
     out, metrics = evaluated
     names = {
-        "describe_choice/acc",
         "describe_choice/acc_norm",
         "heldout_perplexity/word_perplexity",
         "heldout_perplexity/byte_perplexity",
@@ -55,8 +56,8 @@ def test_every_model_has_every_metric(evaluated: tuple[Path, dict[str, float]]) 
     assert set(metrics) == {f"{m}/{n}" for m in ("base", "merged", "requantized") for n in names}
     assert all(math.isfinite(value) for value in metrics.values())
     scores = json.loads((out / "scores.json").read_text())
-    acc = scores["base"]["describe_choice"]["acc"]
-    assert acc["value"] == metrics["base/describe_choice/acc"]
+    acc = scores["base"]["describe_choice"]["acc_norm"]
+    assert acc["value"] == metrics["base/describe_choice/acc_norm"]
     assert acc["stderr"] > 0
     assert (
         metrics["merged/heldout_perplexity/byte_perplexity"]
@@ -70,13 +71,13 @@ def test_samples_add_up_to_the_scores(
     out, metrics = evaluated
 
     def samples(task: str) -> list[float]:
-        lines = (out / "samples" / f"base.{task}.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        assert [row["id"] for row in rows] == list(range(len(rows)))
-        return [row["score"] for row in rows]
+        name, scores = read_samples(out / "samples" / f"base.{task}.parquet")
+        assert name == task
+        assert [each.id for each in scores.documents] == list(range(len(scores.documents)))
+        return [each.score for each in scores.documents]
 
     hits = samples("describe_choice")
-    assert sum(hits) / len(hits) == pytest.approx(metrics["base/describe_choice/acc"])
+    assert sum(hits) / len(hits) == pytest.approx(metrics["base/describe_choice/acc_norm"])
     lines = (tiny_data / "evaluation" / "old_perplexity.jsonl").read_text().splitlines()
     size = sum(len(json.loads(line)["text"].encode()) for line in lines)
     byte_perplexity = math.exp(-sum(samples("old_perplexity")) / size)
@@ -97,10 +98,8 @@ def test_the_log_likelihood_is_the_models_own(
     with torch.no_grad():
         logits = model(tokens).logits[0, :-1].log_softmax(-1)
     expected = logits.gather(-1, tokens[0, 1:, None]).sum().item()
-    path = evaluated[0] / "samples" / "base.heldout_perplexity.jsonl"
-    assert json.loads(path.read_text().splitlines()[0])["score"] == pytest.approx(
-        expected, rel=1e-4
-    )
+    _, scores = read_samples(evaluated[0] / "samples" / "base.heldout_perplexity.parquet")
+    assert scores.documents[0].score == pytest.approx(expected, rel=1e-4)
 
 
 def test_pairs_follow_the_chain_and_end_with_first_against_last(
@@ -118,20 +117,17 @@ def test_pairs_follow_the_chain_and_end_with_first_against_last(
     assert (same["mean"], same["low"], same["high"]) == (0, 0, 0)
     assert all(p["higher_is_better"] for p in pairs)
     base = json.loads((evaluated[0] / "scores.json").read_text())["base"]
-    assert base["describe_choice"]["acc"]["higher_is_better"] is True
+    assert base["describe_choice"]["acc_norm"]["higher_is_better"] is True
     assert base["old_perplexity"]["byte_perplexity"]["higher_is_better"] is False
-    assert {p["metric"] for p in pairs} == {"acc", "log_likelihood"}
+    assert {p["metric"] for p in pairs} == {"acc_norm", "log_likelihood"}
 
 
 def test_the_interval_is_the_paired_t_tests() -> None:
     earlier, later = [0.1, 0.5, -2.0, 3.0, 1.5], [0.3, 0.4, -1.0, 3.5, 1.4]
-    ours = paired(
-        [DocumentScore(index, score) for index, score in enumerate(earlier)],
-        [DocumentScore(index, score) for index, score in enumerate(later)],
-    )
+    ours = paired_difference([after - before for before, after in zip(earlier, later, strict=True)])
     theirs = ttest_rel(later, earlier).confidence_interval(0.95)
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
-    one = paired([DocumentScore(0, 1.0)], [DocumentScore(0, 0.5)])
+    one = paired_difference([-0.5])
     assert asdict(one) == {"mean": -0.5, "stderr": None, "low": None, "high": None, "n": 1}
 
 
@@ -148,9 +144,13 @@ def test_evaluation_is_reproducible(
     # reach what was foreseen, and the end of the work says it again.
     assert sorted(total for done, total, _ in steps if done == total) == [10, 10, 16, 16]
     assert steps[0][0] < steps[0][1]
-    lines = (contexts[0].out / "samples" / "base.describe_choice.jsonl").read_text().splitlines()
-    whole = (evaluated[0] / "samples" / "base.describe_choice.jsonl").read_text().splitlines()
-    assert lines == whole[:4]
+    files = [
+        out / "samples" / "base.describe_choice.parquet" for out in (contexts[0].out, evaluated[0])
+    ]
+    (_, four), (_, whole) = map(read_samples, files)
+    assert four.documents == whole.documents[:4]
+    with pytest.raises(ParityError, match="limit was 4 for one and None for the other"):
+        joined("describe_choice", four, whole)
 
 
 def test_a_broken_model_is_refused_by_model_task_and_document(
@@ -170,9 +170,13 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
     section = Evaluate(tasks=("no_such_task",))
     with pytest.raises(ConfigError, match=r"evaluate\.tasks: lm-eval has no 'no_such_task'"):
         evaluate.execute(section, make_context(tmp_path / "a"), data=tiny_data, base=nowhere)
-    with pytest.raises(ContractError, match=r"got models \['teacher'\]; expected some of base"):
+    with pytest.raises(
+        ContractError, match=r"got models \['teacher'\]; expected some of anchor, champion, base"
+    ):
         evaluate.execute(Evaluate(), make_context(tmp_path / "b"), data=tiny_data, teacher=nowhere)
-    with pytest.raises(ContractError, match=r"got models \[\]; expected some of base"):
+    with pytest.raises(
+        ContractError, match=r"got models \[\]; expected some of anchor, champion, base"
+    ):
         evaluate.execute(Evaluate(), make_context(tmp_path / "c"), data=tiny_data, adapter=nowhere)
 
 

@@ -1,7 +1,10 @@
 """Rows become a night: read, divided, written, and every bad one named."""
 
 import json
+import random
 import re
+import statistics
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +17,7 @@ from requant.corpus import corpus_digest
 from requant.data.artifact import CARD_NAME
 from requant.data.chat_template import Rules, read_rules
 from requant.errors import ConfigError, ContractError, RequantError
+from requant.evaluation.tasks import choice_documents
 from requant.machine.library_noise import log_only_errors
 from requant.stages import prepare_data
 from requant.store.manifest import describe
@@ -46,6 +50,31 @@ def test_every_choice_has_one_right_answer_from_the_heldout_part(tiny_data: Path
         assert document["choices"][document["answer"]] == answers[document["question"]]
         assert set(document["choices"]) <= set(answers.values())
     assert len({document["answer"] for document in documents}) > 1
+
+
+def test_the_length_of_an_answer_does_not_give_it_away() -> None:
+    draw = random.Random(0)
+    # Docstrings: many short ones, a few very long ones.
+    sizes = [int(draw.lognormvariate(5, 1)) + 1 for _ in range(300)]
+    heldout = [
+        {
+            "messages": [
+                {"role": "user", "content": f"question {number}"},
+                {"role": "assistant", "content": f"{number:04}".ljust(size, "x")},
+            ]
+        }
+        for number, size in enumerate(sizes)
+    ]
+    documents = choice_documents(heldout, len(heldout), seed=0)
+    ranks = Counter(
+        sorted(map(len, each["choices"])).index(len(each["choices"][each["answer"]]))
+        for each in documents
+    )
+    assert len(documents) == 300
+    # 75 of each are expected, with a standard deviation of 7.5.
+    assert all(45 <= ranks[rank] <= 105 for rank in range(4)), ranks
+    spread = [max(map(len, each["choices"])) / min(map(len, each["choices"])) for each in documents]
+    assert statistics.median(spread) < 1.2
 
 
 def test_the_same_seed_gives_the_same_bytes(tiny_data: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from requant.errors import ArtifactError
 from requant.store import Store, all_records, read_record, verified_record
 from requant.store.documents import MAX_BYTES, read_sealed, seal_earlier, write_sealed
-from requant.store.gc import collect, pin, pinned_digests
+from requant.store.gc import collect
 from requant.store.health import examine, unreadable_records
+from requant.store.pins import pin, pinned_digests
 from requant.store.records import StageRecord, last_used
 
 
@@ -122,7 +123,7 @@ def test_a_pin_that_cannot_be_believed_stops_a_collection(
     store: Store, night: dict[str, StageRecord]
 ) -> None:
     digest = night["merge_fp16"].digest
-    pin(store, "line-champion", digest)
+    pin(store, "line", "champion", digest)
     assert pinned_digests(store) == {digest}
     path = store.pin_path("line-champion")
     path.write_text(path.read_text().replace(digest, "f" * 64))
@@ -137,7 +138,7 @@ def test_what_an_earlier_version_wrote_is_sealed_once(
     store: Store, night: dict[str, StageRecord]
 ) -> None:
     """Believed before, as it was then; from then on, nothing without a seal is."""
-    pin(store, "line-champion", night["merge_fp16"].digest)
+    pin(store, "line", "champion", night["merge_fp16"].digest)
     for record in night.values():
         path = store.record_path(record.key)
         path.write_text(json.dumps(json.loads(path.read_bytes())["content"]))

@@ -11,6 +11,7 @@ from requant.errors import ContractError
 from requant.execution.past_nights import (
     ADAPTERS,
     DATASETS,
+    judging_models,
     lost_datasets,
     nights_ago,
     past_datasets,
@@ -20,6 +21,7 @@ from requant.execution.past_nights import (
 from requant.execution.plan import Plan, PlannedStage
 from requant.store import StageRecord, Store
 from requant.store.gc import collect
+from requant.store.pins import pin
 from requant.store.records import write_record
 from tests.support.nights import make_night
 
@@ -105,10 +107,35 @@ def test_a_role_is_read_as_it_was_named() -> None:
     assert nights_ago(DATASETS, "requantized") == 0
 
 
+def test_a_model_is_held_against_what_served_before_it_and_against_its_anchor(
+    tmp_path: Path,
+) -> None:
+    store = Store(tmp_path)
+    first, second, third = (make_night(store, name)["requantize_gptq"] for name in "abc")
+
+    def judges(record: StageRecord) -> dict[str, str]:
+        found = judging_models(store, record, "line")
+        return {role: judge.digest for role, judge in found.items()}
+
+    assert judges(first) == {}
+    pin(store, "line", "anchor", first.digest)
+    pin(store, "line", "champion", first.digest)
+    # A night that is repeated after its model was promoted is judged as it was.
+    assert judges(first) == {}
+    assert judges(second) == {"champion": first.digest}
+    pin(store, "line", "previous", first.digest)
+    pin(store, "line", "champion", second.digest)
+    assert judges(second) == {"champion": first.digest}
+    assert judges(third) == {"anchor": first.digest, "champion": second.digest}
+    assert judging_models(store, third, "another line") == {}
+    shutil.rmtree(store.object_path(second.digest))
+    assert judges(third) == {"anchor": first.digest}
+
+
 def test_only_a_stage_whose_earlier_results_are_taken_has_a_past(tmp_path: Path) -> None:
     """Planning a night refuses it as running one does, and before the stage has ever run."""
     store, config = Store(tmp_path), load_config(CONFIGS / "tiny.yaml")
-    says = r"past\(quantize_base\): no stage .* only of train_adapter, prepare_data"
+    says = r"past\(quantize_base\): no stage .* of train_adapter, prepare_data, requantize_gptq"
     with pytest.raises(ContractError, match=says):
         past_of(store, make_night(store)["quantize_base"], config)
     with pytest.raises(ContractError, match=says):

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from requant.cli import artifacts, models, nights, operations
+from requant.cli.gate import gate
 from requant.machine.library_noise import log_only_errors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -40,7 +41,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         operations.deploy,
         operations.notify,
     ),
-    "Models": (models.merge, models.compare),
+    "Models": (models.merge, models.compare, gate),
     "Artifacts": (artifacts.lineage, artifacts.verify, artifacts.gc),
 }
 

@@ -11,9 +11,13 @@ SCORES = "scores.json"
 PAIRED = "paired.json"
 SAMPLES = "samples"
 
-MODELS = ("base", "adapted", "merged", "continued", "requantized")
-"""The models that may be evaluated, in the order of the chain; adapted is the base an adapter was
-trained on, with the adapter beside its weights."""
+CHAIN = ("base", "adapted", "merged", "continued", "requantized")
+"""Tonight's models, in the order of the chain; adapted is the base an adapter was trained on, with
+the adapter beside its weights."""
+JUDGES = ("anchor", "champion")
+"""The models of other nights that tonight's last one is held against."""
+MODELS = (*JUDGES, *CHAIN)
+"""The models that may be evaluated."""
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float | bool | None]]]]
 """Model -> task -> metric -> {value, stderr, higher_is_better}; the last one is missing in those of

@@ -11,6 +11,8 @@ from requant.data.plain_text import chunks
 from requant.data.rows import answer, question, write_jsonl
 
 OPTIONS = 4
+LIKE_LENGTH = 4 * OPTIONS
+"""Answers of like length among which the wrong ones are drawn."""
 
 
 def write_perplexity_task(folder: Path, name: str, texts: Sequence[str]) -> None:
@@ -52,9 +54,9 @@ def write_choice_task(folder: Path, name: str, documents: Sequence[dict[str, Any
             "doc_to_text": "question",
             "doc_to_choice": "choices",
             "doc_to_target": "answer",
-            # Chance level of both is 1 / OPTIONS; acc_norm divides by the option's characters.
+            # Chance level is 1 / OPTIONS. Undivided by the option's characters the shortest one
+            # wins, whatever a model knows.
             "metric_list": [
-                {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
                 {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
             ],
         },
@@ -92,7 +94,8 @@ def night_documents(heldout: Sequence[Row], old_text: str, limit: int, seed: int
 def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[str, Any]]:
     """Ask which of four answers belongs to a question.
 
-    The three wrong ones are answers of other rows, drawn by `seed`.
+    The three wrong ones are answers of other rows, drawn by `seed` from those of like length, so
+    that the length of an answer does not give it away.
 
     Returns:
         At most `limit` of {id, question, choices, answer}; none where fewer than four different
@@ -100,14 +103,14 @@ def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[st
     """
     # A plain text asks nothing, a bare tool call answers nothing.
     rows = [row for row in rows if question(row) and answer(row)]
-    pool = sorted({answer(row) for row in rows})
+    pool = sorted({answer(row) for row in rows}, key=lambda text: (len(text), text))
     if len(pool) < OPTIONS:
         return []
     documents = []
     for index, row in enumerate(rows[:limit]):
         draw = random.Random(f"{seed}-choice-{index}")
         right = answer(row)
-        wrong = draw.sample([text for text in pool if text != right], OPTIONS - 1)
+        wrong = draw.sample(_of_like_length(pool, right, draw), OPTIONS - 1)
         choices = draw.sample([right, *wrong], OPTIONS)
         documents.append(
             {
@@ -118,6 +121,23 @@ def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[st
             }
         )
     return documents
+
+
+def _of_like_length(pool: Sequence[str], right: str, draw: random.Random) -> list[str]:
+    """Take the others of a window of the pool, in which the right answer stands anywhere.
+
+    Those nearest to it would be longer and shorter ones in equal shares, and the right answer the
+    second or third of four by length more often than by chance.
+
+    Args:
+        pool: Different texts by length.
+        right: One of them.
+        draw: Says where in the window it stands.
+    """
+    size = min(LIKE_LENGTH, len(pool))
+    place = pool.index(right)
+    first = min(max(place - draw.randrange(size), 0), len(pool) - size)
+    return [text for text in pool[first : first + size] if text != right]
 
 
 def _write(
@@ -132,6 +152,6 @@ def _write(
         "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
         "test_split": "test",
         **fields,
-        "metadata": {"version": 1.0},
+        "metadata": {"version": 2.0},
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))

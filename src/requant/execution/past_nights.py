@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from requant.errors import ContractError
 from requant.store import StageRecord, Store, all_records, holds
+from requant.store.pins import holder
 
 if TYPE_CHECKING:
     from requant.config import Config
@@ -15,6 +16,10 @@ ADAPTERS = "past"
 """What the roles of past adapters begin with: past_1 is last night's."""
 DATASETS = "past_data"
 """What the roles of past datasets begin with: past_data_1 is last night's."""
+CHAMPION = "champion"
+"""The model that serves."""
+ANCHOR = "anchor"
+"""The model that the line began with, or that a person named since."""
 
 
 def past_role(kind: str, age: int) -> str:
@@ -34,8 +39,7 @@ def past_of(store: Store, tonight: StageRecord, config: "Config") -> dict[str, S
     Raises:
         ContractError: If no stage takes earlier results of tonight's stage.
     """
-    use = past_use(tonight.stage)
-    return use.find(store, tonight, getattr(config, use.taker).past_nights)
+    return past_use(tonight.stage).find(store, tonight, config)
 
 
 def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
@@ -93,6 +97,30 @@ def lost_datasets(store: Store, tonight: StageRecord, nights: int) -> list[Stage
     return [item for item in _earlier(store, tonight)[:nights] if not holds(store, item.digest)]
 
 
+def judging_models(store: Store, tonight: StageRecord, line: str) -> dict[str, StageRecord]:
+    """Return the models tonight's is held against: what serves, and the anchor of the line.
+
+    What tonight's took the place of when it was promoted still counts as what serves, so that a
+    night that is repeated is judged as before. One that is both is the champion alone.
+
+    Args:
+        store: Of the model line.
+        tonight: Record of tonight's requantized model.
+        line: Whose champion and anchor.
+    """
+    champion = holder(store, line, "champion")
+    if champion == tonight.digest:
+        champion = holder(store, line, "previous")
+    anchor = holder(store, line, "anchor")
+    made = {record.digest: record for record in all_records(store) if record.stage == tonight.stage}
+    wanted = {ANCHOR: anchor if anchor != champion else None, CHAMPION: champion}
+    return {
+        role: made[digest]
+        for role, digest in wanted.items()
+        if digest and digest != tonight.digest and digest in made and holds(store, digest)
+    }
+
+
 def _earlier(store: Store, tonight: StageRecord) -> list[StageRecord]:
     """List the different datasets of the nights before, last night's first."""
     found = {
@@ -115,14 +143,23 @@ class PastUse:
     """What becomes of a stage's results of earlier nights."""
 
     taker: str
-    """The stage that takes them, as many as its `past_nights` says."""
-    find: Callable[[Store, StageRecord, int], dict[str, StageRecord]]
-    """`(store, tonight's record, nights) -> role -> record`."""
+    """The stage that takes them."""
+    find: "Callable[[Store, StageRecord, Config], dict[str, StageRecord]]"
+    """`(store, tonight's record, configuration) -> role -> record`."""
 
 
 PAST_USES = {
-    "train_adapter": PastUse("merge_fp16", past_adapters),
-    "prepare_data": PastUse("evaluate", past_datasets),
+    "train_adapter": PastUse(
+        "merge_fp16",
+        lambda store, tonight, config: past_adapters(store, tonight, config.merge_fp16.past_nights),
+    ),
+    "prepare_data": PastUse(
+        "evaluate",
+        lambda store, tonight, config: past_datasets(store, tonight, config.evaluate.past_nights),
+    ),
+    "requantize_gptq": PastUse(
+        "evaluate", lambda store, tonight, config: judging_models(store, tonight, config.name)
+    ),
 }
 """Stage to what becomes of its earlier results; of any other stage nothing is taken up again."""
 

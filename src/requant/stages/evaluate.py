@@ -11,13 +11,9 @@ from requant.data.overlap import past_heldout
 from requant.data.rows import answer
 from requant.errors import ContractError
 from requant.evaluation.artifact import MODELS, accuracy
-from requant.evaluation.lm_eval import (
-    TaskScores,
-    local_tasks,
-    score_model,
-    task_manager,
-)
+from requant.evaluation.lm_eval import local_tasks, score_model, task_manager
 from requant.evaluation.results import of_all_documents, write_results
+from requant.evaluation.scores import TaskScores
 from requant.evaluation.tasks import write_perplexity_task
 from requant.execution.past_nights import DATASETS, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext
@@ -31,7 +27,7 @@ def execute(
     adapter: Path | None = None,
     **inputs: Path,
 ) -> Metrics:
-    """Write scores.json, paired.json and samples/<model>.<task>.jsonl into `context.out`.
+    """Write scores.json, paired.json and samples/<model>.<task>.parquet into `context.out`.
 
     The generated tasks go through the model's chat template where it has one, as training did.
 
@@ -81,7 +77,7 @@ def execute(
         context.reporter.message(
             f"not compared document by document, as no metric is a number for each: {whole}"
         )
-    write_results(context.out, scores)
+    write_results(context.out, scores, context.reporter.message)
     return counts | {
         f"{model}/{task}/{metric}": estimate.value
         for model, tasks in scores.items()
@@ -166,7 +162,7 @@ def _headline(tasks: Mapping[str, TaskScores]) -> str:
 
 STAGE = Stage(
     name="evaluate",
-    version=3,
+    version=4,
     kind="evaluation",
     libraries=(
         "lm_eval",

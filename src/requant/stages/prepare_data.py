@@ -159,7 +159,7 @@ def _write_tasks(
 
 STAGE = Stage(
     name="prepare_data",
-    version=2,
+    version=3,
     kind="dataset",
     libraries=("datasets",),
     execute=execute,

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.errors import ArtifactError, TransientError
+from requant.errors import TransientError
 from requant.store.attempts import Attempt, all_attempts, in_progress, in_words
-from requant.store.documents import read_sealed, write_sealed
 from requant.store.layout import Store
 from requant.store.locks import Say, acquire, holder_of, is_held
+from requant.store.pins import pinned_digests
 from requant.store.records import StageRecord, all_records, last_used
 from requant.wording import data_size
 
@@ -183,46 +183,6 @@ def _in_use(path: Path, running: Mapping[str, Attempt]) -> bool:
         return True
     # What has no record may be about to get one.
     return any(path.stat().st_ctime >= attempt.started for attempt in running.values())
-
-
-def pin(store: Store, name: str, digest: str) -> None:
-    """Keep an artifact, and what it was made from, from every collection.
-
-    Args:
-        store: The store.
-        name: Who needs it; a new pin of the same name takes the place of the old one.
-        digest: The artifact.
-    """
-    write_sealed(store, store.pin_path(name), digest)
-
-
-def pinned_digests(store: Store) -> set[str]:
-    """Return the artifacts that somebody has pinned.
-
-    Raises:
-        ArtifactError: If a pin cannot be believed: what it kept might be deleted.
-    """
-    return {read_pin(store, path) for path in pin_files(store)}
-
-
-def pin_files(store: Store) -> list[Path]:
-    """List the files that pin artifacts."""
-    return sorted(store.pins.glob("[!.]*"))
-
-
-def read_pin(store: Store, path: Path) -> str:
-    """Return the digest of the artifact that a file pins.
-
-    Raises:
-        ArtifactError: If it cannot be believed, or names no artifact.
-    """
-    digest = read_sealed(store, path)
-    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
-        raise ArtifactError(
-            f"{path}: names no artifact; promote the model anew (`requant promote CONFIG "
-            "--version N`), or delete the file where nothing is to be kept"
-        )
-    return digest
 
 
 def _used_last(store: Store, records: list[StageRecord], keep: int) -> list[StageRecord]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from requant.errors import ArtifactError
-from requant.store.gc import pin_files, read_pin
 from requant.store.layout import ArtifactRef, Store
 from requant.store.objects import check_sizes, verify
+from requant.store.pins import pin_files, read_pin
 from requant.store.records import all_records, artifact_of, load_record
 
 Item = TypeVar("Item")

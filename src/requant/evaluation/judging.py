@@ -1,0 +1,68 @@
+"""Two models' scores as the gate takes them: one difference a document, and what is asked of it."""
+
+import hashlib
+from dataclasses import dataclass
+
+from requant.errors import ContractError
+from requant.evaluation.pairs import Pair, joined
+from requant.evaluation.scores import TaskScores
+from requant.gate import Differences, Rule
+from requant.gate.rules import Role
+
+REACHES = 10.0
+"""Margins that one document counts at most: the mean of a hundred moves by a tenth of a margin."""
+
+
+@dataclass(frozen=True)
+class Margins:
+    """What a guard may lose on average."""
+
+    likelihood: float = 0.01
+    """In nats a byte: 1% of a perplexity of bytes."""
+    accuracy: float = 0.02
+    """Share of documents, of tasks whose documents are right or wrong."""
+
+
+def question(
+    task: str, role: Role, reference: str, before: TaskScores, after: TaskScores, margins: Margins
+) -> tuple[Rule, Differences]:
+    """Ask one task whether a candidate lost too much, or gained, against a reference.
+
+    Documents are looked at in the order of their digests, which nobody chose.
+
+    Args:
+        task: Its name.
+        role: guard or target.
+        reference: What the other model is called.
+        before: Its scores.
+        after: The candidate's.
+        margins: By the kind of the scores.
+
+    Raises:
+        ParityError: As `joined`.
+        ContractError: If the task's own number is neither a likelihood nor right or wrong.
+    """
+    pairs = sorted(joined(task, before, after), key=lambda pair: _place(task, pair))
+    if after.terms is None:
+        raise ContractError(
+            f"{task}: its figures are of all documents at once, so nothing can be judged by it; "
+            "choose another task"
+        )
+    sign = 1 if after.terms.kind == "log_likelihood" or after.terms.higher_is_better else -1
+    values = [sign * (later.fine - earlier.fine) for earlier, later in pairs]
+    if after.terms.kind == "log_likelihood":
+        rule = Rule(role, margin=margins.likelihood, reach=REACHES * margins.likelihood)
+        return rule, Differences(task, reference, "log_likelihood", values)
+    scores = {each.score for pair in pairs for each in pair}
+    if not scores <= {0.0, 1.0}:
+        raise ContractError(
+            f"{task}: its {after.terms.metric} is neither a likelihood nor 0 or 1 for each "
+            "document, so what it may lose is not known; choose another task"
+        )
+    rule = Rule(role, margin=margins.accuracy, reach=1.0)
+    flips = sum(value < 0 for value in values), sum(value > 0 for value in values)
+    return rule, Differences(task, reference, "accuracy", values, flips)
+
+
+def _place(task: str, pair: Pair) -> str:
+    return hashlib.sha256(f"{task} {pair[0].document} {pair[0].id}".encode()).hexdigest()

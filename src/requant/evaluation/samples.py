@@ -1,0 +1,55 @@
+"""One model's scores on the documents of a task as a Parquet file, with what they were made by."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from requant.evaluation.scores import DocumentScore, TaskScores, Terms
+
+TASK = "requant.task"
+TERMS = "requant.terms"
+
+
+def write_samples(path: Path, task: str, scores: TaskScores) -> None:
+    """Write a row a document; task and terms stand in the schema's metadata.
+
+    Args:
+        path: Of the new file; the same scores give the same bytes.
+        task: Its name.
+        scores: With a score for each document.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [asdict(document) for document in scores.documents]
+    terms = asdict(scores.terms) if scores.terms else {}
+    schema = pyarrow.schema(
+        [
+            ("id", pyarrow.int64()),
+            ("document", pyarrow.string()),
+            ("prompt", pyarrow.string()),
+            ("score", pyarrow.float64()),
+            ("fine", pyarrow.float64()),
+        ],
+        metadata={TASK: task, TERMS: json.dumps(terms, sort_keys=True)},
+    )
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)
+
+
+def read_samples(path: Path) -> tuple[str, TaskScores]:
+    """Read a task's name and its documents' scores; its figures over all of them are elsewhere."""
+    from pyarrow import parquet
+
+    table = parquet.read_table(path)
+    metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+    terms = Terms(**json.loads(metadata[TERMS]))
+    documents = tuple(DocumentScore(**row) for row in table.to_pylist())
+    return metadata[TASK], TaskScores({}, documents, terms)
+
+
+def count_documents(folder: Path, model: str) -> int:
+    """Count a model's scores over all tasks, by the files' footers alone."""
+    from pyarrow import parquet
+
+    files = folder.glob(f"{model}.*.parquet")
+    return sum(parquet.read_metadata(path).num_rows for path in files)

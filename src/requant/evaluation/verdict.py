@@ -1,0 +1,105 @@
+"""The gate's verdict on two models that one evaluation has scored, from its artifact alone."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.config.task_names import DESCRIBE_CHOICE, HELDOUT_PERPLEXITY, RESPONSE_CHOICE
+from requant.errors import ConfigError
+from requant.evaluation.artifact import MODELS, SAMPLES
+from requant.evaluation.judging import Margins, question
+from requant.evaluation.samples import read_samples
+from requant.evaluation.scores import TaskScores
+from requant.gate import Decision, decide
+from requant.gate.rules import Role
+from requant.store import Store, all_records, find_object, materialise
+
+NEW_SKILL = frozenset({HELDOUT_PERPLEXITY, DESCRIBE_CHOICE, RESPONSE_CHOICE})
+"""Tasks made of rows like those a night learns."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """An evaluation of two models, and what they are called in it."""
+
+    folder: Path
+    candidate: str
+    reference: str
+
+
+def evaluated_together(store: Store, candidate: str, reference: str) -> Together:
+    """Find the newest evaluation that has scored two models.
+
+    Args:
+        store: Where they lie.
+        candidate: Start of the digest of one.
+        reference: Start of that of the other.
+
+    Raises:
+        ArtifactError: If a start is none of a model, or of several.
+        ConfigError: If no evaluation has scored both.
+    """
+    digests = [find_object(store, start).name for start in (candidate, reference)]
+    for record in sorted(all_records(store), key=lambda item: item.started, reverse=True):
+        inputs = record.key_fields["inputs"]
+        roles = {inputs[role]: role for role in reversed(MODELS) if role in inputs}
+        if record.stage == "evaluate" and all(digest in roles for digest in digests):
+            first, second = (roles[digest] for digest in digests)
+            return Together(materialise(store, record.digest), first, second)
+    raise ConfigError(
+        f"{candidate} and {reference}: no evaluation of {store.root} has scored both; a night "
+        "evaluates its own models, the champion and the anchor of its line"
+    )
+
+
+def judge(
+    evaluation: Path,
+    candidate: str,
+    reference: str,
+    *,
+    alpha: float,
+    margins: Margins,
+    tasks: Collection[str] = (),
+) -> Decision:
+    """Decide whether a candidate may take the place of a reference.
+
+    Every task guards; those of the new skill are targets as well, or all where none is.
+
+    Args:
+        evaluation: Artifact of evaluate.
+        candidate: Model in it.
+        reference: Another one.
+        alpha: Chance of an error; see `requant.gate.decide`.
+        margins: What a guard may lose.
+        tasks: Those to judge by; empty: all that were scored document by document.
+
+    Raises:
+        ConfigError: If a model or task was not evaluated, with those that were.
+        ParityError: If the two were not asked the same.
+    """
+    after, before = (_scores(evaluation, model) for model in (candidate, reference))
+    known = sorted(after.keys() & before.keys())
+    if unknown := sorted(set(tasks) - set(known)):
+        raise ConfigError(
+            f"--task {unknown[0]}: was not scored document by document of both models; those that "
+            f"were: {', '.join(known) or 'none'}"
+        )
+    chosen = [task for task in known if not tasks or task in tasks]
+    targets = [task for task in chosen if task in NEW_SKILL] or chosen
+    asked: list[tuple[Role, str]] = [("guard", task) for task in chosen]
+    asked += [("target", task) for task in targets]
+    questions = [
+        question(task, role, reference, before[task], after[task], margins) for role, task in asked
+    ]
+    return decide(questions, alpha)
+
+
+def _scores(evaluation: Path, model: str) -> dict[str, TaskScores]:
+    files = sorted((evaluation / SAMPLES).glob(f"{model}.*.parquet"))
+    if not files:
+        names = {path.name.partition(".")[0] for path in (evaluation / SAMPLES).glob("*.parquet")}
+        raise ConfigError(
+            f"{model}: has no samples in {evaluation}; models that have: "
+            f"{', '.join(sorted(names)) or 'none; evaluate once more, with this version'}"
+        )
+    return dict(read_samples(path) for path in files)

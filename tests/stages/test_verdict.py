@@ -1,0 +1,142 @@
+"""Two models of one evaluation are judged by what they were both asked."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from requant.canonical import digest_of
+from requant.cli import app
+from requant.errors import ConfigError, ContractError, ParityError
+from requant.evaluation.artifact import SAMPLES
+from requant.evaluation.judging import Margins, question
+from requant.evaluation.samples import write_samples
+from requant.evaluation.scores import DocumentScore, TaskScores, Terms
+from requant.evaluation.verdict import judge
+from requant.store import Store, publish
+from requant.store.records import write_record
+from tests.support.nights import make_night
+
+DOCUMENTS = 400
+
+
+def scores(mean: float, seed: int, metric: str = "log_likelihood") -> TaskScores:
+    """A model's scores: documents differ by 0.3 nats a byte, models on one document by 0.02."""
+    hard, noise = random.Random(0), random.Random(seed)
+    kind = "log_likelihood" if metric == "log_likelihood" else "own"
+    documents = []
+    for number in range(DOCUMENTS):
+        fine = -1.2 + hard.gauss(0, 0.3) + noise.gauss(mean, 0.02)
+        score = fine if kind == "log_likelihood" else float(noise.random() < mean)
+        fine = fine if kind == "log_likelihood" else score
+        documents.append(DocumentScore(number, f"d{number}", f"p{number}", score, fine))
+    return TaskScores({}, tuple(documents), Terms("1", metric, kind, True, 0, None, None, "h"))
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path) -> Path:
+    """Of a champion; one that gained on new text, one that gained it from the old, and noise."""
+    folder = tmp_path / "evaluation"
+    (folder / SAMPLES).mkdir(parents=True)
+    models = {
+        "champion": (0.0, 0.0),
+        "requantized": (0.02, 0.0),
+        "merged": (0.02, -0.05),
+        "continued": (0.0, 0.0),
+    }
+    for seed, (model, (new, old)) in enumerate(models.items()):
+        for task, mean in (("heldout_perplexity", new), ("old_perplexity", old)):
+            path = folder / SAMPLES / f"{model}.{task}.parquet"
+            write_samples(path, task, scores(mean, 10 * seed + len(task)))
+    return folder
+
+
+def verdict(evaluation: Path, candidate: str, **more: object) -> str:
+    decision = judge(evaluation, candidate, "champion", alpha=1e-4, margins=Margins(), **more)  # type: ignore[arg-type]
+    assert decision.reasons
+    return decision.verdict
+
+
+def test_what_gains_and_loses_nothing_is_promoted_what_trades_is_refused(evaluation: Path) -> None:
+    assert verdict(evaluation, "requantized") == "promote"
+    assert verdict(evaluation, "merged") == "refuse"
+    assert verdict(evaluation, "merged", tasks=["heldout_perplexity"]) == "promote"
+    # As good as the champion is no reason to take its place.
+    assert verdict(evaluation, "continued") in {"refuse", "not enough evidence"}
+
+
+def test_the_sign_of_a_score_is_the_tasks_own() -> None:
+    before, after = scores(0.4, 1, "exact_match"), scores(0.6, 2, "exact_match")
+    rule, found = question("t", "guard", "champion", before, after, Margins())
+    assert (found.kind, rule.reach, rule.margin) == ("accuracy", 1.0, 0.02)
+    assert sum(found.values) > 0
+    wrong, right = found.flips or (0, 0)
+    assert right - wrong == sum(found.values)
+    assert before.terms is not None
+    lower = replace(before.terms, higher_is_better=False)
+    turned = [replace(each, terms=lower) for each in (before, after)]
+    _, other = question("t", "guard", "champion", turned[0], turned[1], Margins())
+    assert other.values == [-value for value in found.values]
+
+
+def test_what_cannot_be_judged_is_named(evaluation: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--task mmlu: was not scored .* heldout_perp"):
+        verdict(evaluation, "merged", tasks=["mmlu"])
+    with pytest.raises(ConfigError, match=r"adapted: has no samples .*: champion, continued, me"):
+        verdict(evaluation, "adapted")
+    plain = scores(0.5, 1, "rouge")
+    odd = replace(plain, documents=tuple(replace(d, score=0.3) for d in plain.documents))
+    with pytest.raises(ContractError, match="t: its rouge is neither a likelihood nor 0 or 1"):
+        question("t", "guard", "champion", odd, odd, Margins())
+    path = evaluation / SAMPLES / "merged.old_perplexity.parquet"
+    assert plain.terms is not None
+    other = replace(scores(0.0, 3), documents=scores(0.0, 3).documents[:-1])
+    write_samples(path, "old_perplexity", other)
+    with pytest.raises(ParityError, match="old_perplexity: the two models were not asked the same"):
+        verdict(evaluation, "merged")
+
+
+def test_documents_are_looked_at_in_an_order_nobody_chose() -> None:
+    before, after = scores(0.0, 1), scores(0.0, 2)
+    _, found = question("t", "guard", "champion", before, after, Margins())
+    assert len(found.values) == DOCUMENTS
+    listed = [b.fine - a.fine for a, b in zip(before.documents, after.documents, strict=True)]
+    assert sorted(found.values) == sorted(listed)
+    assert list(found.values) != listed
+    turned = replace(after, documents=after.documents[::-1])
+    assert question("t", "guard", "champion", before, turned, Margins())[1] == found
+
+
+def test_the_command_says_the_verdict_and_ends_with_its_status(
+    evaluation: Path, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "state")
+    night = make_night(store)
+    scored = night["evaluate"]
+    inputs = {
+        **scored.key_fields["inputs"],
+        "champion": night["prepare_base"].digest,
+        "merged": night["merge_fp16"].digest,
+    }
+    fields = {**scored.key_fields, "inputs": inputs}
+    changes = {
+        "key": digest_of(fields),
+        "key_fields": fields,
+        "digest": publish(store, "evaluation", evaluation).digest,
+        "started": scored.started + 1,
+    }
+    write_record(store, scored.model_copy(update=changes))
+    champion = night["prepare_base"].digest[:12]
+    for stage, status, said in (
+        ("requantize_gptq", 0, "promote\n  heldout_perplexity against the champion: +0.02"),
+        ("merge_fp16", 1, "refuse\n  old_perplexity against the champion: -0.05"),
+    ):
+        words = [night[stage].digest[:12], champion, "--state", str(store.root)]
+        result = CliRunner().invoke(app, ["gate", *words])
+        assert (result.exit_code, result.output[: len(said)]) == (status, said)
+    words = [night["train_adapter"].digest[:12], champion, "--state", str(store.root)]
+    result = CliRunner().invoke(app, ["gate", *words])
+    assert result.exit_code == 2
+    assert "has scored both; a night evaluates its own models, the champion" in result.output
