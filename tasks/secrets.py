@@ -11,18 +11,15 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from requant.config import Config
-from requant.errors import ArtifactError, ConfigError, RequantError, TransientError
-from requant.redaction import (
+from requant.credentials import (
     HUB_VARIABLES,
     SECRET_VARIABLES,
     SERVER_VARIABLES,
-    SHORTEST,
-    Redact,
-    is_short,
-    redactor,
     secret_parts,
     secrets_in,
 )
+from requant.errors import ArtifactError, ConfigError, RequantError, TransientError
+from requant.redaction import SHORTEST, Redact, is_short, redactor
 from requant.serving.deploy import needed_secrets
 from requant.store import Store
 from tasks.servers.access import credentials

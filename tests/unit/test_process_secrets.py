@@ -11,8 +11,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from requant.credentials import SECRET_VARIABLES
 from requant.errors import ConfigError
-from requant.redaction import SECRET_VARIABLES
 from tasks.secrets import hiding, known_secrets, short_secrets, variables_of
 from tasks.tracking.connection import prepare_database
 from tests.support.chain import micro_config

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from requant.redaction import HIDDEN, SHORTEST, is_short, redactor, secret_parts
+from requant.credentials import secret_parts
+from requant.redaction import HIDDEN, SHORTEST, is_short, redactor
 
 SECRET = "pA5s+w0rd/é&<'\"\\ of\ttonight"
 

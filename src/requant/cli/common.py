@@ -33,9 +33,10 @@ def errors() -> Iterator[None]:
 
     None shows a secret of the environment, and what is logged meanwhile does not either.
     """
+    from requant.credentials import secrets_in
     from requant.errors import RequantError, is_disk_full, is_transient
     from requant.machine.withheld import withheld
-    from requant.redaction import redactor, secrets_in
+    from requant.redaction import redactor
     from requant.wording import bounded
 
     try:

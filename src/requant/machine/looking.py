@@ -15,9 +15,9 @@ from pathlib import Path
 from sys import executable
 from typing import Any
 
+from requant.credentials import SERVER_VARIABLES
 from requant.errors import ConfigError, named_error
 from requant.machine.processes import end, environment, spawn
-from requant.redaction import SERVER_VARIABLES
 from requant.wording import bounded, data_size
 
 LABEL_CHARACTERS = 1000

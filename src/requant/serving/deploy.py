@@ -8,9 +8,10 @@ from pydantic import SecretStr
 
 from requant.config.addresses import http_fault, sent_openly
 from requant.config.operations import CommandAction, CopyAction, PostAction, is_reference
+from requant.credentials import secret_parts
 from requant.errors import ConfigError, ContractError, TransientError
 from requant.machine.withheld import withheld
-from requant.redaction import redactor, secret_parts
+from requant.redaction import redactor
 from requant.serving.post import post_release
 from requant.serving.program import run_command
 from requant.serving.release import Release

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from requant.config.operations import CommandAction, no_program
+from requant.credentials import SECRET_VARIABLES
 from requant.errors import ContractError, TransientError
 from requant.machine.programs import Ended, run_program
-from requant.redaction import SECRET_VARIABLES, Redact
+from requant.redaction import Redact
 from requant.serving.release import Release
 from requant.wording import printable
 
