@@ -17,7 +17,7 @@ NAME = re.compile(r"[\w.]+")
 """A plain name, of letters and dots, which cannot repeat itself."""
 
 MOST_PREFIXES = 4
-"""Of one: what a loaded model calls its body, such as `model.`"""
+"""Names that a loaded model may have for its body where its files leave it out; it has one."""
 
 
 def check_adapter_patterns(adapter: Adapter, tensors: Iterable[str]) -> None:
@@ -34,7 +34,7 @@ def check_adapter_patterns(adapter: Adapter, tensors: Iterable[str]) -> None:
     factors, _ = split_names(adapter.tensors)
     tensors = {*tensors}
     named = {name.rpartition(".")[0] for name in tensors}
-    prefixes = body_prefixes(adapter, tensors)
+    prefixes = body_prefixes(adapter, factors, tensors)
     modules = named | factors.keys() | {prefix + name for prefix in prefixes for name in named}
     config, path = adapter.config, adapter.folder / CONFIG_NAME
     found: list[tuple[str, str, str]] = []
@@ -62,18 +62,18 @@ def check_adapter_patterns(adapter: Adapter, tensors: Iterable[str]) -> None:
     )
 
 
-def body_prefixes(adapter: Adapter, tensors: Collection[str]) -> set[str]:
+def body_prefixes(adapter: Adapter, modules: Iterable[str], tensors: Collection[str]) -> set[str]:
     """Return what the adapter's names begin with where the model's files leave the body's name out.
 
     Args:
-        adapter: From `read_adapter`.
+        adapter: For the error's text.
+        modules: Those that the adapter has factors of.
         tensors: Names of the model's tensors.
 
     Raises:
         ContractError: If there are several: the adapter is of another model.
     """
-    factors, _ = split_names(adapter.tensors)
-    found = {f"{name.partition('.')[0]}." for name in factors if f"{name}.weight" not in tensors}
+    found = {f"{name.partition('.')[0]}." for name in modules if f"{name}.weight" not in tensors}
     if len(found) > MOST_PREFIXES:
         raise ContractError(
             f"{adapter.folder / WEIGHTS_NAME}: its tensors begin with {few(sorted(found))}, which "

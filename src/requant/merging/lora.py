@@ -106,7 +106,7 @@ def _check_expected(
 ) -> None:
     """Refuse an adapter that has nothing for a module its configuration asks for."""
     have = {locate(f"{name}.weight", original) for name in factors}
-    prefixes = body_prefixes(adapter, original)
+    prefixes = body_prefixes(adapter, factors, original)
     experts = any(".experts." in name for name in factors)
     missing = []
     for name, header in original.items():
