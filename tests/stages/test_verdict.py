@@ -14,7 +14,7 @@ from requant.evaluation.artifact import SAMPLES
 from requant.evaluation.judging import Margins, question
 from requant.evaluation.samples import write_samples
 from requant.evaluation.scores import DocumentScore, TaskScores, Terms
-from requant.evaluation.verdict import judge
+from requant.evaluation.verdict import Together, judge
 from requant.store import Store, publish
 from requant.store.records import write_record
 from tests.support.nights import make_night
@@ -54,7 +54,8 @@ def evaluation(tmp_path: Path) -> Path:
 
 
 def verdict(evaluation: Path, candidate: str, **more: object) -> str:
-    decision = judge(evaluation, candidate, "champion", alpha=1e-4, margins=Margins(), **more)  # type: ignore[arg-type]
+    together = Together(evaluation, candidate, "champion")
+    decision = judge(together, alpha=1e-4, margins=Margins(), **more)  # type: ignore[arg-type]
     assert decision.reasons
     return decision.verdict
 

@@ -39,12 +39,8 @@ def gate(
         from requant.evaluation.judging import Margins
         from requant.evaluation.verdict import evaluated_together, judge
 
-        store = open_store(state)
-        together = evaluated_together(store, candidate, reference)
         decision = judge(
-            together.folder,
-            together.candidate,
-            together.reference,
+            evaluated_together(open_store(state), candidate, reference),
             alpha=alpha,
             margins=Margins(margin, margin_of_accuracy),
             tasks=task or (),

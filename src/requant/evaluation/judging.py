@@ -42,14 +42,13 @@ def question(
         ParityError: As `joined`.
         ContractError: If the task's own number is neither a likelihood nor right or wrong.
     """
-    pairs = sorted(joined(task, before, after), key=lambda pair: _place(task, pair))
     if after.terms is None:
         raise ContractError(
             f"{task}: its figures are of all documents at once, so nothing can be judged by it; "
             "choose another task"
         )
-    sign = 1 if after.terms.kind == "log_likelihood" or after.terms.higher_is_better else -1
-    values = [sign * (later.fine - earlier.fine) for earlier, later in pairs]
+    pairs = sorted(joined(task, before, after), key=lambda pair: _place(task, pair))
+    values = [later.fine - earlier.fine for earlier, later in pairs]
     if after.terms.kind == "log_likelihood":
         rule = Rule(role, margin=margins.likelihood, reach=REACHES * margins.likelihood)
         return rule, Differences(task, reference, "log_likelihood", values)
@@ -59,6 +58,8 @@ def question(
             f"{task}: its {after.terms.metric} is neither a likelihood nor 0 or 1 for each "
             "document, so what it may lose is not known; choose another task"
         )
+    if not after.terms.higher_is_better:
+        values = [-value for value in values]
     rule = Rule(role, margin=margins.accuracy, reach=1.0)
     flips = sum(value < 0 for value in values), sum(value > 0 for value in values)
     return rule, Differences(task, reference, "accuracy", values, flips)

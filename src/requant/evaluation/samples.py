@@ -22,7 +22,7 @@ def write_samples(path: Path, task: str, scores: TaskScores) -> None:
     from pyarrow import parquet
 
     rows = [asdict(document) for document in scores.documents]
-    terms = asdict(scores.terms) if scores.terms else {}
+    assert scores.terms is not None  # where there is a score for each document
     schema = pyarrow.schema(
         [
             ("id", pyarrow.int64()),
@@ -31,7 +31,7 @@ def write_samples(path: Path, task: str, scores: TaskScores) -> None:
             ("score", pyarrow.float64()),
             ("fine", pyarrow.float64()),
         ],
-        metadata={TASK: task, TERMS: json.dumps(terms, sort_keys=True)},
+        metadata={TASK: task, TERMS: json.dumps(asdict(scores.terms), sort_keys=True)},
     )
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)
 

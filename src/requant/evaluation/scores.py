@@ -39,7 +39,7 @@ class Terms:
     """What two models' scores on a task must have in common to be compared."""
 
     version: str
-    """Of the task, as its file says."""
+    """The task's, as its file says."""
     metric: str
     kind: Kind
     """What the documents' fine scores are."""

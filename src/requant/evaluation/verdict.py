@@ -53,22 +53,14 @@ def evaluated_together(store: Store, candidate: str, reference: str) -> Together
 
 
 def judge(
-    evaluation: Path,
-    candidate: str,
-    reference: str,
-    *,
-    alpha: float,
-    margins: Margins,
-    tasks: Collection[str] = (),
+    together: Together, *, alpha: float, margins: Margins, tasks: Collection[str] = ()
 ) -> Decision:
     """Decide whether a candidate may take the place of a reference.
 
     Every task guards; those of the new skill are targets as well, or all where none is.
 
     Args:
-        evaluation: Artifact of evaluate.
-        candidate: Model in it.
-        reference: Another one.
+        together: The two, and where their scores are.
         alpha: Chance of an error; see `requant.gate.decide`.
         margins: What a guard may lose.
         tasks: Those to judge by; empty: all that were scored document by document.
@@ -77,7 +69,8 @@ def judge(
         ConfigError: If a model or task was not evaluated, with those that were.
         ParityError: If the two were not asked the same.
     """
-    after, before = (_scores(evaluation, model) for model in (candidate, reference))
+    after = _scores(together.folder, together.candidate)
+    before = _scores(together.folder, together.reference)
     known = sorted(after.keys() & before.keys())
     if unknown := sorted(set(tasks) - set(known)):
         raise ConfigError(
@@ -89,7 +82,8 @@ def judge(
     asked: list[tuple[Role, str]] = [("guard", task) for task in chosen]
     asked += [("target", task) for task in targets]
     questions = [
-        question(task, role, reference, before[task], after[task], margins) for role, task in asked
+        question(task, role, together.reference, before[task], after[task], margins)
+        for role, task in asked
     ]
     return decide(questions, alpha)
 

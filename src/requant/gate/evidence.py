@@ -30,7 +30,7 @@ BETS = 8
 """Each is at most a quarter from the best bet of any sample, which costs a sixteenth of its growth;
 having to share the wealth among them costs at most log(8) = 2.1 nats."""
 GREATEST = 0.98
-"""Of the bet that one value could ruin: with it, any wealth would be lost for good."""
+"""Share of the bet that one value could ruin: with that bet any wealth would be lost for good."""
 LEAST = 0.05
 """Smaller bets are best only where many thousands of units are needed."""
 

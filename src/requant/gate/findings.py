@@ -60,13 +60,14 @@ def finding(
     """
     low, high, name = interval(differences)
     flips = differences.flips
+    p_value = None if flips is None else mcnemar(flips)
     least = log_for if weighed.tail_for is None else min(log_for, weighed.tail_for)
     needed = weighed.units_for if state == "open" else None
     said = [_changed(differences, weighed, low, high)]
-    if flips is not None:
+    if flips is not None and p_value is not None:
         said.append(
             f"{flips[0]} documents went from right to wrong and {flips[1]} from wrong to right "
-            f"(exact McNemar p = {figure(mcnemar(flips))})"
+            f"(exact McNemar p = {figure(p_value)})"
         )
     if weighed.broken:
         said.append(f"{weighed.broken} of them lost more than {figure(rule.reach)}")
@@ -88,7 +89,7 @@ def finding(
         log_e_against=log_against,
         broken=weighed.broken,
         flips=flips,
-        mcnemar_p=None if flips is None else mcnemar(flips),
+        mcnemar_p=p_value,
         units_needed=needed,
         state=state,
         sentence="; ".join(said),

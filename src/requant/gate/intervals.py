@@ -8,7 +8,7 @@ from requant.statistics import CONFIDENCE, paired_difference
 
 RESAMPLES = 2000
 FEWEST = 10
-"""Of fewer values, or of equal ones, a bootstrap draws too little that differs."""
+"""Values that a bootstrap needs: of fewer, or of equal ones, it draws too little that differs."""
 
 
 def interval(differences: Differences) -> tuple[float | None, float | None, str]:

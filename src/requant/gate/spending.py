@@ -47,7 +47,7 @@ class Grant:
     alpha: float
     """0 where nothing is left."""
     left: float
-    """Of the year's alpha, before this test took its own."""
+    """What the year's alpha had left before this test took its own."""
     again: bool
     """The same test was granted its alpha before."""
     next_day: str | None
