@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from requant.config.base import FolderBase, PrepareBase
 from requant.errors import RequantError
+from requant.merging.command import Request, plan_request
 from requant.models.load import load_model
+from requant.models.own_code import own_code_problems
 from requant.stages import prepare_base
 from tests.stages.conftest import Trained, make_context
 from tests.support.pickles import Bomb, armed
@@ -147,3 +149,38 @@ def test_a_field_that_is_named_in_the_configuration_is_left_out_of_the_base(
     configure(folder, attn_implementation="somebody/others", rope={"a": 1})
     # What is left out decides nothing.
     assert prepare_base.content_digests(named) == before
+
+
+def own_code(file: str, **fields: Any) -> Callable[[Path], str]:
+    def poison(folder: Path) -> str:
+        path = folder / file
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(known | fields))
+        return rf"{file}: auto_map=.*Python code of the model's own.*prepare_base\.leave_out"
+
+    return poison
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        own_code("config.json", auto_map={"AutoModelForCausalLM": "evil.Model"}),
+        own_code("config.json", parts=[{"auto_map": {"AutoConfig": "evil.Config"}}]),
+        own_code("tokenizer_config.json", auto_map={"AutoTokenizer": ["owner/repo--evil.T", None]}),
+        own_code("processor_config.json", auto_map={"AutoProcessor": "evil.Processor"}),
+    ],
+)
+def test_the_name_of_foreign_code_does_not_travel(
+    folder: Path, tmp_path: Path, poison: Callable[[Path], str]
+) -> None:
+    says = poison(folder)
+    section = PrepareBase(source=FolderBase(kind="folder", path=folder))
+    with pytest.raises(RequantError, match=says):
+        prepare_base.execute(section, make_context(tmp_path / "refused"))
+    with pytest.raises(RequantError, match=says):
+        plan_request(Request(base=folder, adapters=[], out=tmp_path / "out"))
+    named = section.model_copy(update={"leave_out": ("auto_map",)})
+    context = make_context(tmp_path / "taken")
+    prepare_base.execute(named, context)
+    assert not [path for path in context.out.glob("*.json") if "auto_map" in path.read_text()]
+    assert own_code_problems(context.out) == []

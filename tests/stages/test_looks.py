@@ -55,6 +55,29 @@ def test_a_template_without_end_is_stopped_and_named_with_its_row(
     assert len(line) < 600
 
 
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("config.json", "deep", json.loads("[" * 500 + "]" * 500)),
+        ("config.json", "num_hidden_layers", 10**7),
+        ("config.json", "layer_types", ["no such layer"] * 2),
+        ("tokenizer_config.json", "deep", json.loads("[" * 500 + "]" * 500)),
+    ],
+)
+def test_a_base_that_the_door_refused_is_read_by_nobody_else(
+    file: str, field: str, value: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    content = json.loads((base / file).read_text()) | {field: value}
+    (base / file).write_text(json.dumps(content))
+    train = write(tmp_path / "night.jsonl", [*rows(0, 9), {"messages": "none"}])
+    lines = found(base, train, tmp_path / "state")
+    assert not [line for line in lines if "report this" in line]
+    assert [line for line in lines if line.startswith(f"prepare_base.source.path: {base}: ")]
+    # The rows are read all the same.
+    assert [line for line in lines if "night.jsonl, line 10" in line]
+
+
 def test_a_pattern_of_the_tokenizer_without_end_is_stopped(tiny_base: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
     tokenizer = json.loads((base / "tokenizer.json").read_text())

@@ -2,12 +2,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from requant.config.base import PrepareBase
 from requant.errors import ConfigError
-from requant.preflight.base import base_problems
+from requant.preflight.base import base_problems, door_problems
 from requant.stages import prepare_base
 from requant.store.manifest import describe
 from tests.stages.conftest import MICRO_BASE, make_context
@@ -224,6 +225,24 @@ def test_a_hub_model_without_a_template_is_known_before_the_night(
     assert str(problem).startswith(
         "prepare_base.source.repo: owner/tiny has no chat template, which quantize_base and"
     )
+
+
+def test_a_hub_model_is_checked_before_its_weights_are_fetched(
+    tiny_base: Path, tmp_path: Path, offline_cache: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((base / name).read_text()) | {"auto_map": {"AutoAny": "evil.Any"}}
+        (base / name).write_text(json.dumps(content))
+    (base / "model.safetensors").unlink()
+    hub_cache(offline_cache, base, "b" * 40)
+    source: dict[str, Any] = {"kind": "hub", "repo": "owner/tiny"}
+    night = micro_config(tmp_path / "state", prepare_base={"source": source})
+    assert [str(problem).split(":")[1] for problem in door_problems(night)] == [" owner/tiny"] * 2
+    left = micro_config(
+        tmp_path / "state", prepare_base={"source": source, "leave_out": ["auto_map"]}
+    )
+    assert list(door_problems(left)) == []
 
 
 def test_weights_that_are_no_numbers_are_refused_by_tensor_and_file(

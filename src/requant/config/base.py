@@ -16,6 +16,8 @@ Implementation = Literal[
 and run."""
 OtherWeights = Literal["transformers_weights"]
 """Field that makes transformers load another file than the one its name says."""
+OwnCode = Literal["auto_map"]
+"""Field that names Python code of the model's own, in config.json or tokenizer_config.json."""
 
 
 class StdlibBase(Section):
@@ -64,10 +66,11 @@ class PrepareBase(Section):
     """The 16-bit original: kept for ever, never overwritten."""
 
     source: Annotated[StdlibBase | FolderBase | HubBase, Field(discriminator="kind")]
-    leave_out: tuple[Literal[Implementation, OtherWeights], ...] = Field(
+    leave_out: tuple[Literal[Implementation, OtherWeights, OwnCode], ...] = Field(
         (),
-        description="fields of the base's config.json that would have code or other weights "
-        "fetched: named here they are left out of the copy, else the base is refused",
+        description="fields of the base's config.json, tokenizer_config.json and the like that "
+        "would have code or other weights fetched: named here they are left out of the copy, else "
+        "the base is refused",
         json_schema_extra=NOT_IN_KEY,
     )
     zero_matrices: Literal["refuse", "allow"] = Field(

@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,7 +12,14 @@ from requant.errors import ConfigError, RequantError
 from requant.models.config import read_model_config
 from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
-from requant.models.skeleton import Skeleton, built, loading_problems, one_line
+from requant.models.own_code import own_code_problems, small_json
+from requant.models.skeleton import (
+    Skeleton,
+    built,
+    loading_problems,
+    one_line,
+    read_causal_config,
+)
 from requant.models.tokenizer import load_tokenizer
 from requant.outside.json_text import read_json, read_object
 from requant.store.manifest import MANIFEST_NAME
@@ -23,8 +30,6 @@ MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tikt
 ANY_TOKENIZER = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "vocab.json", "vocab.txt")
 """Of these a base has one at least. `requant.models.folder` knows fewer: what else transformers can
 read becomes a tokenizer.json in `prepare_base`."""
-LARGE_JSON = ("tokenizer.json", "vocab.json")
-"""JSON of any size, which the tokenizer's own library reads."""
 ADAPTER_FILES = (ADAPTER_CONFIG_NAME, "adapter_model*.safetensors")
 """transformers loads an adapter that lies in the folder instead of the model beside it."""
 OTHER_FORMATS = ("consolidated*.safetensors",)
@@ -88,13 +93,27 @@ def inspect_base(folder: Path, origin: str) -> Inspection:
                 f"{len(skeleton.unread)} tensors are not part of the network and never used: "
                 f"{few(skeleton.unread)}"
             )
-    problems += [*_unreadable(files), *tokenizer_problems(folder)]
+    problems += small_files_problems(folder)
     return Inspection(
         files,
         skeleton.parameters if skeleton else 0,
         tuple(f"{origin}: {problem}" for problem in problems),
         tuple(notes),
     )
+
+
+def check_small_files(folder: Path, origin: str) -> list[str]:
+    """Say, one problem a line, why a folder whose weights are still elsewhere cannot be a base.
+
+    Args:
+        folder: With config.json and tokenizer.
+        origin: The configuration field and its value, which begins each line.
+    """
+    try:
+        read_causal_config(folder)
+    except RequantError as error:
+        return [f"{origin}: {error}"]
+    return [f"{origin}: {problem}" for problem in small_files_problems(folder)]
 
 
 def select_files(folder: Path, origin: str) -> BaseFiles:
@@ -160,14 +179,16 @@ def _select(folder: Path, origin: str) -> BaseFiles:
     return BaseFiles(taken, tuple(weights), tuple(left_out))
 
 
-def _unreadable(files: BaseFiles) -> Iterator[str]:
-    """Say which of the small JSON files that travel are none, whoever reads them later."""
-    for path in files.taken:
-        if path.suffix == ".json" and path.name not in {*LARGE_JSON, INDEX_NAME}:
-            try:
-                read_json(path)
-            except RequantError as error:
-                yield str(error)
+def small_files_problems(folder: Path) -> list[str]:
+    """Say what is wrong with the files that travel and are not weights, one line each."""
+    unreadable = []
+    for path in small_json(folder):
+        try:
+            read_json(path)
+        except RequantError as error:
+            unreadable.append(str(error))
+    # What is no JSON within bounds transformers is not to read.
+    return unreadable or [*own_code_problems(folder), *tokenizer_problems(folder)]
 
 
 def missing_index(files: BaseFiles) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from requant.config import Config
 from requant.config.base import FolderBase, HubBase, StdlibBase
 from requant.machine.looking import Watch, unwatched
 from requant.methods import METHODS
-from requant.models.base_folder import MODEL_FILES, check_base
+from requant.models.base_folder import MODEL_FILES, check_base, check_small_files
 from requant.models.base_view import base_view
 from requant.models.config import read_model_config
 from requant.models.headers import read_headers, weight_files
@@ -67,34 +68,62 @@ def base_folder(config: Config) -> Path | None:
     return None
 
 
-def base_problems(config: Config, watch: Watch = unwatched) -> Iterator[Problem]:
-    """Check the base itself, and the settings that must fit it."""
+def door_problems(config: Config, watch: Watch = unwatched) -> Iterator[Problem]:
+    """Say why the base is none, whatever a night would do with it.
+
+    Of a model on the hub, whose weights are not here yet: what its small files say.
+    """
     source = config.prepare_base.source
-    folder = base_folder(config)
-    if folder is None or isinstance(source, StdlibBase):
+    if isinstance(source, StdlibBase):
+        return
+    if isinstance(source, HubBase):
+        check, origin = check_small_files, f"{FIELD}.repo: {source.repo}"
+    else:
+        check, origin = check_base, f"{FIELD}.path: {source.path}"
+    with opened_base(config) as folder:
+        assert folder is not None
+        watch(f"{origin}: its network and its tokenizer", LOADING_SECONDS)
+        yield from (Problem("", line) for line in check(folder, origin))
+
+
+def base_problems(config: Config, watch: Watch = unwatched) -> Iterator[Problem]:
+    """Check the settings that must fit the base, against one that `door_problems` let in."""
+    source, folder = config.prepare_base.source, base_folder(config)
+    if folder is None:
         assert isinstance(source, StdlibBase)
         yield from fit_problems(config, stdlib_facts(source))
         return
+    watch(f"{FIELD}: {folder}: its network", LOADING_SECONDS)
     with base_view(folder, config.prepare_base.leave_out) as view:
-        if isinstance(source, HubBase):
-            watch(f"{FIELD}.repo: {source.repo}: its network", LOADING_SECONDS)
-            yield from _template_problems(config, folder)
-            # A snapshot's folder has the name of its commit.
-            yield from fit_problems(config, hub_facts(source, view, folder.name))
-            return
-        origin = f"{FIELD}.path: {source.path}"
-        watch(f"{origin}: its network and its tokenizer", LOADING_SECONDS)
-        found = [Problem("", line) for line in check_base(view, origin)]
-        yield from found
-        if (view / "config.json").exists():
-            yield from _template_problems(config, folder)
-        if not found:
-            yield from fit_problems(config, folder_facts(view))
+        yield from _template_problems(config, folder)
+        # A snapshot's folder has the name of its commit.
+        yield from fit_problems(
+            config,
+            hub_facts(source, view, folder.name)
+            if isinstance(source, HubBase)
+            else folder_facts(view),
+        )
 
 
 def needing_template(config: Config) -> list[str]:
     """Name the stages that need the base's chat template, also where its rows are plain text."""
     return [name for name in ("quantize_base", "requantize_gptq") if config.runs(name)]
+
+
+@contextmanager
+def opened_base(config: Config) -> Iterator[Path | None]:
+    """Yield the base's folder as the configuration wants it read; None where it is to be made.
+
+    Raises:
+        ConfigError, TransientError: As `base_folder`.
+        ArtifactError: As `base_view`.
+    """
+    folder = base_folder(config)
+    if folder is None:
+        yield None
+        return
+    with base_view(folder, config.prepare_base.leave_out) as view:
+        yield view
 
 
 def _template_problems(config: Config, folder: Path) -> Iterator[Problem]:

@@ -31,7 +31,7 @@ from requant.errors import RequantError, is_transient
 from requant.evaluation.tasks import night_documents
 from requant.machine.looking import Watch, unwatched
 from requant.models.tokenizer import load_tokenizer
-from requant.preflight.base import LOADING_SECONDS, base_folder, needing_template
+from requant.preflight.base import LOADING_SECONDS, needing_template, opened_base
 from requant.preflight.evaluation import guards
 from requant.preflight.problem import Problem
 from requant.stages.prepare_data import read_old_text
@@ -49,20 +49,29 @@ ALIKE = 16
 """Rows of the demo's data that are rendered; one is like the other."""
 
 
-def data_problems(config: Config, watch: Watch = unwatched) -> Iterator[Problem]:
-    """Read, divide and render every row as the night will."""
+def data_problems(
+    config: Config, watch: Watch = unwatched, *, base: bool = True
+) -> Iterator[Problem]:
+    """Read, divide and render every row as the night will.
+
+    Args:
+        config: The whole configuration.
+        watch: Is told of each piece of the work.
+        base: Whether the base is one; with no other are rows rendered.
+    """
     section = config.prepare_data
     try:
         require_source(section.source)
     except RequantError as error:
         yield from _each(error)
         return
-    folder = base_folder(config)
-    if folder is not None and not (folder / "config.json").exists():
-        folder = None  # a problem of the base, which is listed there
-    if folder is None and isinstance(section.source, StdlibData):
-        return  # the demo, all of it made here
-    yield from _problems(config, folder, watch)
+    if not base:
+        yield from _problems(config, None, watch)
+        return
+    with opened_base(config) as folder:
+        if folder is None and isinstance(section.source, StdlibData):
+            return  # the demo, all of it made here
+        yield from _problems(config, folder, watch)
 
 
 def _trainings(config: Config) -> dict[str, Optimisation]:

@@ -1,6 +1,6 @@
 """What a configuration names from outside, looked at in a process that can be stopped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial, update_wrapper
 from typing import Any
@@ -11,13 +11,13 @@ from requant.config.data import HubData, StdlibData
 from requant.errors import RequantError
 from requant.hub import resolve_commit
 from requant.machine.looking import MEMORY, Look, Watch, look
-from requant.preflight.base import FIELD, base_problems
+from requant.preflight.base import FIELD, base_problems, door_problems
 from requant.preflight.data import MEMORY_PER_BYTE, data_bytes, data_problems
 from requant.preflight.known_looks import stamps, unless_known
 from requant.preflight.problem import Problem, checked
 from requant.stages import prepare_data
 
-VERSION = 6
+VERSION = 7
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 ELSEWHERE = ("name", "state", "runtime", "tracking", "deploy")
 """Sections that say nothing of base and rows."""
@@ -26,7 +26,7 @@ HUB_MEMORY = 64 << 30
 
 
 def outside_problems(config: Config) -> Iterator[Problem]:
-    """Check base and rows, and what must fit them; see `base_problems` and `data_problems`.
+    """Check base and rows, and what must fit them.
 
     What the project makes itself is looked at here and now.
     """
@@ -58,11 +58,14 @@ def look_from_child(argument: dict[str, Any], watch: Watch) -> list[dict[str, An
         watch: Is told of each piece of the work.
     """
     config = Config.model_validate(argument)
-    checks = [
-        update_wrapper(partial(check, watch=watch), check)
-        for check in (base_problems, data_problems)
-    ]
-    return [asdict(problem) for check in checks for problem in checked(check, config)]
+
+    def found(check: Callable[..., Iterator[Problem]], **more: bool) -> list[Problem]:
+        return checked(update_wrapper(partial(check, watch=watch, **more), check), config)
+
+    # What the door did not let in nobody else reads.
+    door = found(door_problems)
+    others = [] if door else found(base_problems)
+    return [asdict(problem) for problem in (*door, *others, *found(data_problems, base=not door))]
 
 
 def _looked_at(config: Config) -> list[Problem]:
