@@ -10,6 +10,7 @@ from requant.store import Store
 from requant.store.gc import collect
 from requant.store.health import examine
 from tasks.secrets import hiding, known_secrets
+from tasks.servers.folders import keep_private, warn
 
 PATIENCE_SECONDS = 12 * 3600.0
 """A night that is in progress ends first."""
@@ -26,6 +27,7 @@ def maintenance(state: Path = Path(".requant"), keep: int | None = None) -> None
     Raises:
         ArtifactError: Naming every artifact whose bytes are wrong; garbage is collected by then.
     """
+    warn(keep_private(state.resolve()))
     with withheld(hiding(known_secrets(state))):
         _maintain(Store(state.resolve()), keep)
 
