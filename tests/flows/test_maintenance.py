@@ -20,4 +20,4 @@ def test_it_collects_garbage_and_names_what_is_harmed(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=str(harmed.name)):
         maintenance(store.root, keep=1)
     assert not store.object_path(old.digest).exists()
-    assert examine(store, deep=True).harmed == 1
+    assert len(examine(store, deep=True).harmed) == 1
