@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from requant.errors import ArtifactError
 from requant.store.documents import read_sealed, write_sealed
@@ -13,6 +13,8 @@ Post = Literal["champion", "previous", "anchor"]
 """What a model is in its line: it serves, it served before that, or all later ones are held against
 it however far they have come."""
 
+
+POSTS: tuple[Post, ...] = get_args(Post)
 
 REMOVE = "remove the file, and `requant gc` may take what it kept"
 ANEW = "`requant promote CONFIG --version N`, N being the version that serves, pins it anew"
