@@ -146,7 +146,7 @@ def test_every_path_of_a_state_folder_is_known_to_be_its_own() -> None:
         getattr(store, name) for name in vars(Store) if not name.startswith("_") and name != "ref"
     ]
     paths = [
-        item("x" * len(signature(item).parameters)) if callable(item) else item for item in named
+        item(*["x"] * len(signature(item).parameters)) if callable(item) else item for item in named
     ]
     assert len(paths) > 20
     assert {path.relative_to(store.root).parts[0] for path in paths} <= OWN
