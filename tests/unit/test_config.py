@@ -144,8 +144,8 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ),
         (
             {"deploy__action__folder": ".requant/objects/ab"},
-            r"deploy.action.folder: .requant/objects/ab lies in objects/ of the state folder \(state"
-            r": .requant\), .*; give a folder outside of it, or .*, e.g. .requant/served",
+            r"deploy.action.folder: .requant/objects/ab lies in objects/ of the state folder "
+            r"\(state: .requant\); give a folder outside of it, or .*, e.g. .requant/served",
         ),
         ({"deploy__action__folder": ".requant/x/../pins"}, "folder: .* lies in pins/ of the state"),
         ({"deploy__action__folder": ".requant"}, "folder: .requant is the state folder itself"),

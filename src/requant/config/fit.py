@@ -119,9 +119,7 @@ def _check_served_apart(config: "Config") -> None:
     if inside and inside[0] not in OWN:
         return
     if inside:
-        where = (
-            f"lies in {inside[0]}/ of the state folder (state: {config.state}), which is its own"
-        )
+        where = f"lies in {inside[0]}/ of the state folder (state: {config.state})"
     elif inside is not None:
         where = "is the state folder itself"
     else:
