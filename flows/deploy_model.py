@@ -8,6 +8,7 @@ from prefect.runtime import flow_run
 from requant.config import Config
 from requant.config.loading import given_config, given_name
 from tasks.deploy_model import deploy_model as deploy_version
+from tasks.servers.folders import keep_private, warn
 
 
 def deployment_name() -> str:
@@ -28,4 +29,6 @@ def deploy_model(config: Config, version: int | None = None, digest: str | None 
         version: Of the registered model; the champion where it is not given.
         digest: The version must have it; where it is not given, any is right.
     """
-    get_run_logger().info(deploy_version(given_config(config), version, digest))
+    given = given_config(config)
+    warn(keep_private(given.state.resolve(), given.tracking.uri))
+    get_run_logger().info(deploy_version(given, version, digest))

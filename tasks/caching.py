@@ -3,34 +3,19 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from prefect.cache_policies import CacheKeyFnPolicy, CachePolicy
 from prefect.filesystems import LocalFileSystem
 from prefect.serializers import Serializer
 from prefect.transactions import IsolationLevel
-from pydantic import BaseModel, ConfigDict
 
-from requant.canonical import canonical_json, digest_of
+from requant.canonical import canonical_json
 from requant.errors import ArtifactError
-from requant.outside.files import read_plain
-from requant.outside.json_text import Bounds, parse_json
-from requant.store import ArtifactRef, StageRecord, Store, artifact_of, verified_record
+from requant.store import Store, verified_record
+from requant.store.durable import write_durably
 from requant.store.locks import Say, acquire, is_held
-
-RESULT = Bounds(size=1 << 20, entries=1000)
-SERIALIZER: Final = "requant-verified-json"
-"""Name under which Prefect finds `StageResultSerializer`."""
-
-
-class StageResult(BaseModel):
-    """What a stage's task returns and Prefect persists: a few hundred bytes of JSON."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stage: str
-    key: str
-    artifact: ArtifactRef
+from requant.store.results import SERIALIZER, StageResult, agreed_result, key_of, result_suffix
 
 
 class StageResultSerializer(Serializer):
@@ -51,9 +36,8 @@ class StageResultSerializer(Serializer):
 class ResultFolder(LocalFileSystem):
     """Prefect's results of a store, each believed only if the store says the same.
 
-    A result file names the class that reads it (Prefect would load a pickle where it says so), a
-    key, and an artifact anywhere. So it is taken for what it says of itself, compared with the
-    verified record of its key, and handed to Prefect in the words of this module.
+    What is read is compared with the verified record of its key, and handed to Prefect in the words
+    of this module.
     """
 
     # Else Prefect would take it for its own local file system, wherever that is asked for.
@@ -69,41 +53,28 @@ class ResultFolder(LocalFileSystem):
         """
         file = self._resolve_path(path)
         store = Store(file.parent.parent)
-        key = file.name.partition("-")[0]
-        record, reason = verified_record(store, key)
+        record, reason = verified_record(store, key_of(file))
         if record is None:
             raise ArtifactError(f"{file}: cached result refused: {reason}")
-        result = result_of(store, record)
-        if _told_by(file) != result:
-            raise ArtifactError(f"{file}: cached result refused: the record of its key differs")
+        result = agreed_result(store, file, record)
         metadata = {"storage_key": path, "serializer": {"type": SERIALIZER}}
         return canonical_json({"metadata": metadata, "result": result.model_dump_json()})
 
     async def aread_path(self, path: str) -> bytes:
         return await asyncio.to_thread(self.read_path, path)
 
+    def write_path(self, path: str, content: bytes, _sync: bool = True) -> str:  # type: ignore[override]
+        """Write a result whole or not at all; Prefect would write through a link in its place."""
+        file = self._resolve_path(path)
+        write_durably(file, content)
+        return str(file)
 
-def result_of(store: Store, record: StageRecord) -> StageResult:
-    """Return what a stage's task says of work that is recorded."""
-    return StageResult(stage=record.stage, key=record.key, artifact=artifact_of(store, record))
+    async def awrite_path(self, path: str, content: bytes) -> str:
+        return await asyncio.to_thread(self.write_path, path, content)
 
-
-class _ResultFile(BaseModel):
-    """What of Prefect's result file is looked at: its words, not how it wants to be read."""
-
-    result: str
-
-
-def _told_by(file: Path) -> StageResult:
-    try:
-        content = parse_json(read_plain(file, RESULT.size), RESULT)
-        told = parse_json(_ResultFile.model_validate(content).result, RESULT)
-        # Earlier versions named the class.
-        if isinstance(told, dict) and told.keys() == {"__class__", "data"}:
-            told = told["data"]
-        return StageResult.model_validate(told)
-    except (ArtifactError, ValueError) as error:
-        raise ArtifactError(f"{file}: is not a stage's result") from error
+    # Prefect asks this before it reads or writes; its own follows a link in a result's place.
+    def _resolve_path(self, path: str) -> Path:
+        return Path(self.basepath or ".").resolve() / Path(path).name
 
 
 class FlockManager:
@@ -176,11 +147,9 @@ def cache_policy(store: Store, what: str = "", say: Say | None = None) -> CacheP
         what: Who asks, for those who wait for it.
         say: Is told for whom it waits.
     """
-    # A result names the folder its artifact lies in: a state folder that was moved or copied must
-    # look for the artifact in itself, not where it came from.
-    place = digest_of(str(store.root.resolve()))[:8]
+    suffix = result_suffix(store)
     policy = CacheKeyFnPolicy(
-        cache_key_fn=lambda _, parameters: f"{parameters['key'].digest}-{place}"
+        cache_key_fn=lambda _, parameters: f"{parameters['key'].digest}{suffix}"
     )
     return policy.configure(
         isolation_level=IsolationLevel.SERIALIZABLE, lock_manager=FlockManager(store, what, say)

@@ -12,7 +12,7 @@ from requant.evaluation.artifact import SAMPLES, read_paired
 from requant.evaluation.gate import check_gate, guarding, idle_guards
 from requant.evaluation.samples import count_documents
 from requant.store import StageRecord, Store, materialise, verify
-from requant.store.pins import holder, pin
+from requant.store.pins import holder, is_broken, pin
 from requant.store.room import naming_full_disk
 from tasks import tracking
 from tasks.tracking import registry as versions
@@ -79,7 +79,7 @@ def promote(
         paired: The evaluation's paired comparisons; None where a person decides.
 
     Raises:
-        ArtifactError: If a byte of the model is wrong.
+        ArtifactError: If a byte of the model is wrong, or the anchor's pin cannot be believed.
     """
     registry = registry_of(config)
     # An attempt before this one may have marked it.
@@ -97,12 +97,17 @@ def promote(
     store = Store(config.state.resolve())
     verify(store, store.ref("model", version.digest))
     moves = serving is None or serving.version != version.version
+    # Which model that was nobody else knows: a person decides before anything is moved.
+    unanchored = holder(store, config.name, "anchor") is None
     with naming_full_disk("promote", store.root, "what served before goes on serving"):
         if serving is not None and moves:
             # The way back must not be collected as garbage.
             pin(store, config.name, "previous", serving.digest)
+        elif is_broken(store, config.name, "previous") and version.replaced is not None:
+            before = versions.version_of(registry, version.replaced)
+            pin(store, config.name, "previous", before.digest)
         pin(store, config.name, "champion", version.digest)
-        if holder(store, config.name, "anchor") is None:
+        if unanchored:
             pin(store, config.name, "anchor", (serving or version).digest)
     if moves:
         versions.unmark(registry, version, "deployed")

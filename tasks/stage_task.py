@@ -21,14 +21,9 @@ from requant.execution.stage import Metrics, Stage, StageContext
 from requant.machine.withheld import withheld
 from requant.redaction import Redact
 from requant.store import StageRecord, Store, read_record
+from requant.store.results import StageResult, result_of
 from tasks import tracking
-from tasks.caching import (
-    ResultFolder,
-    StageResult,
-    StageResultSerializer,
-    cache_policy,
-    result_of,
-)
+from tasks.caching import ResultFolder, StageResultSerializer, cache_policy
 from tasks.nightly.reporter import TaskReporter
 from tasks.nightly.waiting import telling_of_slots
 from tasks.retry import JITTER, MAX_DELAY_SECONDS, awaiting_server, may_retry

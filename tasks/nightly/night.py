@@ -15,8 +15,8 @@ from requant.machine.withheld import withheld
 from requant.report.headline import headline
 from requant.report.night import StageRow, StageState
 from requant.store import StageRecord, Store, touch_record
+from requant.store.results import StageResult, result_of
 from tasks import tracking
-from tasks.caching import StageResult, result_of
 from tasks.nightly.pages import night_figures, night_verdict, publish_artifacts, write_pages
 from tasks.nightly.way_on import of_deployment
 from tasks.promote import Promotion, paired_of, promote, register, standing

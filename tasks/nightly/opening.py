@@ -27,7 +27,7 @@ from tasks.nightly.reporter import keep_log_readable
 from tasks.nightly.way_on import way_on
 from tasks.retry import retrying
 from tasks.secrets import redactor_of, short_secrets
-from tasks.servers.folders import close_again, keep_private
+from tasks.servers.folders import close_again, keep_private, warn
 from tasks.stage_task import Night
 
 LOOK_SECONDS = 1.0
@@ -70,10 +70,10 @@ def _opened(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         resolve_device(config.runtime.device)
     _refuse_late(config)
     store = Store(config.state.resolve())
-    _warn(keep_private(store.root, config.tracking.uri))
+    warn(keep_private(store.root, config.tracking.uri))
     with _alone(config, store):
         keep_log_readable()
-        _warn(short_secrets())
+        warn(short_secrets())
         seal_earlier(store)
         retrying(config)(refuse_problems, config)
         uri = retrying(config)(tracking.prepare_database, config.tracking.uri, store.root)
@@ -102,12 +102,7 @@ def _opened(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             else:
                 opened.close("FINISHED")
             finally:
-                _warn(close_again(store.root))
-
-
-def _warn(said: list[str]) -> None:
-    for text in said:
-        get_run_logger().warning(text)
+                warn(close_again(store.root))
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Folders and databases of nights and servers, for their owner only; said where they were not."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
+from prefect import get_run_logger
 from prefect.settings import get_current_settings
 
 from requant.store.privacy import close, make_private, open_to_others
@@ -39,3 +41,9 @@ def keep_private(state: Path, tracking_uri: str | None = None) -> list[str]:
 def close_again(state: Path) -> list[str]:
     """Close what libraries have made in a state folder with modes of their own; say what cannot."""
     return close(state, STATE)
+
+
+def warn(said: Iterable[str]) -> None:
+    """Log what a person should know, in the log of the flow run in progress."""
+    for text in said:
+        get_run_logger().warning(text)

@@ -21,6 +21,7 @@ from prefect.settings import get_current_settings
 
 from requant.errors import TerminalError, TransientError
 from requant.store import Store, all_records
+from requant.store.health import examine
 from tasks.caching import FlockManager
 from tests.support.pickles import Bomb, armed
 from tests.support.word_stage import say, take, tries
@@ -117,21 +118,44 @@ def test_a_result_says_nothing_the_store_does_not_say(
     monkeypatch: pytest.MonkeyPatch,
     poison: Callable[[dict[str, Any], Store], None],
 ) -> None:
-    """How a result wants to be read is not asked: what it says must be what the record says."""
+    """It is read in one way only, and must say what the record says; `verify` names it."""
     mark = armed(tmp_path, monkeypatch)
     say(str(tmp_path), "hello")
     store = Store(tmp_path)
     (path,) = store.results_path().iterdir()
     document = json.loads(path.read_text())
-    before = document["result"]
     poison(document, store)
     path.write_text(json.dumps(document))
-    # One whose words are right is believed for its words, by our own reader.
-    right = document["result"] == before
-    assert say(str(tmp_path), "hello") == ("Cached" if right else "Completed")
+    (problem,) = examine(store, deep=False).problems
+    assert problem.startswith(f"{path}: ")
+    assert say(str(tmp_path), "hello") == "Completed"
     assert not mark.exists()
     assert tries(tmp_path, "hello") == 1
+    assert examine(store, deep=False).problems == ()
     assert say(str(tmp_path), "hello") == "Cached"
+
+
+def test_what_stands_in_the_place_of_a_result_is_not_written_to(tmp_path: Path) -> None:
+    """A link is replaced; a folder costs no work, fails nothing, and is named."""
+    say(str(tmp_path), "hello")
+    store = Store(tmp_path)
+    (path,) = store.results_path().iterdir()
+    for target in (tmp_path / "elsewhere", path.with_name("other")):
+        target.write_text("untouched")
+        path.unlink()
+        path.symlink_to(target)
+        assert say(str(tmp_path), "hello") == "Completed"
+        assert target.read_text() == "untouched"
+        assert not path.is_symlink()
+        assert say(str(tmp_path), "hello") == "Cached"
+        target.unlink()
+    path.unlink()
+    path.mkdir()
+    (problem,) = examine(store, deep=False).problems
+    assert problem == f"{path}: is not a stage's result; remove it: no night believes it"
+    for _ in range(2):
+        assert say(str(tmp_path), "hello") == "Completed"
+    assert tries(tmp_path, "hello") == 1
 
 
 def test_force_executes_a_cached_stage(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def test_lineage_verify_and_gc_know_the_store(folder: Path) -> None:
     broken = store.record_path("0" * 64)
     broken.write_text("{")
     said = requant("verify", *state, fails=1)
-    assert re.search(f"{broken}: is not JSON: .*; delete it", said)
+    assert re.search(f"{broken}: is not JSON: .*; the night that needs .*, or remove it: ", said)
     broken.unlink()
 
 

@@ -1,8 +1,12 @@
-"""Every command over a state folder in which everything was replaced: no code runs, none hangs."""
+"""Every command over a state folder in which everything was replaced, and that is open to others.
+
+No code runs, none hangs, and the folder is closed.
+"""
 
 import json
 import os
 import pickle
+import stat
 from itertools import cycle
 from pathlib import Path
 
@@ -30,6 +34,8 @@ OFF = (
 """Stages that `run` is spared: two are enough to read records and results."""
 
 
+STATELESS = {"schema", "merge", "compare", "notify"}
+"""Commands that open no state folder."""
 CANARY = "canary"
 """A file beside the state folder, which links in it lead to."""
 
@@ -127,11 +133,15 @@ def test_no_command_runs_or_hangs_on_what_lies_in_the_state_folder(
     names = [command.__name__ for commands in COMMANDS.values() for command in commands]
     assert set(arguments) == set(names) - {"up", "setup"}
     for name, words in arguments.items():
+        state.chmod(0o755)
         result = CliRunner().invoke(app, [name, *words])
         said = f"{name} {words}: {result.exception!r}\n{result.output[-3000:]}"
         assert result.exit_code in (0, 1, 2), said
         assert result.exception is None or isinstance(result.exception, SystemExit), said
         assert not mark.exists(), said
         assert (tmp_path / CANARY).read_text() == "untouched", said
+        if name not in STATELESS:
+            assert f"{state} was open to other users" in " ".join(result.output.split()), said
+            assert stat.S_IMODE(state.stat().st_mode) == 0o700, said
         poison(state, first)
     assert result.exit_code == 0, said

@@ -10,7 +10,7 @@ from requant.config import Config
 from requant.errors import ArtifactError, ConfigError
 from requant.store import StageRecord, Store, all_records, verify
 from requant.store.gc import collect
-from requant.store.pins import pinned_digests
+from requant.store.pins import holder, read_pins
 from tasks import tracking
 from tasks.promote import promote, register, registry_of, roll_back, standing
 from tasks.tracking import registry as versions
@@ -92,7 +92,8 @@ def test_the_way_back_is_kept_and_taken(
     for version in (first, second):
         assert promote(config, version).outcome == "champion"
     assert (standing(config, first), standing(config, second)) == ("challenger", "champion")
-    assert pinned_digests(Store(config.state)) == {first.digest, second.digest}
+    pins, _ = read_pins(Store(config.state))
+    assert set(pins.values()) == {first.digest, second.digest}
     assert roll_back(config).version == 1
     # The deployment has not said that it is done: repeating goes back no further.
     assert roll_back(config).version == 1
@@ -122,6 +123,33 @@ def test_the_retry_of_an_old_night_does_not_undo_a_newer_one(
     (note,) = promote(guarded, first, paired=[]).notes
     assert note.startswith("promote.guard: past_heldout_perplexity guarded nothing")
     assert promote(config, first).outcome == "champion"
+
+
+def test_promoting_what_serves_mends_its_pins(
+    config: Config, registered: list[versions.ModelVersion]
+) -> None:
+    registry, store = registry_of(config), Store(config.state)
+    for version in registered:
+        promote(config, version)
+    right, _ = read_pins(store)
+    for post in ("champion", "previous"):
+        store.pin_path(f"micro-{post}").write_text("garbage")
+    assert len(collect(store, keep=1).held_back) == 2
+    promote(config, versions.version_of(registry, 2))
+    assert read_pins(store) == (right, [])
+    assert collect(store, keep=1).held_back == ()
+    # Which model all others are held against nobody else knows.
+    store.pin_path("micro-anchor").write_text("garbage")
+    with pytest.raises(ArtifactError, match=r"micro-anchor: is not JSON: .* put it back from a co"):
+        promote(config, versions.version_of(registry, 1))
+    serving = versions.champion(registry)
+    assert serving is not None
+    assert serving.version == 2
+    anchor = store.pin_path("micro-anchor")
+    assert read_pins(store)[0] == {path: right[path] for path in right.keys() - {anchor}}
+    anchor.unlink()
+    promote(config, versions.version_of(registry, 1))
+    assert holder(store, "micro", "anchor") == registered[1].digest
 
 
 def test_what_serves_is_not_collected(

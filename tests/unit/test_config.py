@@ -142,6 +142,14 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             {"runtime": {"launcher": "accelerate", "ranks": 3}},
             "train_adapter.optimisation.batch_size: 8 cannot be shared by runtime.ranks=3",
         ),
+        (
+            {"deploy__action__folder": ".requant/objects/ab"},
+            r"deploy.action.folder: .requant/objects/ab lies in objects/ of the state folder "
+            r"\(state: .requant\); give a folder outside of it, or .*, e.g. .requant/served",
+        ),
+        ({"deploy__action__folder": ".requant/x/../pins"}, "folder: .* lies in pins/ of the state"),
+        ({"deploy__action__folder": ".requant"}, "folder: .requant is the state folder itself"),
+        ({"deploy__action__folder": "."}, r"folder: . holds the state folder \(state: .requant"),
         ({"name": "a b"}, "name: got 'a b'"),
     ],
 )
@@ -150,6 +158,14 @@ def test_what_cannot_work_is_refused_with_field_and_way_out(
 ) -> None:
     with pytest.raises(ConfigError, match=text):
         parse_config(changed(**fields), origin="t.yaml")
+
+
+def test_a_link_to_what_requant_keeps_is_refused_as_a_folder_to_deploy_to(tmp_path: Path) -> None:
+    (tmp_path / "state/objects").mkdir(parents=True)
+    (tmp_path / "served").symlink_to(tmp_path / "state/objects")
+    action = {"kind": "copy", "folder": str(tmp_path / "served")}
+    with pytest.raises(ConfigError, match="served lies in objects/ of the state folder"):
+        parse_config(changed(deploy__action=action, state=str(tmp_path / "state")), origin="t.yaml")
 
 
 def test_a_configuration_is_frozen() -> None:

@@ -9,6 +9,7 @@ import pytest
 from requant.errors import ConfigError, TransientError
 from requant.preflight import Problem, find_problems, refuse
 from requant.preflight.known_looks import unless_known
+from requant.store import Store
 from tests.support.chain import MICRO, micro_config
 
 
@@ -52,6 +53,16 @@ def test_what_is_missing_is_named_beside_the_rest(tmp_path: Path) -> None:
     )
     assert any("none is not a folder; give one with config.json" in line for line in found)
     assert any("night.jsonl is not a file; give an existing one" in line for line in found)
+
+
+def test_a_pin_that_cannot_be_believed_is_known_before_the_night(tmp_path: Path) -> None:
+    path = Store(tmp_path).pin_path("micro-anchor")
+    path.parent.mkdir()
+    path.write_text("garbage")
+    (found,) = lines(tmp_path)
+    assert found.startswith(f"state: {path}: is not JSON")
+    assert "; put it back from a copy, or remove the file" in found
+    assert lines(tmp_path, evaluate={"enabled": False}, promote={"enabled": False}) == []
 
 
 def test_a_check_that_fails_names_itself_and_hides_none(tmp_path: Path) -> None:

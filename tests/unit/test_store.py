@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from requant.store import (
     publish,
     verify,
 )
+from requant.store.layout import OWN
 from requant.store.locks import acquire, is_held
 from requant.store.manifest import MANIFEST_NAME
 
@@ -136,3 +138,15 @@ def test_a_lock_dies_with_its_holder(tmp_path: Path) -> None:
     os.kill(holder.pid, signal.SIGKILL)
     holder.join()
     assert not is_held(path)
+
+
+def test_every_path_of_a_state_folder_is_known_to_be_its_own() -> None:
+    store = Store(Path("state"))
+    named = [
+        getattr(store, name) for name in vars(Store) if not name.startswith("_") and name != "ref"
+    ]
+    paths = [
+        item(*["x"] * len(signature(item).parameters)) if callable(item) else item for item in named
+    ]
+    assert len(paths) > 20
+    assert {path.relative_to(store.root).parts[0] for path in paths} <= OWN

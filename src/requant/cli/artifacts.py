@@ -25,7 +25,7 @@ def verify(
         bool, typer.Option("--deep", help="read every byte; without it names and sizes only")
     ] = False,
 ) -> None:
-    """Check every recorded artifact against its manifest."""
+    """Check every artifact against its manifest, and every document against its seal or record."""
     from rich.progress import track
 
     from requant.store.health import examine
@@ -38,11 +38,15 @@ def verify(
         )
     for problem in health.problems:
         typer.secho(problem, fg="red", err=True)
-    right = health.artifacts - health.harmed
+    right = health.artifacts - len(health.harmed)
     checked = "every byte" if deep else "names and sizes"
     typer.echo(f"{right} of {health.artifacts} artifacts are right ({checked})")
-    if health.problems:
+    believed = health.documents - len(health.doubtful)
+    kinds = "records, pins, results, deployments, attempts"
+    typer.echo(f"{believed} of {health.documents} documents can be believed ({kinds})")
+    if health.harmed:
         typer.echo("a night that needs a harmed artifact makes it again")
+    if health.problems:
         raise typer.Exit(1)
 
 
@@ -53,12 +57,20 @@ def gc(
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="only say what would go")] = False,
 ) -> None:
-    """Delete artifacts nothing refers to and what crashes left behind."""
+    """Delete artifacts nothing refers to and what crashes left behind.
+
+    Ends with status 1, and keeps every artifact and record, while a record or a pin cannot be
+    believed.
+    """
     with errors():
         from requant.store.gc import Garbage, collect, find_garbage
         from requant.wording import printable
 
         def tell(garbage: Garbage) -> None:
+            for reason in garbage.held_back:
+                typer.secho(reason, fg="red", err=True)
+            if garbage.doubt:
+                typer.secho(garbage.doubt, fg="red", err=True)
             for path in garbage.strange:
                 typer.echo(f"left alone, it is none of requant's folders: {printable(path)}")
             for user in garbage.in_use:
@@ -74,3 +86,5 @@ def gc(
             garbage = collect(store, keep, before=tell)
     done = "would delete" if dry_run else "deleted"
     typer.echo(f"{done} {garbage.in_words}")
+    if garbage.held_back:
+        raise typer.Exit(1)

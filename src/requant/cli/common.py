@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -105,7 +105,7 @@ def again(command: str, config: Path, overrides: list[str] | None) -> str:
 
 
 def open_store(state: Path) -> "Store":
-    """Open the store of a state folder that has been used.
+    """Open the store of a state folder that has been used, and close it to other users.
 
     Raises:
         ConfigError: If the folder holds no records.
@@ -119,7 +119,24 @@ def open_store(state: Path) -> "Store":
             f"--state {state}: holds no records; give the state folder of a configuration that "
             "has run"
         )
+    close_state(state)
     return Store(state.resolve())
+
+
+def close_state(state: Path) -> None:
+    """Close a state folder to everybody but its owner; say what was open, and what still is.
+
+    One that is not there is not made, and one that cannot be closed can still be read.
+    """
+    from requant.store.privacy import make_private
+
+    if state.is_dir():
+        _warn(make_private(state.resolve(), "state"))
+
+
+def _warn(said: Iterable[str]) -> None:
+    for text in said:
+        typer.secho(f"warning: {text}", fg="yellow", err=True)
 
 
 def check_stages(stages: list[str] | None, config: "Config | None" = None) -> None:
@@ -146,8 +163,7 @@ def keep_private(config: "Config") -> None:
     """
     from tasks.servers import folders
 
-    for text in folders.keep_private(config.state.resolve(), config.tracking.uri):
-        typer.secho(f"warning: {text}", fg="yellow", err=True)
+    _warn(folders.keep_private(config.state.resolve(), config.tracking.uri))
 
 
 def prepare_environment() -> Path:

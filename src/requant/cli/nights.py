@@ -99,6 +99,8 @@ def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None
         loaded = load(config, overrides)
         check_stages(force, loaded)
         prepare_environment()
+        if loaded.state.is_dir():
+            keep_private(loaded)
         from requant.errors import RequantError
         from tasks.nightly.preflight import problems_of
 

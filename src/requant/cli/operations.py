@@ -11,6 +11,7 @@ from requant.cli.common import (
     Overrides,
     StateFolder,
     again,
+    close_state,
     errors,
     keep_private,
     load,
@@ -128,6 +129,7 @@ def down(state: StateFolder = DEFAULT_STATE) -> None:
     """Stop what `up` started; everything it knows survives."""
     with errors():
         prepare_environment()
+        close_state(state)
         from tasks.servers.machine import stop_machine
 
         for line in stop_machine(state.resolve()):

@@ -1,8 +1,11 @@
 """Settings of several stages that contradict each other: what would go wrong, and the way out."""
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from requant.config.data import StdlibData
+from requant.config.operations import CopyAction
 from requant.config.task_names import (
     DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
@@ -11,6 +14,7 @@ from requant.config.task_names import (
     RESPONSE_CHOICE,
 )
 from requant.methods import METHODS
+from requant.store.layout import OWN
 
 if TYPE_CHECKING:
     from requant.config import Config
@@ -28,6 +32,7 @@ def check_stages_fit(config: "Config") -> None:
     if config.merge_fp16.enabled:
         _check_merge(config)
     _check_guard(config)
+    _check_served_apart(config)
     for section in ("train_adapter", "continue_train"):
         batch = getattr(config, section).optimisation.batch_size
         if config.runs(section) and batch % config.runtime.ranks:
@@ -100,6 +105,29 @@ def _check_merge(config: "Config") -> None:
             "rounded to the same grid again, which takes back most of what was trained; set "
             "merge_fp16.base=original, or another group_size or quantize_base.method"
         )
+
+
+def _check_served_apart(config: "Config") -> None:
+    """Models are copied beside what requant keeps, never among it: each deletes what it finds."""
+    action = config.deploy.action
+    if not isinstance(action, CopyAction):
+        return
+    folder, state = (Path(os.path.realpath(path)) for path in (action.folder, config.state))
+    inside = folder.relative_to(state).parts[:1] if folder.is_relative_to(state) else None
+    if inside is None and not state.is_relative_to(folder):
+        return
+    if inside and inside[0] not in OWN:
+        return
+    if inside:
+        where = f"lies in {inside[0]}/ of the state folder (state: {config.state})"
+    elif inside is not None:
+        where = "is the state folder itself"
+    else:
+        where = f"holds the state folder (state: {config.state}), which is for its owner only"
+    raise ValueError(
+        f"deploy.action.folder: {action.folder} {where}; give a folder outside of it, or one of "
+        f"another name in it, e.g. {config.state / 'served'}"
+    )
 
 
 def generated_tasks(config: "Config") -> tuple[str, ...]:

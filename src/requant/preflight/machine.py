@@ -8,14 +8,17 @@ from pathlib import Path
 from requant.config import Config
 from requant.config.base import FolderBase
 from requant.config.operations import CommandAction, CopyAction, no_program
+from requant.errors import ArtifactError
 from requant.models.device import resolve_device
 from requant.models.headers import weight_files
 from requant.preflight.problem import Problem
+from requant.store import Store
+from requant.store.pins import POSTS, holder
 from requant.wording import data_size
 
 
 def machine_problems(config: Config) -> Iterator[Problem]:
-    """Check device, state folder, disk and what deploys."""
+    """Check device, state folder, what it pins, disk and what deploys."""
     if config.runtime.device == "cuda":
         resolve_device("cuda")
     yield from _writable("state", config.state)
@@ -24,7 +27,19 @@ def machine_problems(config: Config) -> Iterator[Problem]:
         yield from _writable("deploy.action.folder", action.folder)
     if isinstance(action, CommandAction) and shutil.which(action.argv[0]) is None:
         yield Problem("deploy.action.argv", no_program(action.argv))
+    yield from _pins(config)
     yield from _disk(config)
+
+
+def _pins(config: Config) -> Iterator[Problem]:
+    """Read the pins of the models that tonight's is held against."""
+    if not config.evaluate.enabled:
+        return
+    for post in POSTS:
+        try:
+            holder(Store(config.state.resolve()), config.name, post)
+        except ArtifactError as error:
+            yield Problem("state", str(error))
 
 
 def _writable(field: str, folder: Path) -> Iterator[Problem]:

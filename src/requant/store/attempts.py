@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -19,6 +20,7 @@ from requant.outside.json_text import read_json
 from requant.store.durable import write_durably
 from requant.store.layout import Digest, Store
 from requant.store.locks import is_held
+from requant.wording import printable
 
 
 class Attempt(BaseModel):
@@ -81,17 +83,36 @@ def clear_drafts(store: Store, key: str) -> None:
 def read_attempt(store: Store, key: str) -> Attempt | None:
     """Return the last attempt at work that is not done; None where there is none to be read."""
     try:
-        attempt = Attempt.model_validate(read_json(store.attempt_path(key)))
-    except (ArtifactError, ValidationError):
+        return load_attempt(store.attempt_path(key))
+    except ArtifactError:
         return None
+
+
+def load_attempt(path: Path) -> Attempt:
+    """Return the attempt that a file tells of.
+
+    Raises:
+        ArtifactError: If it tells of none, or of one at other work than its name says, with the way
+            out.
+    """
+    try:
+        attempt = Attempt.model_validate(read_json(path))
+    except (ArtifactError, ValidationError) as error:
+        raise ArtifactError(f"{printable(path)}: tells of no attempt; remove it") from error
     # Its key leads to a lock file.
-    return attempt if attempt.key == key else None
+    if f"{attempt.key}.json" != path.name:
+        raise ArtifactError(f"{printable(path)}: tells of other work than its name; remove it")
+    return attempt
+
+
+def attempt_files(store: Store) -> list[Path]:
+    """List the files that tell of attempts."""
+    return sorted(store.attempt_path("x").parent.glob("[!.]*"))
 
 
 def all_attempts(store: Store) -> list[Attempt]:
     """Return the last attempt at every piece of work that is not done, oldest first."""
-    folder = store.attempt_path("x").parent
-    found = (read_attempt(store, path.stem) for path in folder.glob("*.json"))
+    found = (read_attempt(store, path.stem) for path in attempt_files(store))
     return sorted((item for item in found if item), key=lambda item: item.started)
 
 

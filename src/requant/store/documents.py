@@ -91,7 +91,7 @@ def _write(store: Store, path: Path, content: Any) -> None:
 def _bytes(path: Path) -> bytes:
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode):
-        raise ArtifactError(f"{path}: is no plain file")
+        raise ArtifactError(f"{path}: is no plain file, take it away")
     if found.st_size > MAX_BYTES:
         raise ArtifactError(f"{path}: has {found.st_size} bytes, more than anything of its kind")
     return path.read_bytes()

@@ -12,8 +12,8 @@ from requant.errors import TransientError
 from requant.store.attempts import Attempt, all_attempts, in_progress, in_words
 from requant.store.layout import Store
 from requant.store.locks import Say, acquire, holder_of, is_held
-from requant.store.pins import pinned_digests
-from requant.store.records import StageRecord, all_records, last_used
+from requant.store.pins import read_pins
+from requant.store.records import StageRecord, last_used, read_records
 from requant.wording import data_size
 
 WRITING_SECONDS = 3600.0
@@ -34,6 +34,8 @@ class Garbage:
     """Drafts of small documents, whose writer was killed before it was done."""
     in_use: tuple[str, ...] = ()
     """Nights and stages that run now, in words: what they work in is not garbage."""
+    held_back: tuple[str, ...] = ()
+    """Why no artifact and no record is garbage: what cannot be believed, each with a way out."""
 
     @property
     def in_words(self) -> str:
@@ -42,9 +44,22 @@ class Garbage:
         folders = f"{len(self.folders)} folders ({data_size(self.bytes)})"
         return f"{folders}, {len(self.records)} records{torn}"
 
+    @property
+    def doubt(self) -> str:
+        """What the documents that cannot be believed have kept; empty where there are none."""
+        if not self.held_back:
+            return ""
+        return (
+            f"{len(self.held_back)} records or pins cannot be believed, and nobody knows what they "
+            "name: every artifact and record is kept until they are mended or removed"
+        )
+
 
 def find_garbage(store: Store, keep: int | None = None) -> Garbage:
     """List what can go.
+
+    What a record or a pin that cannot be believed names nobody knows, nor what that was made from:
+    while there is one no artifact and no record is garbage, only what crashes left behind.
 
     Args:
         store: The store.
@@ -62,19 +77,21 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
     drafts, more = _folders(store.tmp, "[0-9a-f]{64}-.*|discarded-.*")
     strange += [*others, *more]
     running = {item.key: item for item in all_attempts(store) if in_progress(store, item.key)}
-    records = all_records(store)
-    pins = pinned_digests(store)
+    records, no_records = read_records(store)
+    found_pins, no_pins = read_pins(store)
+    held_back = (*no_pins, *no_records)
+    pins = set(found_pins.values())
     pinned = [record for record in records if record.digest in pins]
     kept = (
         records
-        if keep is None
+        if keep is None or held_back
         else _with_ancestors(records, [*_used_last(store, records, keep), *pinned])
     )
     kept_keys = {record.key for record in kept}
     # A forced stage may have taken the record of a pinned artifact for new bytes.
     digests = {record.digest for record in kept} | pins
     done = {record.key for record in records}
-    folders = [path for path in found if path.name not in digests]
+    folders = [] if held_back else [path for path in found if path.name not in digests]
     folders += [*drafts, *(path for path in scratch if path.name in done)]
     folders = [path for path in folders if path.exists() and not _in_use(path, running)]
     return Garbage(
@@ -84,6 +101,7 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
         strange=tuple(sorted(strange)),
         torn=tuple(_torn(store)),
         in_use=in_use(store, running.values()),
+        held_back=held_back,
     )
 
 
@@ -132,7 +150,6 @@ def collect(
 
     Raises:
         TransientError: If a night is running still; it may be about to read what looks unused.
-        ArtifactError: As `pinned_digests`; nothing was deleted.
     """
 
     def waits(_: str) -> None:

@@ -10,6 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+OWN = frozenset(
+    {
+        *("objects", "actions", "attempts", "pins", "deployments", "work", "tmp", "locks"),
+        *("results", "preflight", "services", "access", "logs", "reports", "sealed"),
+        *("prefect", "prefect-pages", "mlartifacts"),
+    }
+)
+"""Names below the state folder that requant, Prefect and MLflow write, read and delete."""
+
+
 class ArtifactRef(BaseModel):
     """What one stage hands to the next: never a model, never a bare path."""
 

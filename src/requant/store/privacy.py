@@ -16,11 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from requant.errors import ConfigError
+from requant.wording import printable
 
 PRIVATE = 0o700
 OTHERS = 0o077
 """What group and others may do."""
 INHERITED = "system.posix_acl_default"
+NOT_OURS = "are other users' and stay as they are"
+READ_ONLY = "are open to other users and cannot be closed, the disk is read-only"
+WAYS_OUT = {
+    NOT_OURS: "take them out or make them yours (chown)",
+    READ_ONLY: "close them (chmod -R go=) where it can be written to",
+}
+"""Why something stays open -> what a person can do."""
 NOBODY = 0xFFFFFFFF
 OWNER_ONLY = struct.pack("<I" + 3 * "HHI", 2, 1, 7, NOBODY, 4, 0, NOBODY, 32, 0, NOBODY)
 """linux/posix_acl_xattr.h: version 2; user::rwx, group::---, other::---."""
@@ -54,12 +62,15 @@ def make_private(folder: Path, field: str) -> list[str]:
             "it; give a folder of your own"
         ]
     mode = stat.S_IMODE(found.st_mode)
-    was_open = (
+    was_open = bool(mode & OTHERS) and _shows_files(folder)
+    left = close(folder, field)
+    if not was_open or _is_open(folder):
+        return left
+    return [
         f"{field}: {folder} was open to other users of this machine (mode {mode:04o}); it and all "
-        "in it is for its owner only now. To let others read a model, deploy it: deploy.action"
-    )
-    said = [was_open] if mode & OTHERS and _shows_files(folder) else []
-    return said + close(folder, field)
+        "in it is for its owner only now. To let others read a model, deploy it: deploy.action",
+        *left,
+    ]
 
 
 def close(folder: Path, field: str) -> list[str]:
@@ -68,12 +79,13 @@ def close(folder: Path, field: str) -> list[str]:
     Returns:
         What could not be closed, in words.
     """
-    left = [path for path in _all_below(folder) if not _closed(path)]
-    if not left:
-        return []
+    reasons = ((path, _close_one(path)) for path in _all_below(folder))
+    left = [(path, reason) for path, reason in reasons if reason]
     return [
-        f"{field}: {len(left)} of the files and folders in {folder} are other users' and stay as "
-        f"they are, {left[0]} first; take them out or make them yours (chown)"
+        f"{field}: {len(paths)} of the files and folders in {folder} {reason}, "
+        f"{printable(paths[0])} first; {way_out}"
+        for reason, way_out in WAYS_OUT.items()
+        if (paths := [path for path, found in left if found == reason])
     ]
 
 
@@ -110,22 +122,26 @@ def _all_below(folder: Path) -> Iterator[Path]:
             yield Path(parent, name)
 
 
-def _closed(path: Path) -> bool:
-    """Close one file or folder; tell whether it is closed now."""
+def _close_one(path: Path) -> str:
+    """Close one file or folder; return why it stays open, empty where it does not."""
     try:
         mode = path.lstat().st_mode
         if stat.S_ISLNK(mode):
-            return True
+            return ""
         if mode & OTHERS:
             path.chmod(stat.S_IMODE(mode) & ~OTHERS)
         if stat.S_ISDIR(mode):
             _let_inherit(path)
     except FileNotFoundError:
         # A night beside this one takes its scratch away.
-        return True
+        return ""
     except PermissionError:
-        return False
-    return True
+        return NOT_OURS
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        return READ_ONLY
+    return ""
 
 
 def _let_inherit(folder: Path) -> None:
@@ -135,8 +151,9 @@ def _let_inherit(folder: Path) -> None:
             return
         os.setxattr(folder, INHERITED, OWNER_ONLY)
     except OSError as error:
-        # Without ACLs the folder's mode keeps others out, and the rest is closed after each night.
-        if error.errno != errno.ENOTSUP:
+        # Without ACLs the folder's mode keeps others out, and the rest is closed after each night;
+        # on a disk that is read-only nothing is made.
+        if error.errno not in {errno.ENOTSUP, errno.EROFS}:
             raise
 
 

@@ -1,5 +1,6 @@
 """Records: which stage key produced which artifact, with what figures, when."""
 
+import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,6 +10,13 @@ from requant.errors import ArtifactError
 from requant.store.documents import read_sealed, write_sealed
 from requant.store.layout import ArtifactRef, Digest, Store
 from requant.store.objects import verify_unless_untouched
+from requant.wording import printable
+
+WAY_OUT = (
+    "the night that needs its work does it again and writes it anew; else put it back from a copy, "
+    "or remove it: what it alone named is garbage then"
+)
+"""For a record that cannot be believed."""
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -97,5 +105,22 @@ def last_used(store: Store, record: StageRecord) -> float:
 
 def all_records(store: Store) -> list[StageRecord]:
     """Return every readable record, oldest first."""
-    records = (read_record(store, path.stem) for path in store.actions.glob("*.json"))
-    return sorted((record for record in records if record), key=lambda record: record.started)
+    return read_records(store)[0]
+
+
+def read_records(store: Store) -> tuple[list[StageRecord], list[str]]:
+    """Return every readable record, oldest first, and why each other file is none, with a way out.
+
+    What an unreadable record named nobody knows.
+    """
+    found, reasons = [], []
+    for path in sorted(store.actions.glob("[!.]*")):
+        try:
+            if path != store.record_path(path.stem):
+                raise ArtifactError(f"{printable(path)}: is not named as a record is")
+            found.append(load_record(store, path.stem))
+        except ArtifactError as error:
+            # A collection beside this one takes records away.
+            if os.path.lexists(path):
+                reasons.append(f"{error}; {WAY_OUT}")
+    return sorted(found, key=lambda record: record.started), reasons
