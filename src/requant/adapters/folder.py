@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from requant.errors import ContractError
+from requant.expected import expected
 from requant.methods import peft_types
 from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.models.headers import TensorHeader, read_shard_header
@@ -125,7 +126,7 @@ def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ContractError(
-            f"{path}: {name}={shown(config.get(name))}: {first['msg']}; save the adapter again "
+            f"{path}: {name}={shown(config.get(name))}: {expected(first)}; save the adapter again "
             "with peft"
         ) from error
     if config["peft_type"] == "LORA" and not (fields.r and fields.lora_alpha is not None):

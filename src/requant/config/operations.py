@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from requant.config.addresses import PLAIN_ADDRESS, host_of, http_fault, sent_openly
+from requant.config.plain_secrets import TOKEN_PATTERN, argument_fault
 from requant.config.section import MAY_HOLD_SECRET, LocalPath, Positive, Relative, Section
 
 
@@ -64,8 +65,9 @@ class CommandAction(Section):
     kind: Literal["command"]
     argv: tuple[str, ...] = Field(
         min_length=1,
-        description="program and arguments; no shell",
-        json_schema_extra=MAY_HOLD_SECRET,
+        description="program and arguments; no shell, no secret: `secrets` names those",
+        json_schema_extra=MAY_HOLD_SECRET
+        | {"items": {"type": "string", "not": {"pattern": TOKEN_PATTERN}}},
     )
     secrets: dict[str, SecretReference] = Field(
         {}, description="environment variable -> secret", json_schema_extra=MAY_HOLD_SECRET
@@ -77,6 +79,13 @@ class CommandAction(Section):
     def _has_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value[0].strip() or any("\0" in word for word in value):
             raise ValueError("expected a program first, and no NUL character")
+        fault = argument_fault(value)
+        if fault is not None:
+            raise ValueError(
+                f"{fault}, and Prefect keeps every parameter of a run in clear; give it as "
+                "deploy.action.secrets: {NAME: env:NAME}, or block:NAME, which the program finds "
+                "in its environment. A reference such as $NAME or env:NAME may stand here"
+            )
         return value
 
     @field_validator("secrets")

@@ -15,7 +15,7 @@ from requant.redaction import redactor
 from requant.serving.post import post_release
 from requant.serving.program import run_command
 from requant.serving.release import Release
-from requant.store import ArtifactRef, Store, describe, locked, materialise, verify
+from requant.store import ArtifactRef, Store, describe, locked, materialise, verify_to_serve
 from requant.store.room import naming_full_disk
 
 CURRENT = "current"
@@ -44,7 +44,7 @@ def check_release(store: Store, ref: ArtifactRef, prompt: str, tokens: int, devi
         ArtifactError: If a byte is wrong.
         ContractError: If the model gives no token or a logit that is not finite.
     """
-    verify(store, ref)
+    verify_to_serve(store, ref)
     return answer(materialise(store, ref.digest), prompt, tokens, device)
 
 
