@@ -61,7 +61,8 @@ def parse_config(document: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(problem, document) for problem in error.errors())
+        found = [problem for problem in error.errors() if not _is_echo(problem)]
+        lines = dict.fromkeys(_explain(problem, document) for problem in found)
         problems = "\n".join(f"  {line}" for line in lines)
         # Pydantic's own text holds the names, which may be no names.
         raise ConfigError(f"{origin}: the configuration cannot work:\n{problems}") from None
@@ -129,6 +130,16 @@ def _name(part: Any) -> str:
     return f"(a name of {len(text)} characters)"
 
 
+def _is_echo(problem: Any) -> bool:
+    """Tell whether a list is called too short for an item of it that was refused, and told of."""
+    given = problem["input"]
+    return (
+        problem["type"] == "too_short"
+        and isinstance(given, (list, tuple))
+        and len(given) >= problem["ctx"]["min_length"]
+    )
+
+
 def _explain(problem: Any, document: Mapping[str, Any]) -> str:
     location, models, kinds, secret = _located(problem["loc"])
     field = ".".join(map(_name, location))
@@ -151,6 +162,8 @@ def _explain(problem: Any, document: Mapping[str, Any]) -> str:
     if problem["type"] == "value_error" and (secret or not field or _is_section(given)):
         hidden = " (the value is not shown: it may hold a secret)" if secret else ""
         return f"{field}: {message}{hidden}".removeprefix(": ")
+    if message.startswith("expected"):
+        message = f"E{message[1:]}"
     if secret and not _is_section(given):
         message += " (the value is not shown: it may hold a secret)"
     said = kind_of(given) if secret or given is None or _is_section(given) else shown(given)
