@@ -92,7 +92,8 @@ def read_adapter(folder: Path) -> Adapter:
     _check_fields(folder, config)
     headers = read_shard_header(folder / WEIGHTS_NAME).tensors
     foreign = [name for name in headers if not name.startswith(PREFIX)]
-    if foreign and config["peft_type"] == "LORA":
+    # Others hold what all layers share beside the wrapped model.
+    if foreign and config["peft_type"] in {"LORA", "TRAINABLE_TOKENS"}:
         raise ContractError(
             f"{folder / WEIGHTS_NAME}: {few(foreign)} do not begin with {PREFIX}; save the "
             "adapter with peft's save_pretrained"
@@ -115,6 +116,7 @@ class _Fields(BaseModel):
     layers_pattern: str | list[str] | None = None
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
+    token_indices: list[int] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
 
 
@@ -133,6 +135,11 @@ def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
         raise ContractError(
             f"{path}: r={fields.r} and lora_alpha={fields.lora_alpha}; expected a rank of 1 or "
             "more and a number: save the adapter again with peft"
+        )
+    if config["peft_type"] == "TRAINABLE_TOKENS" and not fields.token_indices:
+        raise ContractError(
+            f"{path}: token_indices={shown(config.get('token_indices'))}; expected a list of token "
+            "ids: save the adapter again with peft"
         )
 
 
