@@ -58,8 +58,8 @@ _TOKENS_OF_TEXT = frozenset(
 
 _OPTION = re.compile(r"--?([A-Za-z][\w.-]{0,80})")
 _ASSIGNED = re.compile(
-    r"(?<![A-Za-z0-9_])([A-Za-z][\w.-]{0,80})[\"'\\]{0,4}\s{0,4}(?:=|:(?!//))\s{0,4}"
-    r"(?=[\"'\\]{0,4}(?:(?:apikey|basic|bearer|digest|token)\s+)?[\"'\\]{0,4}([^\s\"'\\,;&|]*))",
+    r"(?<![A-Za-z0-9_])([A-Za-z][\w.-]{0,80})([\"'\\]{0,4})\s{0,4}(?:=|:(?!//))\s{0,4}"
+    r"(?=([\"'\\]{0,4})(?:(?:apikey|basic|bearer|digest|token)\s+)?[\"'\\]{0,4}([^\s\"'\\,;&|]*))",
     re.IGNORECASE,
 )
 """`--token=X`, `TOKEN=X`, `Authorization: Bearer X`, `{"token": "X"}`; the value is only looked at,
@@ -165,15 +165,24 @@ def _address_fault(word: str) -> str | None:
 
 
 def _assigned_fault(word: str) -> str | None:
-    for name, value in _ASSIGNED.findall(word):
+    for name, closed, opened, value in _ASSIGNED.findall(word):
         said = secret_word(name)
-        if said is not None and not is_harmless(value):
+        if said is None or (not opened and _is_code(word, name, value, quoted=bool(closed))):
+            continue
+        if not is_harmless(value):
             return f"gives a value to a name that says {said}"
     for value in _BEARER.findall(word):
         if not is_harmless(value):
             return "holds a bearer token"
     given = _USER_GIVEN.fullmatch(word)
     return "holds a user and a password" if given and _is_user(given[1]) else None
+
+
+def _is_code(word: str, name: str, value: str, *, quoted: bool) -> bool:
+    """Tell whether a value without quotes is a variable or call: `{"token": t}`, `token = f()`."""
+    if (quoted and not value[:1].isdigit()) or value.rstrip(")}] ") == name:
+        return True
+    return " " in word and re.match(r"[A-Za-z_][\w.]*[(\[]", value) is not None
 
 
 def _follows_fault(option: str, value: str) -> str | None:
