@@ -11,7 +11,7 @@ from requant.errors import ConfigError, GateError
 from requant.evaluation.artifact import SAMPLES, read_paired
 from requant.evaluation.gate import check_gate, guarding, idle_guards
 from requant.evaluation.samples import count_documents
-from requant.store import StageRecord, Store, materialise, verify
+from requant.store import StageRecord, Store, materialise, verify_to_serve
 from requant.store.pins import holder, is_broken, pin
 from requant.store.room import naming_full_disk
 from tasks import tracking
@@ -55,7 +55,7 @@ def register(
     """
     store = Store(config.state.resolve())
     # What can fail comes first: a failed night registers nothing.
-    verify(store, store.ref("model", model.digest))
+    verify_to_serve(store, store.ref("model", model.digest))
     if config.promote.auto:
         guarding(config.promote, paired_of(store, evaluation))
     prefix = "requantized/"
@@ -95,7 +95,7 @@ def promote(
             _emit(REFUSED, config, version, reason=str(error))
             return Promotion(version, "refused", str(error), to_deploy=False, notes=notes)
     store = Store(config.state.resolve())
-    verify(store, store.ref("model", version.digest))
+    verify_to_serve(store, store.ref("model", version.digest))
     moves = serving is None or serving.version != version.version
     # Which model that was nobody else knows: a person decides before anything is moved.
     unanchored = holder(store, config.name, "anchor") is None
@@ -151,7 +151,7 @@ def roll_back(config: Config) -> ModelVersion:
         )
     earlier = versions.version_of(registry, serving.replaced)
     store = Store(config.state.resolve())
-    verify(store, store.ref("model", earlier.digest))
+    verify_to_serve(store, store.ref("model", earlier.digest))
     with naming_full_disk("rollback", store.root, "what served before goes on serving"):
         pin(store, config.name, "champion", earlier.digest)
     versions.mark(registry, serving, "rolled_back")

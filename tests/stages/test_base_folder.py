@@ -100,7 +100,14 @@ def test_an_ordinary_base_passes_without_a_word(tiny_base: Path) -> None:
         ),
         (lambda f: edit_json(f / "config.json", hidden_size="many"), "transformers cannot"),
         (lambda f: (f / "config.json").write_text("{"), "config.json: is not JSON"),
-        (lambda f: (f / "config.json").write_text("[1]"), "expected a JSON object, found list"),
+        (
+            lambda f: (f / "generation_config.json").write_text('{"max_length": "x"}'),
+            r"generation_config.json: max_length='x': expected a whole number; correct or remove",
+        ),
+        (
+            lambda f: (f / "config.json").write_text("[1]"),
+            "holds a list, expected an object .*; copy it anew",
+        ),
         (
             lambda f: (f / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b'{"a":{}}'),
             "its header is damaged",

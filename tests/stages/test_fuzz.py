@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from requant.data.files import read_row_file
 from requant.data.overlap import normalised
 from requant.data.rows import write_jsonl
 from requant.errors import RequantError
+from requant.merging import plan_merge
 from requant.models.base_folder import check_base
 from requant.models.config import quantization_of, read_model_config
 from requant.models.headers import logical_shapes, read_headers
@@ -33,7 +35,7 @@ from requant.models.provenance import read_provenance, weights_digest
 from requant.models.tokenizer import chat_template, token_ids, tokenizer_digest
 from tests.support.adapters import save_adapter
 from tests.support.chain import MICRO
-from tests.support.merges import lora
+from tests.support.merges import CASES, lora
 from tests.support.mutants import mutated_bytes, mutated_json
 from tests.support.row_files import rows
 
@@ -205,6 +207,19 @@ def test_a_whole_base(tiny_base: Path, tmp_path: Path) -> None:
     mutants()
 
 
+GPTQ = {
+    "bits": 4,
+    "checkpoint_format": "gptq",
+    "desc_act": False,
+    "dynamic": {"-:.*lm_head": {}, "+:.*q_proj": {"bits": 8}},
+    "group_size": 64,
+    "lm_head": False,
+    "meta": {"quantizer": ["gptqmodel:5.0"], "damp_percent": 0.01},
+    "quant_method": "gptq",
+    "sym": True,
+}
+
+
 def test_a_pair(tiny_base: Path, nf4: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(nf4, tmp_path / "quantized")
     good = json.loads((nf4 / "config.json").read_text())
@@ -216,6 +231,32 @@ def test_a_pair(tiny_base: Path, nf4: Path, tmp_path: Path) -> None:
         holds(lambda: check_pairing(tiny_base, folder), folder)
 
     mutants()
+
+    # What is not changed of the rest is as bitsandbytes and GPTQModel write it.
+    @fuzzed(30)
+    @given(st.sampled_from([good["quantization_config"], GPTQ]).flatmap(mutated_json))
+    def quantizations(content: bytes) -> None:
+        text = json.dumps({**good, "quantization_config": 0}).encode()
+        (folder / "config.json").write_bytes(text.replace(b": 0}", b": " + content + b"}"))
+        holds(lambda: check_pairing(tiny_base, folder), folder)
+        holds(lambda: quantization_of(read_model_config(folder)), folder)
+        holds(lambda: logical_shapes(folder, read_model_config(folder)), folder)
+
+    (folder / "config.json").write_text(json.dumps(good))
+    quantizations()
+
+    header, data = parted((nf4 / "model.safetensors").read_bytes())
+
+    @fuzzed(20)
+    @given(st.one_of(mutated_json(header), other_tensors(header)))
+    def headers(text: bytes) -> None:
+        new = len(text).to_bytes(8, "little") + text + data
+        (folder / "model.safetensors").write_bytes(new)
+        holds(lambda: logical_shapes(folder, good), folder)
+        holds(lambda: check_pairing(tiny_base, folder), folder)
+
+    (folder / "config.json").write_text(json.dumps(good))
+    headers()
 
 
 PATTERNS = {
@@ -240,6 +281,80 @@ def test_adapters(adapter: Path, tmp_path: Path) -> None:
         holds(lambda: check_adapter_patterns(read_adapter(folder), names), folder)
 
     mutants()
+
+
+OTHER_TYPES = ("ia3", "oft", "vera", "loha", "ln_tuning", "trainable_tokens")
+"""Beside LoRA: factors, rotations, factors shared by layers, products, norms, rows."""
+
+
+@pytest.fixture(scope="module")
+def others(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {name: tmp_path_factory.mktemp(name) for name in OTHER_TYPES}
+    for name, folder in folders.items():
+        save_adapter(tiny_base, CASES[name], folder)
+    return folders
+
+
+@pytest.mark.parametrize("kind", OTHER_TYPES)
+def test_adapters_of_other_types(
+    kind: str, others: dict[str, Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(others[kind], tmp_path / "adapter")
+    good = json.loads((folder / "adapter_config.json").read_text())
+    holds(lambda: plan_merge(tiny_base, [folder]), folder)
+
+    @fuzzed(12)
+    @given(mutated_json(good))
+    def mutants(content: bytes) -> None:
+        (folder / "adapter_config.json").write_bytes(content)
+        holds(lambda: plan_merge(tiny_base, [folder]), folder, tiny_base)
+
+    mutants()
+
+
+@pytest.mark.parametrize("kind", ["lora", "ia3", "trainable_tokens"])
+def test_names_and_shapes_of_an_adapter(
+    kind: str, others: dict[str, Path], adapter: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(others.get(kind, adapter), tmp_path / "adapter")
+    header, data = parted((folder / "adapter_model.safetensors").read_bytes())
+
+    @fuzzed(20)
+    @given(st.one_of(mutated_json(header), other_tensors(header)))
+    def mutants(text: bytes) -> None:
+        new = len(text).to_bytes(8, "little") + text + data
+        (folder / "adapter_model.safetensors").write_bytes(new)
+        holds(lambda: plan_merge(tiny_base, [folder]), folder, tiny_base)
+
+    mutants()
+
+
+def parted(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Divide a safetensors file into its header and what follows."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+@st.composite
+def other_tensors(draw: st.DrawFn, header: dict[str, Any]) -> bytes:
+    """A header whose bytes fit, of tensors with other names or shapes."""
+    name = draw(st.sampled_from(sorted(set(header) - {"__metadata__"})))
+    tensor = header[name]
+    rest = {other: value for other, value in header.items() if other != name}
+    parts = name.split(".")
+    at = draw(st.integers(0, len(parts) - 1))
+    word = draw(
+        st.sampled_from(["", "x", "99", "lora_A", "base_layer", "weight", "layers", "\x1b["])
+    )
+    renamed = ".".join([*parts[:at], word, *parts[at + 1 :]])
+    size = prod(tensor["shape"])
+    shape = draw(
+        st.sampled_from(
+            [tensor["shape"][::-1], [size], [1, size], [size, 1], [size, 1, 1], [0, size]]
+        )
+    )
+    changed = draw(st.sampled_from([{renamed: tensor}, {name: {**tensor, "shape": shape}}, {}]))
+    return json.dumps({**rest, **changed}).encode()
 
 
 CALL = {"function": {"name": "look", "arguments": '{"word": "x"}'}}
@@ -297,6 +412,62 @@ def test_parquet(tmp_path: Path) -> None:
         holds(lambda: read_row_file(path, Columns(), "list"), tmp_path)
 
     mutants()
+
+
+def test_typed_columns_of_parquet(tmp_path: Path) -> None:
+    """A column may be of any type of Arrow's, where a text or a list is expected."""
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / "night.parquet"
+    texts = pa.array(["a", None, "b"])
+    columns = [
+        texts.cast(pa.large_string()),
+        texts.dictionary_encode(),
+        pa.array([b"a", b"\xff", None]),
+        pa.array([1, 2**62, None]),
+        pa.array([1.5, float("nan"), None]),
+        pa.array([True, False, None]),
+        pa.array([None, None, None]),
+        pa.array([0, 10**15, -(2**40)], pa.timestamp("ns", tz="UTC")),
+        pa.array([0, 2**52, -(2**52)], pa.timestamp("s")),
+        pa.array([0, 2**30, -(2**30)], pa.date32()),
+        pa.array([1, 2**62, 3], pa.duration("ns")),
+        pa.array([1, 2, 3], pa.time64("ns")),
+        pa.array([None, 1, 2], pa.decimal128(38, 2)),
+        pa.array([["a"], [], None]),
+        pa.array([{"role": "user", "content": "a"}, None, {}]),
+        pa.array([[{"role": "user", "content": 1}], None, [None]]),
+        pa.array([[("user", "a")], [], None], pa.map_(pa.string(), pa.string())),
+        pa.array([b"1234", None, b"abcd"], pa.binary(4)),
+    ]
+    names = [
+        "messages",
+        "text",
+        "prompt",
+        "completion",
+        "conversations",
+        "tools",
+        "system",
+        "extra",
+    ]
+
+    @fuzzed(120)
+    @given(
+        st.dictionaries(st.sampled_from(names), st.sampled_from(columns), min_size=1, max_size=4)
+    )
+    def typed(table: dict[str, Any]) -> None:
+        write_table(pa.table(table), path, coerce_timestamps=None)
+
+        def door() -> None:
+            found = read_row_file(path, Columns(), "list")
+            for row in found:
+                normalised(row.row)
+            write_jsonl(tmp_path.parent / "written.jsonl", [row.row for row in found])
+
+        holds(door, tmp_path)
+
+    typed()
 
 
 def test_configurations(tmp_path: Path) -> None:

@@ -164,7 +164,11 @@ BAD_LINES = {
     '{"messages": [{"role": "assistant", "content": 3}]}': "messages[0].content is 3",
     '{"texts": "x"}': "has no column 'messages', nor those of another format (found ['texts'])",
     '{"text": " "}': "text is ' '; expected non-empty text",
-    '{"messages": [': "is not JSON",
+    '{"messages": [': "is not JSON (Expecting value: line 1 column 15 (char 14)): "
+    '\'{"messages": [\'; expected one object a line, such as {"messages": [...]}: write the line '
+    "anew with json.dumps, or remove it",
+    f'{{"a": {"9" * 5000}}}': "is not JSON (a whole number of 5000 digits; numbers that long are "
+    'not read): \'{"a": 999',
     '["x"]': "is ['x']; expected an object with named columns",
 }
 

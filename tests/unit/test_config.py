@@ -16,6 +16,9 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = yaml.safe_load((CONFIGS / "tiny.yaml").read_text())
 
 
+HUB = {"kind": "hub", "repo": "a/b"}
+
+
 def changed(**fields: Any) -> dict[str, Any]:
     document = copy.deepcopy(TINY)
     for path, value in fields.items():
@@ -25,6 +28,28 @@ def changed(**fields: Any) -> dict[str, Any]:
             inner = inner.setdefault(parent, {})
         inner[leaf] = value
     return document
+
+
+def test_names_that_exist_are_taken() -> None:
+    tasks = ["tmmluplus_education_(profession_level)", "mmlu_pro-plus", "arc_challenge"]
+    config = parse_config(
+        changed(
+            evaluate__tasks=tasks,
+            prepare_base__source={
+                "kind": "hub",
+                "repo": "Qwen/Qwen3-0.6B",
+                "revision": "refs/pr/1",
+            },
+            prepare_data__source={
+                **HUB,
+                "revision": "v1.0+b",
+                "subset": "mød",
+                "train_split": "a[:9]",
+            },
+        ),
+        "t.yaml",
+    )
+    assert list(config.evaluate.tasks) == tasks
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -39,9 +64,9 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"train_adapter__rank": 0}, "train_adapter.rank: got 0. Input should be greater than or"),
+        ({"train_adapter__rank": 0}, "train_adapter.rank: got 0. Expected a number of at least 1"),
         ({"train_adapter__rnak": 8}, r"train_adapter.rnak: unknown field; did you mean 'rank'\?"),
-        ({"quantize_base__method": "nf5"}, "got 'nf5'. Input should be 'nf4', 'int8' or 'gptq'"),
+        ({"quantize_base__method": "nf5"}, "got 'nf5'. Expected one of nf4, int8 or gptq"),
         ({"quantize_base__method": "int8"}, "'dora' cannot train on quantize_base.method='int8'"),
         ({"quantize_base__method": "gptq"}, "'dora' cannot train on quantize_base.method='gptq'"),
         ({"merge_fp16__enabled": False}, "continue_train would lose the adapter; set merge_fp16."),
@@ -69,7 +94,7 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ({"merge_fp16__weights": [0.5]}, r"are of several adapters; give past_nights too"),
         (
             {"merge_fp16__weights": [1.0, 0.0], "merge_fp16__past_nights": 1},
-            "should be greater than 0",
+            "got 0.0. Expected a number greater than 0",
         ),
         (
             {"merge_fp16__untie": True, "merge_fp16__past_nights": 1},
@@ -122,7 +147,10 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ({"prepare_base__source__heads": 3}, "heads=3 must divide hidden_size=256"),
         ({"prepare_base__source": {"kind": "hub", "repo": "x"}}, "repo: got 'x'"),
         ({"prepare_data__source": {"kind": "files", "train": ["a.csv"]}}, "a.csv must end in"),
-        ({"prepare_data__source": {"kind": "files", "train": "a.jsonl"}}, r"list, such as \[a.jso"),
+        (
+            {"prepare_data__source": {"kind": "files", "train": "a.jsonl"}},
+            r"list of strings, such as \[a.jsonl\]",
+        ),
         (
             {"prepare_data__source": {"kind": "files", "train": ["a.jsonl"], "night": 2}},
             r"prepare_data.source: night: of kind stdlib, and kind is 'files'; valid: heldout, "
@@ -151,6 +179,39 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ({"deploy__action__folder": ".requant"}, "folder: .requant is the state folder itself"),
         ({"deploy__action__folder": "."}, r"folder: . holds the state folder \(state: .requant"),
         ({"name": "a b"}, "name: got 'a b'"),
+        ({"name": "n" * 101}, "Expected a string of 100 characters at most"),
+        ({"train_adapter__rank": "many"}, "rank: got 'many'. Expected a whole number$"),
+        ({"train_adapter__rank": 1.5}, "rank: got 1.5. Expected a whole number$"),
+        ({"promote__auto": "maybe"}, "promote.auto: got 'maybe'. Expected true or false$"),
+        ({"train_adapter": None}, "train_adapter: got null. Expected a mapping of fields$"),
+        ({"merge_fp16__scales": 2.0}, r"got 2.0. Expected a list of numbers, such as \[2.0\]$"),
+        ({"train_adapter__target_modules": []}, r"got \[\]. Expected a list of 1 or more$"),
+        ({"train_adapter__target_modules": ["q" * 201]}, r"a name of one line, [^\n]*$"),
+        ({"evaluate__tasks": None}, "got null. Expected a list of strings, such as"),
+        (
+            {"prepare_base__source": {"kind": "huub"}},
+            "source.kind: got 'huub'. Expected one of stdlib, folder, hub$",
+        ),
+        ({"prepare_base__source": {"path": "x"}}, "got a mapping. Expected a mapping with kind$"),
+        ({"evaluate__tasks": ["a task"]}, "evaluate.tasks.0: got 'a task'. Expected the name of"),
+        ({"evaluate__tasks": ["m" * 201]}, "of at most 200 letters, .*`lm-eval ls tasks` prints"),
+        ({"evaluate__tasks": ["\x1b[31m"]}, r"tasks.0: got '\\x1b\[31m'. Expected the name of a"),
+        ({"promote__guard": ["../x"]}, "promote.guard.0: got '../x'. Expected the name of a task"),
+        (
+            {"prepare_base__source": {**HUB, "repo": "é/b"}},
+            "repo: got 'é/b'. Expected owner/name, ea",
+        ),
+        (
+            {"prepare_base__source": {**HUB, "repo": "a/.."}},
+            "got 'a/..'. Expected owner/name, each o",
+        ),
+        ({"prepare_base__source": {**HUB, "repo": "a/" + "b" * 97}}, "each of at most 96 letters"),
+        (
+            {"prepare_base__source": {**HUB, "revision": "../x"}},
+            "source.revision: got '../x'. Expected a branch, a tag or a commit, of at most 200",
+        ),
+        ({"prepare_data__source": {**HUB, "subset": "x\n"}}, r"subset: got 'x\\n'. Expected a na"),
+        ({"tracking__experiment": "e" * 201}, "tracking.experiment: expected a name of one line"),
     ],
 )
 def test_what_cannot_work_is_refused_with_field_and_way_out(

@@ -9,12 +9,21 @@ import yaml
 from pydantic import ValidationError
 
 from requant.config import Config
-from requant.config.loading import apply_override, given_config, load_config, parse_config
+from requant.config.loading import (
+    apply_override,
+    given_config,
+    json_schema,
+    load_config,
+    parse_config,
+)
 from requant.config.operations import PostAction
 from requant.errors import ConfigError
 from tests.support.chain import MICRO
 
 SECRET = "hunter2hunter2"
+TOKEN = "hf_hunter2hunter2hunter2hunter2hun"
+"""Of a form that gives it away wherever it stands."""
+AT = f"https://me:{SECRET}@serve.example/x"
 POST = {"kind": "post", "url": "https://serve.example/reload"}
 RUN = {"kind": "command", "argv": ["./deploy.sh"]}
 
@@ -29,8 +38,8 @@ WRITTEN: list[tuple[dict[str, Any], str]] = [
     ({"tracking": {"uri": f"https://mlflow?token={SECRET}"}}, "tracking.uri: holds a query"),
     ({"tracking": {"uri": f"https://mlflow/#{SECRET}"}}, "tracking.uri: holds a fragment"),
     ({"tracking": {"uri": f"sqlite:///x.db?key={SECRET}"}}, "tracking.uri: holds a user, a pass"),
-    ({"tracking": {"uri": [SECRET]}}, "tracking.uri: Input should be a valid string"),
-    ({"tracking": {"uri": {"password": SECRET}}}, "tracking.uri: Input should be a valid string"),
+    ({"tracking": {"uri": [SECRET]}}, "tracking.uri: got a list. Expected a string"),
+    ({"tracking": {"uri": {"password": SECRET}}}, "tracking.uri: got a mapping. Expected a string"),
     ({"tracking": {"pages": f"http://me:{SECRET}@mlflow"}}, "tracking.pages: holds a user or a"),
     ({"tracking": {"pages": f"http://mlflow/?{SECRET}"}}, "tracking.pages: holds a query"),
     ({"tracking": {"password": SECRET}}, "tracking.password: unknown field; valid: experiment, "),
@@ -38,13 +47,13 @@ WRITTEN: list[tuple[dict[str, Any], str]] = [
         {"tracking": {f"uri https://me:{SECRET}@x": None}},
         r"tracking.\(a name of 31 characters\): u",
     ),
-    ({"tracking": f"https://me:{SECRET}@mlflow"}, "tracking: Input should be a valid dictionary"),
-    ({"deploy": SECRET}, "deploy: Input should be a valid dictionary"),
+    ({"tracking": f"https://me:{SECRET}@mlflow"}, "tracking: got a string. Expected a mapping"),
+    ({"deploy": SECRET}, "deploy: got a string. Expected a mapping of"),
     ({"deploy": {"token": SECRET}}, "deploy.token: unknown field; valid: action, smoke_prompt"),
-    ({"deploy": {"action": SECRET}}, "deploy.action: Input should be a valid dictionary"),
-    ({"deploy": {"action": {"url": SECRET}}}, "deploy.action: Unable to extract tag"),
+    ({"deploy": {"action": SECRET}}, "deploy.action: got a string. Expected a mapp"),
+    ({"deploy": {"action": {"url": SECRET}}}, "deploy.action: got a mapping. Expected a"),
     ({"deploy": {"action": {**POST, "token": SECRET}}}, "action.token: expected env:NAME, of the"),
-    ({"deploy": {"action": {**POST, "token": [SECRET]}}}, "action.token: Input should be a valid"),
+    ({"deploy": {"action": {**POST, "token": [SECRET]}}}, "action.token: got a list. Expected a s"),
     ({"deploy": {"action": {**POST, "headers": {"X": SECRET}}}}, "action.headers: unknown field"),
     ({"deploy": {"action": {**POST, "argv": [SECRET]}}}, "action: argv: of kind command, and kind"),
     (
@@ -62,20 +71,39 @@ WRITTEN: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"deploy": {"action": {**POST, "plain_http_host": [SECRET]}}},
-        "action.plain_http_host: Input should be a valid string",
+        "action.plain_http_host: got a list. Expected a string",
     ),
     (
         {"deploy": {"action": {**RUN, "argv": SECRET}}},
-        "deploy.action.argv: Input should be a valid",
+        "deploy.action.argv: got a string. Expected a list of strings, such as",
     ),
     (
         {"deploy": {"action": {**RUN, "argv": [{SECRET: 1}]}}},
-        r"action.argv.0: Input should be a val",
+        r"action.argv.0: got a mapping. Expected a string",
     ),
     (
         {"deploy": {"action": {**RUN, "argv": ["", SECRET]}}},
         "action.argv: expected a program first",
     ),
+    (
+        {"deploy": {"action": {**RUN, "argv": ["./deploy.sh", "--token", SECRET]}}},
+        r"deploy.action.argv: item 3 of 3 follows an option that says token, .* give it as deploy."
+        r"action.secrets: \{NAME: env:NAME\}, or block:NAME",
+    ),
+    (
+        {"deploy": {"action": {**RUN, "argv": ["x", f"https://me:{SECRET}@serve.example"]}}},
+        "deploy.action.argv: item 2 of 2 holds an address with a password, and Prefect keeps",
+    ),
+    ({"deploy": {"action": {"kind": SECRET}}}, "action.kind: got a string. Expected one of copy, "),
+    ({"name": TOKEN}, "name: holds a token of Hugging Face, and Prefect and MLflow keep this fie"),
+    ({"evaluate": {"tasks": [TOKEN]}}, "evaluate.tasks: holds a token of Hugging Face"),
+    ({"evaluate": {"tasks": {TOKEN: 1}}}, "evaluate.tasks: got a mapping. Expected a list of str"),
+    ({"tracking": {"experiment": f"to {TOKEN}"}}, "tracking.experiment: holds a token"),
+    ({"prepare_data": {"source": {"kind": "files", "train": [f"{TOKEN}.csv"]}}}, "holds a token"),
+    ({"prepare_base": {"source": {"kind": "folder", "path": AT}}}, "path: holds an address with"),
+    ({"prepare_base": {"source": {"kind": "hub", "repo": AT}}}, "repo: holds an address with a p"),
+    ({"deploy": {"smoke_prompt": f"see {AT}"}}, "deploy.smoke_prompt: holds an address with a pas"),
+    ({TOKEN: 1}, r"\(a name of 34 characters\): unknown field"),
     (
         {"deploy": {"action": {**RUN, "secrets": {"TOKEN": SECRET}}}},
         "deploy.action.secrets.TOKEN: expected env:NAME",
@@ -84,8 +112,8 @@ WRITTEN: list[tuple[dict[str, Any], str]] = [
         {"deploy": {"action": {**RUN, "secrets": {f"T={SECRET}": "env:T"}}}},
         "deploy.action.secrets: expected names of environment variables",
     ),
-    ({"deploy": {"action": {**RUN, "secrets": SECRET}}}, "action.secrets: Input should be a valid"),
-    ({"prepare_base": {"source": {"hf_token": SECRET}}}, "prepare_base.source: Unable to extract"),
+    ({"deploy": {"action": {**RUN, "secrets": SECRET}}}, "action.secrets: got a string. Expected"),
+    ({"prepare_base": {"source": {"hf_token": SECRET}}}, "prepare_base.source: got a mapping. Ex"),
     ({"hf_token": SECRET}, "hf_token: unknown field; valid: "),
 ]
 
@@ -155,10 +183,10 @@ def test_what_is_no_yaml_is_not_repeated(tmp_path: Path, text: str, said: str) -
         ),
         (
             f"tracking.uri.password={SECRET}",
-            "tracking.uri.password: .* no field password inside a te",
+            "tracking.uri.password: .* no field password inside a st",
         ),
         (f"tracking.uri=https://me:{SECRET}@x", "tracking.uri: holds a user or a password"),
-        (f"deploy.action={SECRET}", "deploy.action: Input should be a valid dictionary"),
+        (f"deploy.action={SECRET}", "deploy.action: got a string. Expected a mapp"),
     ],
 )
 def test_what_is_set_is_not_repeated(tmp_path: Path, override: str, said: str) -> None:
@@ -210,6 +238,16 @@ def test_where_a_release_may_be_posted(fields: dict[str, Any], fault: str | None
         return
     with pytest.raises(ConfigError, match=fault):
         parse_config(given, "t.yaml")
+
+
+def test_the_server_of_prefect_refuses_a_token_before_it_keeps_it() -> None:
+    """Argument by argument: what follows an option only the worker knows."""
+    from prefect.utilities.schema_tools import validate
+
+    schema = json_schema()
+    for argv, refused in ((["./deploy.sh", "$TOKEN"], False), (["x", f"--token={TOKEN}"], True)):
+        given = document(deploy={"action": {"kind": "command", "argv": argv}})
+        assert bool(validate(given, schema)) is refused
 
 
 def test_mlflow_gets_no_field_that_may_hold_a_secret() -> None:

@@ -8,8 +8,8 @@ import pytest
 from pydantic import SecretStr
 
 from requant.config.operations import CommandAction, CopyAction, PostAction
-from requant.errors import ContractError, TransientError
-from requant.serving.deploy import LOCK, act, still_there
+from requant.errors import ArtifactError, ContractError, TransientError
+from requant.serving.deploy import LOCK, act, check_release, still_there
 from requant.serving.program import TAIL_CHARACTERS
 from requant.serving.release import Release
 from requant.store import Store, locked, publish
@@ -38,6 +38,18 @@ def test_current_moves_in_one_step_and_back(store: Store, tmp_path: Path) -> Non
         assert current.read_text() == (folder / "model.safetensors").read_text()
     names = {path.name for path in (tmp_path / "served").iterdir()}
     assert names == {"current", LOCK, *(item.digest for item, _ in releases)}
+
+
+def test_a_model_that_was_altered_is_told_with_the_way_out(store: Store) -> None:
+    item, folder = release(store, "first")
+    (folder / "model.safetensors").write_text("other")
+    with pytest.raises(
+        ArtifactError,
+        match=r"model.safetensors: was altered: .* Expected model \w{12} as it was made; what "
+        "serves now goes on serving. `requant run` with .* makes a harmed file again, or let the "
+        "one before serve: `requant rollback CONFIG`",
+    ):
+        check_release(store, store.ref("model", item.digest), "Hello.", 1, "cpu")
 
 
 def test_what_a_kill_left_before_the_step_is_taken_away(store: Store, tmp_path: Path) -> None:

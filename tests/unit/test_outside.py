@@ -31,7 +31,7 @@ SMALL = Bounds(size=1 << 20, depth=8, entries=100)
         ("-Infinity", "-Infinity is no number"),
         ("1e999", "1e999 is no number"),
         ("{" + '"a,a": 0,' * 90 + '"b": 0}', "'a,a' is given twice"),
-        ("9" * 5000, "5000 digits"),
+        ("9" * 5000, "a whole number of 5000 digits; numbers that long are not read"),
         (b"\xff\xfe{", "invalid start byte"),
         ('{"a": \x1b[2J}', "Expecting value"),
         ('"' + '\\"' * 200_000, "Unterminated string"),
@@ -43,6 +43,9 @@ def test_json_over_its_bounds_is_refused_in_one_line(text: Any, why: str) -> Non
         parse_json(text, SMALL, finite=True)
     said = str(caught.value)
     assert why in said
+    # Nobody who reads it can call Python.
+    assert "sys.set" not in said
+    assert "attribute" not in said
     assert said.isprintable()
     assert len(said) < 300
 
@@ -65,13 +68,16 @@ def test_json_within_its_bounds_is_what_it_says(value: Any) -> None:
         ("[" * 1000, "levels of lists and mappings"),
         ("a: 1\n\nb: 2\na: 3", "line 4, column 1: 'a' is given twice; keep one"),
         ("? [1]\n: 2", "a list or mapping cannot be a name"),
-        ("a: 2024-13-45", "month must be in 1..12"),
-        ("a: " + "9" * 6000, "digits"),
+        ("a: 2024-13-45", "month must be in 1..12; put a text in quotes"),
+        ("a: " + "9" * 6000, "line 1, column 4: a number of 6000 characters; numbers that long a"),
+        ("a:\n- 0x" + "f" * 6000, "line 2, column 3: a number of 6002 characters"),
+        ("a: " + "1:" * 2000 + "1", "a number of 4001 characters; numbers that long are not re"),
         ("a: " + "1:" * 9000 + "1", "at most 10000 are read"),
         ("x" * 300_000, "at most 262144 are read"),
         ("a: !!python/object/apply:os.system [id]", "could not determine a constructor"),
         ("a: !!bool foo", "..."),
-        ("a: !!timestamp foo", "has no attribute"),
+        ("a: !!timestamp foo", "a value does not fit its tag (!!...); remove the tag, or put the"),
+        ("a: !!bool maybe", "a value does not fit its tag"),
         ("a: \x00", "special characters are not allowed"),
         ("a: [", "line 1, column 5"),
     ],
@@ -81,6 +87,9 @@ def test_yaml_over_its_bounds_is_refused_in_one_line(text: str, why: str) -> Non
         parse_yaml(text)
     said = str(caught.value)
     assert why in said
+    # Nobody who reads it can call Python.
+    assert "sys.set" not in said
+    assert "attribute" not in said
     assert said.isprintable()
     assert len(said) < 400
 

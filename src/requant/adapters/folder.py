@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from requant.errors import ContractError
+from requant.expected import expected
 from requant.methods import peft_types
 from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.models.headers import TensorHeader, read_shard_header
@@ -91,7 +92,8 @@ def read_adapter(folder: Path) -> Adapter:
     _check_fields(folder, config)
     headers = read_shard_header(folder / WEIGHTS_NAME).tensors
     foreign = [name for name in headers if not name.startswith(PREFIX)]
-    if foreign and config["peft_type"] == "LORA":
+    # Others hold what all layers share beside the wrapped model.
+    if foreign and config["peft_type"] in {"LORA", "TRAINABLE_TOKENS"}:
         raise ContractError(
             f"{folder / WEIGHTS_NAME}: {few(foreign)} do not begin with {PREFIX}; save the "
             "adapter with peft's save_pretrained"
@@ -114,6 +116,7 @@ class _Fields(BaseModel):
     layers_pattern: str | list[str] | None = None
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
+    token_indices: list[int] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = None
 
 
@@ -125,13 +128,18 @@ def _check_fields(folder: Path, config: Mapping[str, Any]) -> None:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ContractError(
-            f"{path}: {name}={shown(config.get(name))}: {first['msg']}; save the adapter again "
+            f"{path}: {name}={shown(config.get(name))}: {expected(first)}; save the adapter again "
             "with peft"
         ) from error
     if config["peft_type"] == "LORA" and not (fields.r and fields.lora_alpha is not None):
         raise ContractError(
             f"{path}: r={fields.r} and lora_alpha={fields.lora_alpha}; expected a rank of 1 or "
             "more and a number: save the adapter again with peft"
+        )
+    if config["peft_type"] == "TRAINABLE_TOKENS" and not fields.token_indices:
+        raise ContractError(
+            f"{path}: token_indices={shown(config.get('token_indices'))}; expected a list of token "
+            "ids: save the adapter again with peft"
         )
 
 

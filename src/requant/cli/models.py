@@ -148,6 +148,7 @@ def _limits(given: "Sequence[str]") -> "MergeLimits":
 
     from requant.config.merge import MergeFp16, MergeLimits
     from requant.errors import ConfigError
+    from requant.expected import expected
 
     names = [field.name for field in fields(MergeLimits)]
     values = dict(text.partition("=")[::2] for text in given)
@@ -158,7 +159,7 @@ def _limits(given: "Sequence[str]") -> "MergeLimits":
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise ConfigError(f"--limit {name}={values[name]}: {first['msg']}") from error
+        raise ConfigError(f"--limit {name}={values[name]}: {expected(first)}") from error
 
 
 def _print_merge(metrics: "Mapping[str, float]") -> None:

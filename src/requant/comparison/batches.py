@@ -14,6 +14,7 @@ from requant.data.plain_text import chunks
 from requant.data.samples import encode_rows, placed, read_rows
 from requant.errors import ConfigError, ContractError
 from requant.models.tokenizer import chat_template, load_tokenizer
+from requant.outside.tokenizer_patterns import naming_patterns
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +130,8 @@ def text_batches(tokenizer: Any, texts: Iterable[str], max_length: int) -> list[
     """
     import torch
 
-    encoded = [tokenizer(text)["input_ids"][:max_length] for text in texts]
+    with naming_patterns(tokenizer, "text"):
+        encoded = [tokenizer(text)["input_ids"][:max_length] for text in texts]
     batches = [torch.tensor([ids]) for ids in encoded if len(ids) > 1]
     if not batches:
         raise ContractError("text: no document has two tokens; there is nothing to measure on")

@@ -33,7 +33,9 @@ class Config(Section):
     """Everything a night needs. One section per stage, then where and how it runs."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9.-]*$", description="of the model line, in MLflow too"
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        max_length=100,
+        description="of the model line, in MLflow too",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="of every shuffle and initialisation")
     state: LocalPath = Field(

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from requant.config.given_names import Repository, Revision
 from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Relative, Section
 
 Implementation = Literal[
@@ -56,8 +57,8 @@ class HubBase(Section):
     """A model on the Hugging Face hub; the commit its revision resolves to enters the key."""
 
     kind: Literal["hub"]
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
-    revision: str = Field(
+    repo: Repository = Field(description="owner/name")
+    revision: Revision = Field(
         "main", description="branch, tag or 40-hex commit", json_schema_extra=NOT_IN_KEY
     )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from requant.config.given_names import Name, Repository, Revision
 from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Section
 
 
@@ -59,25 +60,25 @@ class HubData(Section):
     """A dataset on the Hugging Face hub; the commit its revision resolves to enters the key."""
 
     kind: Literal["hub"]
-    repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name")
-    revision: str = Field(
+    repo: Repository = Field(description="owner/name")
+    revision: Revision = Field(
         "main", description="branch, tag or 40-hex commit", json_schema_extra=NOT_IN_KEY
     )
-    subset: str | None = Field(None, description="configuration name; null for the only one")
-    train_split: str = Field("train", description="split name")
-    heldout_split: str | None = Field(None, description="null cuts heldout_fraction off train")
+    subset: Name | None = Field(None, description="configuration name; null for the only one")
+    train_split: Name = Field("train", description="split name")
+    heldout_split: Name | None = Field(None, description="null cuts heldout_fraction off train")
 
 
 class Columns(Section):
     """Names of columns that differ from the usual ones; by those, formats are recognised."""
 
-    messages: str | None = Field(
+    messages: Name | None = Field(
         "messages",
         description="column of [{role, content}, ...] or ShareGPT's [{from, value}, ...]; as it "
         "is, each row's format is recognised by its columns",
     )
-    prompt: str | None = Field(None, description="column of the user's text")
-    response: str | None = Field(None, description="column of the assistant's text")
+    prompt: Name | None = Field(None, description="column of the user's text")
+    response: Name | None = Field(None, description="column of the assistant's text")
 
     @model_validator(mode="after")
     def _one_shape(self) -> "Columns":

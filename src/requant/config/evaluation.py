@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from requant.config.given_names import TaskName
 from requant.config.section import NOT_IN_KEY, Positive, Section
 
 
@@ -16,7 +17,9 @@ class Evaluate(Section):
         7, ge=0, le=365, description="earlier nights whose held-out rows are evaluated too"
     )
     past_rows: Positive = Field(64, description="of them in all, shared by the nights")
-    tasks: tuple[str, ...] = Field((), description="further lm-eval task names; most need the hub")
+    tasks: tuple[TaskName, ...] = Field(
+        (), description="further lm-eval task names; most need the hub"
+    )
     limit: int | None = Field(None, ge=1, description="documents per task; null: all")
     few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")
     chat_template: bool = Field(

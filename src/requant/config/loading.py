@@ -9,11 +9,15 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from requant.config import Config
-from requant.config.section import MAY_HOLD_SECRET, has_mark
+from requant.config.plain_secrets import text_fault
+from requant.config.section import MAY_HOLD_SECRET, has_mark, in_clear
 from requant.errors import ArtifactError, ConfigError
+from requant.expected import expected, kind_of
 from requant.outside.files import read_plain
 from requant.outside.yaml_text import MAX_CHARACTERS, MAX_DEPTH, MalformedYaml, parse_yaml
 from requant.wording import shown
+
+QUOTE = "'"
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
@@ -57,7 +61,8 @@ def parse_config(document: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(problem, document) for problem in error.errors())
+        found = [problem for problem in error.errors() if not _is_echo(problem)]
+        lines = dict.fromkeys(_explain(problem, document) for problem in found)
         problems = "\n".join(f"  {line}" for line in lines)
         # Pydantic's own text holds the names, which may be no names.
         raise ConfigError(f"{origin}: the configuration cannot work:\n{problems}") from None
@@ -109,9 +114,7 @@ def json_schema() -> dict[str, Any]:
 
 def _assign(document: Any, keys: list[str], value: Any, what: str) -> dict[str, Any]:
     if not isinstance(document, Mapping):
-        raise ConfigError(
-            f"{what}: there is no field {_name(keys[0])} inside {_kind_of_value(document)}"
-        )
+        raise ConfigError(f"{what}: there is no field {_name(keys[0])} inside {kind_of(document)}")
     head, *rest = keys
     if not rest:
         return {**document, head: value}
@@ -119,17 +122,22 @@ def _assign(document: Any, keys: list[str], value: Any, what: str) -> dict[str, 
     return {**document, head: _assign({} if inner is None else inner, rest, value, what)}
 
 
-def _kind_of_value(value: Any) -> str:
-    kinds = {str: "a text", list: "a list", bool: "true or false", int: "a number"}
-    return kinds.get(type(value), "a value")
-
-
 def _name(part: Any) -> str:
     """Write the name of a field; what can be none is not shown: a line may have lost its colon."""
     text = str(part)
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}|[0-9]{1,9}", text):
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,59}|[0-9]{1,9}", text) and not text_fault(text):
         return text
     return f"(a name of {len(text)} characters)"
+
+
+def _is_echo(problem: Any) -> bool:
+    """Tell whether a list is called too short for an item of it that was refused, and told of."""
+    given = problem["input"]
+    return (
+        problem["type"] == "too_short"
+        and isinstance(given, (list, tuple))
+        and len(given) >= problem["ctx"]["min_length"]
+    )
 
 
 def _explain(problem: Any, document: Mapping[str, Any]) -> str:
@@ -142,14 +150,37 @@ def _explain(problem: Any, document: Mapping[str, Any]) -> str:
         return f"{field}: {_unknown(str(location[-1]), models)}"
     if problem["type"] == "missing":
         return f"{field}: missing; it has no default, see configs/tiny.yaml"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if not field or isinstance(problem["input"], (dict, BaseModel)):
-        return f"{field}: {message}".removeprefix(": ")
-    if secret:
-        return f"{field}: {message} (the value is not shown: it may hold a secret)"
+    given, message = problem["input"], expected(problem)
+    # Also where another check was first to refuse it, and would repeat it.
+    fault = None if secret or _is_section(given) else text_fault(f"{given} {message}")
+    if fault is not None:
+        return f"{field}: {in_clear(fault)}"
+    if problem["type"] == "union_tag_invalid":
+        field, given = f"{field}.kind", problem["ctx"]["tag"]
     if problem["type"] == "tuple_type":
-        message = f"Expected a list, such as [{problem['input']}]"
-    return f"{field}: got {shown(problem['input'])}. {message}"
+        message += _items(models, location[-1], given, secret=secret)
+    if problem["type"] == "value_error" and (secret or not field or _is_section(given)):
+        hidden = " (the value is not shown: it may hold a secret)" if secret else ""
+        return f"{field}: {message}{hidden}".removeprefix(": ")
+    if message.startswith("expected"):
+        message = f"E{message[1:]}"
+    if secret and not _is_section(given):
+        message += " (the value is not shown: it may hold a secret)"
+    said = kind_of(given) if secret or given is None or _is_section(given) else shown(given)
+    return f"{field}: got {said}. {message}"
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, (dict, BaseModel))
+
+
+def _items(models: list[type[BaseModel]], name: Any, given: Any, *, secret: bool) -> str:
+    """Say what a list is of, and how the one value that was given is written as a list."""
+    annotations = str([model.model_fields[name].annotation for model in models])
+    of = "numbers" if "float" in annotations else "strings"
+    if secret or not isinstance(given, (str, int, float)):
+        return f" of {of}, such as [a, b]" if of == "strings" else f" of {of}, such as [1.0]"
+    return f" of {of}, such as [{shown(given).strip(QUOTE)}]"
 
 
 def _unknown(name: str, models: list[type[BaseModel]]) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from requant.config.addresses import PLAIN_ADDRESS, host_of, http_fault, sent_openly
+from requant.config.given_names import Name, TaskName
+from requant.config.plain_secrets import TOKEN_PATTERN, argument_fault
 from requant.config.section import MAY_HOLD_SECRET, LocalPath, Positive, Relative, Section
 
 
@@ -17,7 +19,7 @@ class Promote(Section):
     auto: bool = Field(
         False, description="true lets it serve at once; false waits for `requant promote`"
     )
-    guard: tuple[str, ...] = Field(
+    guard: tuple[TaskName, ...] = Field(
         (),
         description="evaluation tasks on which it must not be worse than the base (paired, 95%);"
         " guards auto only",
@@ -64,8 +66,9 @@ class CommandAction(Section):
     kind: Literal["command"]
     argv: tuple[str, ...] = Field(
         min_length=1,
-        description="program and arguments; no shell",
-        json_schema_extra=MAY_HOLD_SECRET,
+        description="program and arguments; no shell, no secret: `secrets` names those",
+        json_schema_extra=MAY_HOLD_SECRET
+        | {"items": {"type": "string", "not": {"pattern": TOKEN_PATTERN}}},
     )
     secrets: dict[str, SecretReference] = Field(
         {}, description="environment variable -> secret", json_schema_extra=MAY_HOLD_SECRET
@@ -77,6 +80,13 @@ class CommandAction(Section):
     def _has_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value[0].strip() or any("\0" in word for word in value):
             raise ValueError("expected a program first, and no NUL character")
+        fault = argument_fault(value)
+        if fault is not None:
+            raise ValueError(
+                f"{fault}, and Prefect keeps every parameter of a run in clear; give it as "
+                "deploy.action.secrets: {NAME: env:NAME}, or block:NAME, which the program finds "
+                "in its environment. A reference such as $NAME or env:NAME may stand here"
+            )
         return value
 
     @field_validator("secrets")
@@ -153,7 +163,9 @@ class PostAction(Section):
 class Deploy(Section):
     """What deploy_model does with a promoted model."""
 
-    smoke_prompt: str = Field("Hello.", min_length=1, description="what the model must answer")
+    smoke_prompt: str = Field(
+        "Hello.", min_length=1, max_length=10_000, description="what the model must answer"
+    )
     smoke_tokens: Positive = Field(16, description="of the answer, greedily")
     action: (
         Annotated[CopyAction | CommandAction | PostAction, Field(discriminator="kind")] | None
@@ -212,7 +224,7 @@ class Tracking(Section):
         description="address of a server that shows what a database in uri holds, for links",
         json_schema_extra=MAY_HOLD_SECRET | {"pattern": PLAIN_ADDRESS},
     )
-    experiment: str = Field("requant", min_length=1, description="MLflow experiment name")
+    experiment: Name = Field("requant", min_length=1, description="MLflow experiment name")
 
     @field_validator("uri")
     @classmethod

@@ -7,14 +7,24 @@ bytes a stage produces (or is represented by the digest of the content it points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
+
+from requant.config.plain_secrets import text_fault
 
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
 MAY_HOLD_SECRET: dict[str, Any] = {"may_hold_secret": True}
 """Marks a field into which somebody may write a password: no error shows what it holds, and MLflow
 gets no copy."""
+
+
+def in_clear(fault: str) -> str:
+    """Say the way out for a field that nobody expects a secret in, and that holds one."""
+    return (
+        f"{fault}, and Prefect and MLflow keep this field in clear; take it out. Fields that need "
+        "a secret name it, such as deploy.action.token: env:NAME"
+    )
 
 
 class Section(BaseModel):
@@ -24,6 +34,19 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
     )
+
+    @field_validator("*")
+    @classmethod
+    def _holds_no_secret_in_clear(cls, value: Any, info: ValidationInfo) -> Any:
+        # Marked fields say themselves what is a secret in them.
+        if not has_mark(cls.model_fields[str(info.field_name)], MAY_HOLD_SECRET):
+            for text in value if isinstance(value, tuple) else (value,):
+                # A path has lost a slash of https://.
+                words = str(text).replace(":/", "://") if isinstance(text, Path) else text
+                fault = text_fault(words) if isinstance(words, str) else None
+                if fault is not None:
+                    raise ValueError(in_clear(fault))
+        return value
 
     def key_fields(self) -> dict[str, Any]:
         """Return the part of this section that decides the bytes of the stage's artifact."""

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from requant.config.given_names import Name
 from requant.config.section import NOT_IN_KEY, Fraction, Positive, Relative, Section, StoredDtype
 
 
@@ -58,7 +59,7 @@ class TrainAdapter(Section):
     )
     alpha: Relative = Field(32.0, description="update is scaled by alpha / rank")
     dropout: Fraction = Field(0.0, description="on the adapter's input")
-    target_modules: tuple[str, ...] = Field(
+    target_modules: tuple[Name, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
         description="names of the linear layers; all-linear finds nothing on a GPTQ base",

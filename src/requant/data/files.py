@@ -145,7 +145,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
         lines = iter(lambda: file.readline(ROW.size + 1), b"")
         for number, line in enumerate(lines, 1):
             place = f"{path}, line {number}"
-            text = line.removeprefix(BOM) if number == 1 else line
+            text = (line.removeprefix(BOM) if number == 1 else line).rstrip(b"\r\n")
             if not text.strip():
                 continue
             if len(line) > ROW.size:
@@ -155,7 +155,11 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Any]]:
             try:
                 row = parse_json(text, ROW, finite=True, halves=True)
             except MalformedJson as error:
-                row = ContractError(f"{place}: is not JSON ({error}): {shown(text)}")
+                row = ContractError(
+                    f"{place}: is not JSON ({error}): {shown(text.decode(errors='replace'))}; "
+                    'expected one object a line, such as {"messages": [...]}: write the line anew '
+                    "with json.dumps, or remove it"
+                )
             yield place, row
 
 

@@ -25,6 +25,7 @@ from requant.data.turns import IGNORED, Clipped, Sample, TooLong, encode_turn, f
 from requant.errors import ContractError
 from requant.execution.progress import told
 from requant.execution.stage import Reporter
+from requant.outside.tokenizer_patterns import naming_patterns
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,9 @@ def encode_rows(
 
     Returns:
         The samples, and a report of the rows that gave none, because something is wrong with them.
+
+    Raises:
+        ContractError: If a pattern of the tokenizer gives up; each row more would take as long.
     """
     words = dialect(tokenizer, rules)
     counts: Counter[str] = Counter()
@@ -176,7 +180,8 @@ def encode_rows(
     for place, row in rows:
         counts["rows"] += 1
         try:
-            samples += list(_row_samples(words, row, max_length, too_long, counts))
+            with naming_patterns(tokenizer, place):
+                samples += list(_row_samples(words, row, max_length, too_long, counts))
         except RowError as error:
             faults.append(Fault(place, error.kind, str(error), error.of_template))
     counts["samples"] = len(samples)

@@ -18,6 +18,7 @@ from requant.evaluation.lm_eval_model import (
 )
 from requant.evaluation.scores import Ran, TaskScores, task_scores
 from requant.machine.library_noise import no_library_noise
+from requant.outside.tokenizer_patterns import naming_patterns
 
 BOOTSTRAP_ITERATIONS = 1000
 
@@ -113,6 +114,7 @@ def score_model(
         without_environment(),
         infinite_perplexities(),
         redirect_stderr(io.StringIO()),
+        naming_patterns(tokenizer, f"evaluate: {name}"),
     ):
         watched = watched_model(
             tell,

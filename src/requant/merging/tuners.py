@@ -5,19 +5,27 @@ and gets the original's values only while its turn lasts.
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.adapters.folder import PREFIX, WEIGHTS_NAME, Adapter, locate
-from requant.errors import ContractError
+from requant.adapters.folder import CONFIG_NAME, PREFIX, WEIGHTS_NAME, Adapter, locate
+from requant.errors import ContractError, RequantError
 from requant.machine.library_noise import no_library_noise
 from requant.merging.updates import Apply, Update
 from requant.models.headers import TensorHeader
-from requant.wording import few
+from requant.wording import few, printable, shown
 
 if TYPE_CHECKING:
     import torch
+
+
+SIZES = (
+    *("r", "init_r", "target_r", "group_size", "decompose_factor", "oft_block_size"),
+    *("boft_block_size", "boft_block_num", "boft_n_butterfly_factor"),
+)
+"""Fields by which peft makes tensors before it looks at those of the file."""
 
 
 def tuner_updates(
@@ -36,8 +44,9 @@ def tuner_updates(
     """
     from requant.models.load import import_gptqmodel
 
+    _check_sizes(adapter, headers)
     import_gptqmodel()
-    with no_library_noise():
+    with no_library_noise(), _naming_configuration(adapter):
         model = _with_adapter(original, adapter)
     from peft.tuners.ln_tuning.layer import LNTuningLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -63,6 +72,43 @@ def tuner_updates(
                 shape = tuple(getattr(module.get_base_layer(), leaf).shape)
                 updates[tensor_name] = _through(module, leaf, shape, lock)
     return updates
+
+
+def _check_sizes(adapter: Adapter, headers: Mapping[str, TensorHeader]) -> None:
+    """Refuse sizes that no tensor of the original has: peft would make tensors of them.
+
+    Raises:
+        ContractError: Naming the field.
+    """
+    side = max((size for header in headers.values() for size in header.shape), default=0)
+    most = {**dict.fromkeys(SIZES, side), "n_frequency": side * side}
+    given = {name: adapter.config.get(name) for name in most}
+    patterns = adapter.config.get("rank_pattern") or {}
+    given |= {f"rank_pattern: {shown(name)}": value for name, value in patterns.items()}
+    for name, value in given.items():
+        limit = most.get(name, side)
+        if value is not None and (type(value) is not int or value > limit):
+            raise ContractError(
+                f"{adapter.folder / CONFIG_NAME}: {name}={shown(value)}; expected a whole "
+                f"number of at most {limit}, the most the original has a place for: save the "
+                "adapter again with peft"
+            )
+
+
+@contextmanager
+def _naming_configuration(adapter: Adapter) -> Iterator[None]:
+    """Turn what peft raises on a configuration it cannot use into an error that names it."""
+    try:
+        yield
+    except (RequantError, MemoryError):
+        raise
+    # Of a value of another type it raises what that runs into.
+    except Exception as error:
+        raise ContractError(
+            f"{adapter.folder / CONFIG_NAME}: peft can make no adapter of it "
+            f"({type(error).__name__}: {printable(error)[:300]}); expected what peft wrote: save "
+            "the adapter again with peft"
+        ) from error
 
 
 def _with_adapter(original: Path, adapter: Adapter) -> Any:

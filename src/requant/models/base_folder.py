@@ -11,6 +11,7 @@ from typing import Any
 from requant.errors import ConfigError, RequantError
 from requant.models.config import read_model_config
 from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
+from requant.models.generation import generation_problems
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
 from requant.models.own_code import own_code_problems, small_json
 from requant.models.skeleton import (
@@ -188,7 +189,11 @@ def small_files_problems(folder: Path) -> list[str]:
         except RequantError as error:
             unreadable.append(str(error))
     # What is no JSON within bounds transformers is not to read.
-    return unreadable or [*own_code_problems(folder), *tokenizer_problems(folder)]
+    return unreadable or [
+        *own_code_problems(folder),
+        *generation_problems(folder),
+        *tokenizer_problems(folder),
+    ]
 
 
 def missing_index(files: BaseFiles) -> dict[str, Any] | None:

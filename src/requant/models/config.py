@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from requant.config.base import Implementation, OtherWeights
 from requant.errors import ArtifactError
+from requant.expected import expected
 from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.outside.json_text import read_object
 from requant.wording import shown
@@ -99,7 +100,7 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise ArtifactError(
-            f"{path}: {name}={shown(config.get(name))}: {first['msg']}; copy the file anew"
+            f"{path}: {name}={shown(config.get(name))}: {expected(first)}; copy the file anew"
         ) from error
     if (other := config.get(OTHER_WEIGHTS)) is not None:
         raise ArtifactError(

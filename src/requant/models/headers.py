@@ -141,8 +141,17 @@ class ShardHeader:
     @property
     def metadata(self) -> Mapping[str, str]:
         """What the writer noted, e.g. {"format": "pt"}."""
-        found: Mapping[str, str] = self.entries.get("__metadata__", {})
+        found: Mapping[str, str] = self.entries.get("__metadata__") or {}
         return found
+
+
+def _check_notes(path: Path, notes: Any) -> None:
+    """Refuse notes of the writer that safetensors would stop at, when the tensors are read."""
+    texts = notes is None or (
+        isinstance(notes, dict) and all(isinstance(value, str) for value in notes.values())
+    )
+    if not texts:
+        raise _damaged(path, f"__metadata__ is {shown(notes)}; expected an object of texts")
 
 
 def read_shard_header(path: Path) -> ShardHeader:
@@ -174,6 +183,7 @@ def read_shard_header(path: Path) -> ShardHeader:
     if not isinstance(entries, dict):
         raise ArtifactError(f"{path}: is no safetensors file; copy it anew")
     start = 8 + length
+    _check_notes(path, entries.get("__metadata__"))
     tensors = {
         name: _tensor(path, name, entry, start)
         for name, entry in entries.items()

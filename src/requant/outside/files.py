@@ -21,7 +21,9 @@ def open_plain(path: Path) -> BinaryIO:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ArtifactError(f"{printable(path)}: cannot be read ({reason})") from error
+        raise ArtifactError(
+            f"{printable(path)}: cannot be read ({reason}); give a file that can be"
+        ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise ArtifactError(f"{printable(path)}: is no plain file; give one")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from requant.errors import ArtifactError
+from requant.expected import kind_of
 from requant.outside.files import read_plain
 from requant.wording import printable, shown
 
@@ -36,6 +37,10 @@ STRING_OR_SIGN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{},]', re.
 
 
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+TOO_MANY_DIGITS = re.compile(r"integer string conversion: value has (\d+) digits")
+"""What Python says of a number that takes it too long; its way out is for programs."""
 
 
 class MalformedJson(ValueError):
@@ -78,6 +83,10 @@ def parse_json(
     except MalformedJson:
         raise
     except ValueError as error:
+        if digits := TOO_MANY_DIGITS.search(str(error)):
+            raise MalformedJson(
+                f"a whole number of {digits[1]} digits; numbers that long are not read"
+            ) from error
         raise MalformedJson(printable(error)) from error
 
 
@@ -102,7 +111,8 @@ def read_object(path: Path, bounds: Bounds = DOCUMENT) -> dict[str, Any]:
     content = read_json(path, bounds)
     if not isinstance(content, dict):
         raise ArtifactError(
-            f"{printable(path)}: expected a JSON object, found {type(content).__name__}"
+            f"{printable(path)}: holds {kind_of(content)}, expected an object "
+            '({"name": value, ...}); copy it anew'
         )
     return content
 

@@ -13,6 +13,12 @@ MAX_SCALAR = 10_000
 MAX_DEPTH = 32
 """Lists and mappings inside one another; PyYAML calls itself for each."""
 
+MAX_DIGITS = 1000
+"""Digits of a number: more than Python writes down, and each way to read them takes long."""
+_LONG_NUMBER = re.compile(
+    rf"[-+]?(0x[0-9A-Fa-f_]{{{MAX_DIGITS},}}|0b[01_]{{{MAX_DIGITS},}}|[0-9_:.]{{{MAX_DIGITS},}})"
+)
+
 _QUOTED = re.compile(r"'(?!<)[^']{2,}'|\"[^\"]{2,}\"")
 """What PyYAML quotes of a text, besides a single letter and the kind of a token."""
 
@@ -43,17 +49,14 @@ def parse_yaml(text: str) -> Any:
         said = f"{error.problem}{context}"
         cause = said if isinstance(error, _Refusal) else _QUOTED.sub("'...'", said)
         raise MalformedYaml(printable(f"{where}{cause}")) from None
-    # A date of month 13, a number of ten thousand digits, a letter YAML has not: each its own.
-    except (
-        yaml.YAMLError,
-        ValueError,
-        ArithmeticError,
-        TypeError,
-        LookupError,
-        AttributeError,
-    ) as error:
+    except (TypeError, LookupError, AttributeError):
+        raise MalformedYaml(
+            "a value does not fit its tag (!!...); remove the tag, or put the text in quotes"
+        ) from None
+    # A date of month 13, a letter YAML has not: each its own.
+    except (yaml.YAMLError, ValueError, ArithmeticError) as error:
         said = _QUOTED.sub("'...'", " ".join(str(error).split()))
-        raise MalformedYaml(printable(said)) from None
+        raise MalformedYaml(printable(f"{said}; put a text in quotes")) from None
 
 
 def _check_events(text: str) -> None:
@@ -64,12 +67,19 @@ def _check_events(text: str) -> None:
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
             size = len(event.value)
             raise _refused(event, f"a value of {size} characters; at most {MAX_SCALAR} are read")
+        if isinstance(event, yaml.ScalarEvent) and _is_long_number(event):
+            said = f"a number of {len(event.value)} characters; numbers that long are not read"
+            raise _refused(event, f"{said}, a text of digits is quoted")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
                 raise _refused(event, f"more than {MAX_DEPTH} levels of lists and mappings")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
+
+
+def _is_long_number(event: yaml.ScalarEvent) -> bool:
+    return event.style is None and _LONG_NUMBER.fullmatch(event.value) is not None
 
 
 class _Refusal(yaml.MarkedYAMLError):

@@ -19,6 +19,7 @@ from requant.models.folder import stored_dtype
 from requant.models.load import import_gptqmodel
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import load_tokenizer
+from requant.outside.tokenizer_patterns import naming_patterns
 from requant.quantization.gptq_files import assemble
 from requant.quantization.gptq_workers import errors_of_workers
 from requant.quantization.quantizable import check_quantizable, fused_experts
@@ -132,7 +133,8 @@ def encode_calibration(
     Raises:
         ContractError: If no text is long enough.
     """
-    encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    with naming_patterns(tokenizer, "calibration"):
+        encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     usable = [ids[:max_length] for ids in encoded if len(ids) > MIN_CALIBRATION_TOKENS]
     if not usable:
         raise ContractError(

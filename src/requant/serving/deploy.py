@@ -11,11 +11,12 @@ from requant.config.operations import CommandAction, CopyAction, PostAction, is_
 from requant.credentials import secret_parts
 from requant.errors import ConfigError, ContractError, TransientError
 from requant.machine.withheld import withheld
+from requant.outside.tokenizer_patterns import naming_patterns
 from requant.redaction import redactor
 from requant.serving.post import post_release
 from requant.serving.program import run_command
 from requant.serving.release import Release
-from requant.store import ArtifactRef, Store, describe, locked, materialise, verify
+from requant.store import ArtifactRef, Store, describe, locked, materialise, verify_to_serve
 from requant.store.room import naming_full_disk
 
 CURRENT = "current"
@@ -44,7 +45,7 @@ def check_release(store: Store, ref: ArtifactRef, prompt: str, tokens: int, devi
         ArtifactError: If a byte is wrong.
         ContractError: If the model gives no token or a logit that is not finite.
     """
-    verify(store, ref)
+    verify_to_serve(store, ref)
     return answer(materialise(store, ref.digest), prompt, tokens, device)
 
 
@@ -66,7 +67,8 @@ def answer(folder: Path, prompt: str, tokens: int, device: str) -> str:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     else:
         text = prompt
-    inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
+    with naming_patterns(tokenizer, "deploy.smoke_prompt"):
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False).to(model.device)
     with torch.no_grad():
         if not model(**inputs).logits.isfinite().all():
             raise ContractError(f"deploy: the logits of {folder.name[:12]} are not finite")

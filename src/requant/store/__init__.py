@@ -16,7 +16,7 @@ from requant.store.content import holds, materialise, read_file
 from requant.store.layout import ArtifactRef, Store
 from requant.store.locks import locked
 from requant.store.manifest import Manifest, ManifestEntry, describe, hash_file
-from requant.store.objects import check_sizes, find_object, publish, verify
+from requant.store.objects import check_sizes, find_object, publish, verify, verify_to_serve
 from requant.store.records import (
     StageRecord,
     all_records,
@@ -48,5 +48,6 @@ __all__ = [
     "touch_record",
     "verified_record",
     "verify",
+    "verify_to_serve",
     "write_record",
 ]

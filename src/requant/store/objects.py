@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
+from requant.expected import expected
 from requant.outside.json_text import INDEX, read_json
 from requant.store.durable import sync, write_durably
 from requant.store.layout import ArtifactRef, Store
@@ -75,21 +76,37 @@ def verify(store: Store, ref: ArtifactRef) -> Manifest:
     present = describe(folder)
     if present == recorded:
         return recorded
-    expected = {entry.path: entry for entry in recorded.files}
+    wanted = {entry.path: entry for entry in recorded.files}
     found = {entry.path: entry for entry in present.files}
-    for path in sorted(expected.keys() | found.keys()):
+    for path in sorted(wanted.keys() | found.keys()):
         if path not in found:
             raise ArtifactError(
                 f"{folder / path}: is missing; its artifact {ref.short} is unusable"
             )
-        if path not in expected:
+        if path not in wanted:
             raise ArtifactError(f"{folder / path}: was added to artifact {ref.short}; remove it")
-        if expected[path] != found[path]:
+        if wanted[path] != found[path]:
             raise ArtifactError(
                 f"{folder / path}: was altered: sha256 {found[path].sha256[:12]}, "
-                f"expected {expected[path].sha256[:12]}"
+                f"expected {wanted[path].sha256[:12]}"
             )
     raise AssertionError("unequal manifests with equal entries")
+
+
+def verify_to_serve(store: Store, ref: ArtifactRef) -> None:
+    """Verify a model that somebody wants to serve.
+
+    Raises:
+        ArtifactError: As `verify`, with the way out: nothing makes such a model again by itself.
+    """
+    try:
+        verify(store, ref)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{error}. Expected model {ref.short} as it was made; what serves now goes on serving. "
+            "`requant run` with the configuration that made it makes a harmed file again, or let "
+            "the one before serve: `requant rollback CONFIG`"
+        ) from error
 
 
 def check_sizes(store: Store, ref: ArtifactRef) -> Manifest:
@@ -146,7 +163,10 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(map(str, problem["loc"]))
-        raise ArtifactError(f"{path}: is not a manifest: {field}: {problem['msg']}") from error
+        raise ArtifactError(
+            f"{path}: is not a manifest: {field}: {expected(problem)}; a night that needs the "
+            "artifact makes it again"
+        ) from error
 
 
 def _manifest_of(store: Store, ref: ArtifactRef) -> Manifest:

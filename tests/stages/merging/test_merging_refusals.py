@@ -55,6 +55,38 @@ def test_a_pattern_that_never_ends_on_the_adapters_own_names_is_refused(
         plan_merge(base, [tmp_path / "adapter"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "told"),
+    [
+        (
+            "vera",
+            "r",
+            2**31,
+            "r=2147483648; expected a whole number of at most 128, the most the o",
+        ),
+        (
+            "oft",
+            "oft_block_size",
+            "8",
+            "oft_block_size='8'; expected a whole number of at most 128",
+        ),
+        ("fourierft", "n_frequency", 2**40, "n_frequency=1099511627776; expected a whole number"),
+        ("loha", "rank_pattern", {"q_proj": 2**31}, "rank_pattern: 'q_proj'=2147483648; expect"),
+        ("ia3", "feedforward_modules", [[]], r"peft can make no adapter of it \(TypeError: .*"),
+        ("trainable_tokens", "token_indices", None, "token_indices=None; expected a list of tok"),
+    ],
+)
+def test_a_configuration_that_peft_would_stumble_over_is_named(
+    kind: str, field: str, value: object, told: str, base: Path, tmp_path: Path
+) -> None:
+    save_adapter(base, CASES[kind], tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(ContractError, match=f"adapter_config.json: {told}") as caught:
+        plan_merge(base, [tmp_path / "adapter"])
+    assert str(caught.value).endswith("save the adapter again with peft")
+
+
 def test_the_names_of_a_body_that_the_files_leave_out_are_looked_at_too(
     base: Path, tmp_path: Path
 ) -> None:

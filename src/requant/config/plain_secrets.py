@@ -1,0 +1,215 @@
+"""Secrets that somebody wrote out: known by their form and by the name before them.
+
+Not by how random they look: that guesses, and refuses digests. A secret whose form nothing marks,
+such as a bare word, is not found. detect-secrets and its like read files for the tokens of vendors;
+they know neither options and their arguments nor the tokens of Hugging Face.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+TOKENS = {
+    "of Hugging Face": r"hf_[A-Za-z0-9]{16,}",
+    "of GitHub": r"(?:gh[opsur]_|github_pat_)[A-Za-z0-9_]{16,}",
+    "of GitLab": r"gl(?:pat|oas|dt|rt|cbt|ptt|ft|imt|agent|soat)-[A-Za-z0-9_-]{12,}",
+    "of OpenAI's kind": r"sk-(?:(?:proj|ant|svcacct|or)-[\w-]{8,}|(?=[a-zA-Z]*\d)[a-zA-Z0-9]{12,})",
+    "of Stripe": r"[rs]k_(?:live|test)_[A-Za-z0-9]{8,}",
+    "of Slack": r"xox[a-z]-[A-Za-z0-9-]{8,}",
+    "of AWS": r"A(?:K|S)IA[A-Z0-9]{12,}",
+    "of Google": r"AIza[A-Za-z0-9_-]{30,}",
+    "of Docker": r"dckr_pat_[A-Za-z0-9_-]{8,}",
+    "of npm": r"npm_[A-Za-z0-9]{30,}",
+    "of PyPI": r"pypi-AgE[A-Za-z0-9_-]{8,}",
+    "of Vault": r"hvs\.[A-Za-z0-9_-]{16,}",
+    "as JSON (JWT)": r"eyJ[A-Za-z0-9_-]{8,}",
+    "or key as PEM": r"-----BEGIN",
+}
+"""Whose token it is, as it stands in an error -> what its issuer lets each begin with."""
+
+_TOKEN = re.compile(
+    r"(?<![A-Za-z0-9])(?:" + "|".join(f"({form})" for form in TOKENS.values()) + ")"
+)
+TOKEN_PATTERN = r"(^|[^A-Za-z0-9])(" + "|".join(TOKENS.values()) + ")"
+"""For editors, and for Prefect's server, which refuses parameters before it keeps them."""
+
+_ADDRESS = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s\"'<>|;]*)")
+_OF_SHELLS = ("ssh", "sftp", "scp", "rsync")
+"""Schemes whose user is an account and no token: ssh://git@host."""
+
+SECRET_NAMES = (
+    *("token", "password", "passwd", "passphrase", "secret", "apikey", "credential"),
+    *("credentials", "authorization", "cookie"),
+)
+"""How the name of a secret ends, written together too: authToken, PGPASSWORD."""
+_WHOLE_NAMES = frozenset({"pass", "pwd", "bearer"})
+_KEYS = frozenset(
+    {"access", "account", "api", "auth", "encryption", "master", "private", "secret", "service"}
+    | {"shared", "signing"}
+)
+"""Words before `key` that make it a secret; a key of a table or a file is none."""
+_ENDINGS = frozenset({"literal", "plain", "string", "text", "value"})
+_TOKENS_OF_TEXT = frozenset(
+    {"begin", "bos", "cls", "end", "eos", "image", "mask", "max", "min", "new", "num", "pad"}
+    | {"sep", "special", "start", "stop", "unk"}
+)
+"""Words before `token` that make it one of a tokenizer."""
+
+_OPTION = re.compile(r"--?([A-Za-z][\w.-]{0,80})")
+_ASSIGNED = re.compile(
+    r"(?<![A-Za-z0-9_])([A-Za-z][\w.-]{0,80})([\"'\\]{0,4})\s{0,4}(?:=|:(?!//))\s{0,4}"
+    r"(?=([\"'\\]{0,4})(?:(?:apikey|basic|bearer|digest|token)\s+)?[\"'\\]{0,4}([^\s\"'\\,;&|]*))",
+    re.IGNORECASE,
+)
+"""`--token=X`, `TOKEN=X`, `Authorization: Bearer X`, `{"token": "X"}`; the value is only looked at,
+so that of a=token=X each `=` is seen."""
+_BEARER = re.compile(r"\bbearer\s+([^\s\"'\\,;&|]+)", re.IGNORECASE)
+_USER_OPTION = re.compile(r"(?:-u|--(?:proxy-)?user|--auth|--basic-auth|--creds)")
+_USER_GIVEN = re.compile(r"(?:-u=?|--(?:proxy-)?user=|--auth=|--basic-auth=|--creds=)(.+)")
+
+_HARMLESS = re.compile(
+    r"|(env|block|file):[\w./-]+"
+    r"|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(:?\?[^}]*)?\}|\$\(.*|`.*|%[A-Za-z_]\w*%"
+    r"|\{+[^{}]*\}+|<[^<>]*>|\*+|\.+|x{3,}"
+    r"|os\.(environ|getenv)\b.*|process\.env\b.*"
+    r"|(\.{1,2}|~)?/[\w.-]+(/[\w.-]+)+|(\.{1,2}|~)/[\w.-]+"
+    r"|true|false|null|none|yes|no|on|off",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What stands for a value without being it: a reference, a placeholder, the path of a file."""
+
+
+def text_fault(text: str) -> str | None:
+    """Say what gives a text away as holding a secret, in words without it; None where nothing does.
+
+    Found are tokens of known forms, and addresses with a password.
+    """
+    token = _TOKEN.search(text)
+    if token is not None:
+        whose = list(TOKENS)[next(at for at, found in enumerate(token.groups()) if found)]
+        return f"holds a token {whose}"
+    for scheme, rest in _ADDRESS.findall(text):
+        user = _user(scheme, rest)
+        if user is not None and not is_harmless(user.partition(":")[2]):
+            return "holds an address with a password"
+    return None
+
+
+def argument_fault(arguments: Sequence[str]) -> str | None:
+    """Say which argument of a program is a secret, and by what; None where none is known as one.
+
+    Besides what `text_fault` finds those are addresses with a user, a query or a fragment, and what
+    follows a name that says secret. Lines for a shell are read too.
+
+    Args:
+        arguments: Of a program, its name first.
+    """
+    for number, word in enumerate(arguments, 1):
+        why = text_fault(word) or _address_fault(word) or _assigned_fault(word)
+        if why is not None:
+            return f"item {number} of {len(arguments)} {why}"
+    pieces = [
+        (number, piece) for number, word in enumerate(arguments, 1) for piece in _pieces(word)
+    ]
+    for (_, option), (number, value) in pairwise(pieces):
+        why = _follows_fault(option, value)
+        if why is not None:
+            return f"item {number} of {len(arguments)} {why}"
+    return None
+
+
+def is_harmless(value: str) -> bool:
+    """Tell whether a value only stands for a secret: `$TOKEN`, `env:TOKEN`, `<token>`, a path."""
+    return _HARMLESS.fullmatch(value.strip("\"'\\ ")) is not None
+
+
+def secret_word(name: str) -> str | None:
+    """Return the word by which a name says that its value is a secret; None where it says none.
+
+    `--token-file`, `--max-tokens` and `--no-password` say none.
+    """
+    parts: list[str] = [part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+    while len(parts) > 1 and parts[-1] in _ENDINGS:
+        parts.pop()
+    if not parts or parts[0] in {"no", "without"}:
+        return None
+    last, before = parts[-1], parts[-2] if len(parts) > 1 else ""
+    if last == "key" and before in _KEYS:
+        return f"{before} key"
+    if last in _WHOLE_NAMES:
+        return last
+    if last == "token" and before in _TOKENS_OF_TEXT:
+        return None
+    return next((word for word in SECRET_NAMES if last.endswith(word)), None)
+
+
+def _user(scheme: str, rest: str) -> str | None:
+    authority: str = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    return user if at and not (scheme.lower().endswith(_OF_SHELLS) and ":" not in user) else None
+
+
+def _address_fault(word: str) -> str | None:
+    for scheme, rest in _ADDRESS.findall(word):
+        user = _user(scheme, rest)
+        if user is not None and not is_harmless(user.partition(":")[2] or user):
+            return "holds an address with a user or a password"
+        address, _, fragment = rest.partition("#")
+        if not is_harmless(fragment):
+            return "holds an address with a fragment (#...)"
+        query = address.partition("?")[2]
+        if not all(is_harmless(each.partition("=")[2] or each) for each in query.split("&")):
+            return "holds an address with a query (?...)"
+    return None
+
+
+def _assigned_fault(word: str) -> str | None:
+    for name, closed, opened, value in _ASSIGNED.findall(word):
+        said = secret_word(name)
+        if said is None or (not opened and _is_code(word, name, value, quoted=bool(closed))):
+            continue
+        if not is_harmless(value):
+            return f"gives a value to a name that says {said}"
+    for value in _BEARER.findall(word):
+        if not is_harmless(value):
+            return "holds a bearer token"
+    given = _USER_GIVEN.fullmatch(word)
+    return "holds a user and a password" if given and _is_user(given[1]) else None
+
+
+def _is_code(word: str, name: str, value: str, *, quoted: bool) -> bool:
+    """Tell whether a value without quotes is a variable or call: `{"token": t}`, `token = f()`."""
+    if (quoted and not value[:1].isdigit()) or value.rstrip(")}] ") == name:
+        return True
+    return " " in word and re.match(r"[A-Za-z_][\w.]*[(\[]", value) is not None
+
+
+def _follows_fault(option: str, value: str) -> str | None:
+    if _USER_OPTION.fullmatch(option) and _is_user(value):
+        return "holds a user and a password"
+    named = _OPTION.fullmatch(option)
+    said = secret_word(named[1]) if named else None
+    # An option after an option: the first takes no value.
+    if said is None or re.match(r"--|-[A-Za-z]$", value) or is_harmless(value):
+        return None
+    return f"follows an option that says {said}"
+
+
+def _is_user(value: str) -> bool:
+    """Tell whether a value is `user:password`; numbers are the ids of an account."""
+    user, colon, password = value.strip("\"'").partition(":")
+    if not (user and colon and password) or password.startswith("//") or is_harmless(value):
+        return False
+    return not (is_harmless(password) or (user.isdigit() and password.isdigit()))
+
+
+def _pieces(word: str) -> Iterator[str]:
+    """Split a line for a shell into its words; what is no line is one."""
+    if not re.search(r"\s", word) or is_harmless(word):
+        yield word
+        return
+    try:
+        yield from shlex.split(word)
+    except ValueError:
+        yield from word.split()
