@@ -89,7 +89,12 @@ HARMLESS: list[list[str]] = [
     ["--credentials", "serve.json", "--private-key", "keys/deploy.pem", "--cookie", "jar.txt"],
     ["-c", "echo the bearer of news; TOKEN=${TOKEN:-}; PASSWORD=${PASSWORD-}"],
     ["-c", ": ${TOKEN:?is missing}; exec ./serve.sh"],
-    ["hf_transfer", "glove-embedding-v2-300d", "0123456789abcdef0123456789abcdef01234567"],
+    [
+        "/models/hf_Llama3InstructNightly",
+        "hf_transfer",
+        "glove-embedding-v2-300d",
+        "0123456789abcdef0123456789abcdef01234567",
+    ],
 ]
 
 

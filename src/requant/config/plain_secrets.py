@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
 TOKENS = {
-    "of Hugging Face": r"hf_[A-Za-z0-9]{16,}",
+    "of Hugging Face": r"hf_[A-Za-z0-9]{30,}",
     "of GitHub": r"(?:gh[opsur]_|github_pat_)[A-Za-z0-9_]{16,}",
     "of GitLab": r"gl(?:pat|oas|dt|rt|cbt|ptt|ft|imt|agent|soat)-[A-Za-z0-9_-]{12,}",
     "of OpenAI's kind": r"sk-(?:(?:proj|ant|svcacct|or)-[\w-]{8,}|(?=[a-zA-Z]*\d)[a-zA-Z0-9]{12,})",
