@@ -376,6 +376,14 @@ SHAPES = [
 ]
 
 
+def rows_through(path: Path) -> None:
+    """Read rows, and compare and write what was read."""
+    found = read_row_file(path, Columns(), "list")
+    for row in found:
+        normalised(row.row)
+    write_jsonl(path.parents[1] / "written.jsonl", [row.row for row in found])
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: next(iter(shape)))
 def test_rows(shape: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "night.jsonl"
@@ -385,14 +393,7 @@ def test_rows(shape: dict[str, Any], tmp_path: Path) -> None:
     def mutants(line: bytes) -> None:
         path.write_bytes(json.dumps(rows(0, 1)[0]).encode() + b"\n" + line + b"\n")
 
-        def door() -> None:
-            found = read_row_file(path, Columns(), "list")
-            # What is read can be compared and written.
-            for row in found:
-                normalised(row.row)
-            write_jsonl(tmp_path.parent / "written.jsonl", [row.row for row in found])
-
-        holds(door, tmp_path)
+        holds(lambda: rows_through(path), tmp_path)
 
     mutants()
 
@@ -459,13 +460,7 @@ def test_typed_columns_of_parquet(tmp_path: Path) -> None:
     def typed(table: dict[str, Any]) -> None:
         write_table(pa.table(table), path, coerce_timestamps=None)
 
-        def door() -> None:
-            found = read_row_file(path, Columns(), "list")
-            for row in found:
-                normalised(row.row)
-            write_jsonl(tmp_path.parent / "written.jsonl", [row.row for row in found])
-
-        holds(door, tmp_path)
+        holds(lambda: rows_through(path), tmp_path)
 
     typed()
 

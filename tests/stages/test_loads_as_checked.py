@@ -156,7 +156,7 @@ def own_code(file: str, **fields: Any) -> Callable[[Path], str]:
         path = folder / file
         known = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(known | fields))
-        return rf"{file}: auto_map=.*Python code of the model's own.*prepare_base\.leave_out"
+        return rf"{file}: auto_map=.*Python code of the model's own.*with trust_remote_code would; "
 
     return poison
 
@@ -175,9 +175,12 @@ def test_the_name_of_foreign_code_does_not_travel(
 ) -> None:
     says = poison(folder)
     section = PrepareBase(source=FolderBase(kind="folder", path=folder))
-    with pytest.raises(RequantError, match=says):
+    with pytest.raises(
+        RequantError, match=f"{says}remove the field, or name auto_map in prepare_b"
+    ):
         prepare_base.execute(section, make_context(tmp_path / "refused"))
-    with pytest.raises(RequantError, match=says):
+    # A command has no configuration to name it in.
+    with pytest.raises(RequantError, match=f"{says}give a copy of the folder without the field$"):
         plan_request(Request(base=folder, adapters=[], out=tmp_path / "out"))
     named = section.model_copy(update={"leave_out": ("auto_map",)})
     context = make_context(tmp_path / "taken")

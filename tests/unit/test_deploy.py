@@ -46,8 +46,8 @@ def test_a_model_that_was_altered_is_told_with_the_way_out(store: Store) -> None
     with pytest.raises(
         ArtifactError,
         match=r"model.safetensors: was altered: .* Expected model \w{12} as it was made; what "
-        "serves now goes on serving. `requant run` with .* makes a harmed file again, or let the "
-        "one before serve: `requant rollback CONFIG`",
+        "serves now goes on serving. `requant run` with .* makes a harmed file again, or let "
+        "another version serve: `requant promote CONFIG --version N`",
     ):
         check_release(store, store.ref("model", item.digest), "Hello.", 1, "cpu")
 

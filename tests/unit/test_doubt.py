@@ -213,6 +213,15 @@ def test_results_that_no_night_asks_for_are_no_problem(
     assert examine(moved, deep=True).problems == ()
 
 
+def test_a_result_that_is_being_written_is_no_problem(
+    store: Store, night: dict[str, StageRecord]
+) -> None:
+    path = keep_result(store, night["merge_fp16"])
+    path.with_name(f".{path.name}.{'a' * 32}").write_text("{")
+    health = examine(store, deep=True)
+    assert (health.problems, health.documents) == ((), len(all_records(store)) + 1)
+
+
 def test_notes_of_deployments_and_attempts_are_examined(
     store: Store, night: dict[str, StageRecord]
 ) -> None:

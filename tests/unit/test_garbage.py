@@ -90,7 +90,8 @@ def test_drafts_of_documents_whose_writer_was_killed_go(
     store: Store, night: dict[str, StageRecord]
 ) -> None:
     records = sorted(store.actions.glob("*.json"))
-    torn = [folder / f".word.json.{'a' * 32}" for folder in (store.actions, store.pins)]
+    folders = (store.actions, store.pins, store.results_path())
+    torn = [folder / f".word.json.{'a' * 32}" for folder in folders]
     others = [store.actions / f".young.json.{'b' * 32}", store.actions / ".gitignore"]
     for path in (*torn, *others):
         path.parent.mkdir(exist_ok=True)
@@ -99,6 +100,6 @@ def test_drafts_of_documents_whose_writer_was_killed_go(
         os.utime(path, (0, 0))
     garbage = collect(store)
     assert garbage.torn == tuple(torn)
-    assert garbage.in_words.endswith(", 2 torn documents")
-    assert [path.exists() for path in (*torn, *others)] == [False, False, True, True]
+    assert garbage.in_words.endswith(", 3 torn documents")
+    assert [path.exists() for path in (*torn, *others)] == [False, False, False, True, True]
     assert sorted(store.actions.glob("*.json")) == records

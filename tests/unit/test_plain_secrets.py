@@ -51,6 +51,12 @@ WRITTEN_OUT: list[tuple[list[str], str]] = [
     (["-u", f"me:{VALUE}"], "holds a user and a password"),
     ([f"--user=me:{VALUE}"], "holds a user and a password"),
     ([f"-ume:{VALUE}"], "holds a user and a password"),
+    (["docker", "run", "-u", "me:me", "image", "-u", f"me:{VALUE}"], "holds a user and a pass"),
+    (["docker", "run", "image", "curl", "-u", f"me:{VALUE}"], "holds a user and a password"),
+    (["docker", "--password", "me:me", "-u", "me:other"], "follows an option that says password"),
+    (["-H", "Cookie: id=hunter2"], "a name that says cookie"),
+    ([f"--token=${{TOKEN:-{VALUE}}}"], "a name that says token"),
+    ([f"--x=${{TOKEN:-{VALUE}}}"], "a name that says token"),
     ([f"https://me:{VALUE}@serve.example"], "holds an address with a password"),
     ([f"--to=https://{VALUE}@serve.example/x"], "an address with a user or a password"),
     ([f"postgresql://me:{VALUE}@db/x"], "holds an address with a password"),
@@ -77,7 +83,18 @@ HARMLESS: list[list[str]] = [
     ["ssh://git@host/repository", "git@host:repository", "image:tag@sha256:0123456789abcdef"],
     ["https://serve.example:8443/a/b", "s3://bucket/path", "host:8080", "sk-learn-model-2024"],
     ["-u", "https://serve.example"],
-    ["hf_transfer", "glove-embedding-v2-300d", "0123456789abcdef0123456789abcdef01234567"],
+    ["-c", "docker run -u vllm:vllm image && podman run --user=nobody:nogroup image"],
+    ["/usr/bin/docker", "build", "--secret", "id=hf,env=HF_TOKEN", "--secret=id=a,src=/run/a"],
+    ["--set", "auth.existingSecret=serve-keys", "--set", "imagePullSecret=registry"],
+    ["--credentials", "serve.json", "--private-key", "keys/deploy.pem", "--cookie", "jar.txt"],
+    ["-c", "echo the bearer of news; TOKEN=${TOKEN:-}; PASSWORD=${PASSWORD-}"],
+    ["-c", ": ${TOKEN:?is missing}; exec ./serve.sh"],
+    [
+        "/models/hf_Llama3InstructNightly",
+        "hf_transfer",
+        "glove-embedding-v2-300d",
+        "0123456789abcdef0123456789abcdef01234567",
+    ],
 ]
 
 

@@ -7,11 +7,11 @@ they know neither options and their arguments nor the tokens of Hugging Face.
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
 TOKENS = {
-    "of Hugging Face": r"hf_[A-Za-z0-9]{16,}",
+    "of Hugging Face": r"hf_[A-Za-z0-9]{30,}",
     "of GitHub": r"(?:gh[opsur]_|github_pat_)[A-Za-z0-9_]{16,}",
     "of GitLab": r"gl(?:pat|oas|dt|rt|cbt|ptt|ft|imt|agent|soat)-[A-Za-z0-9_-]{12,}",
     "of OpenAI's kind": r"sk-(?:(?:proj|ant|svcacct|or)-[\w-]{8,}|(?=[a-zA-Z]*\d)[a-zA-Z0-9]{12,})",
@@ -55,25 +55,32 @@ _TOKENS_OF_TEXT = frozenset(
     | {"sep", "special", "start", "stop", "unk"}
 )
 """Words before `token` that make it one of a tokenizer."""
+_NAMING = frozenset({"existing", "pull"})
+"""Words before `secret` that make it the name of one: existingSecret, imagePullSecret."""
+_CONTAINERS = frozenset({"docker", "nerdctl", "podman"})
+_ACCOUNTS = re.compile(r"(?:[a-z_][a-z0-9_-]{0,31}|\d+):(?:[a-z_][a-z0-9_-]{0,31}|\d+)")
+_SECRET_BY_NAME = re.compile(r"(?:id|source|type)=[\w./-]+(?:,\w+=[\w./-]+)*")
+"""What `docker build --secret` takes: where a secret is, not what it is."""
 
 _OPTION = re.compile(r"--?([A-Za-z][\w.-]{0,80})")
 _ASSIGNED = re.compile(
-    r"(?<![A-Za-z0-9_])([A-Za-z][\w.-]{0,80})([\"'\\]{0,4})\s{0,4}(?:=|:(?!//))\s{0,4}"
+    r"(?<![A-Za-z0-9_])([A-Za-z][\w.-]{0,80})([\"'\\]{0,4})\s{0,4}(?:=|:(?!//|\?|-?\}))\s{0,4}"
     r"(?=([\"'\\]{0,4})(?:(?:apikey|basic|bearer|digest|token)\s+)?[\"'\\]{0,4}([^\s\"'\\,;&|]*))",
     re.IGNORECASE,
 )
 """`--token=X`, `TOKEN=X`, `Authorization: Bearer X`, `{"token": "X"}`; the value is only looked at,
-so that of a=token=X each `=` is seen."""
-_BEARER = re.compile(r"\bbearer\s+([^\s\"'\\,;&|]+)", re.IGNORECASE)
+so that of a=token=X each `=` is seen. `${TOKEN:?}` and `${TOKEN:-}` assign nothing."""
+_BEARER = re.compile(r"\bbearer\s+([^\s\"'\\,;&|]{8,})", re.IGNORECASE)
 _USER_OPTION = re.compile(r"(?:-u|--(?:proxy-)?user|--auth|--basic-auth|--creds)")
 _USER_GIVEN = re.compile(r"(?:-u=?|--(?:proxy-)?user=|--auth=|--basic-auth=|--creds=)(.+)")
 
 _HARMLESS = re.compile(
     r"|(env|block|file):[\w./-]+"
-    r"|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(:?\?[^}]*)?\}|\$\(.*|`.*|%[A-Za-z_]\w*%"
+    r"|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(:?\?[^}]*|:?-)?\}|\$\(.*|`.*|%[A-Za-z_]\w*%"
     r"|\{+[^{}]*\}+|<[^<>]*>|\*+|\.+|x{3,}"
     r"|os\.(environ|getenv)\b.*|process\.env\b.*"
     r"|(\.{1,2}|~)?/[\w.-]+(/[\w.-]+)+|(\.{1,2}|~)/[\w.-]+"
+    r"|[\w.-]+(/[\w.-]+)*\.(cfg|conf|crt|env|ini|json|key|pem|toml|txt|ya?ml)"
     r"|true|false|null|none|yes|no|on|off",
     re.IGNORECASE | re.DOTALL,
 )
@@ -105,15 +112,16 @@ def argument_fault(arguments: Sequence[str]) -> str | None:
     Args:
         arguments: Of a program, its name first.
     """
-    for number, word in enumerate(arguments, 1):
-        why = text_fault(word) or _address_fault(word) or _assigned_fault(word)
-        if why is not None:
-            return f"item {number} of {len(arguments)} {why}"
     pieces = [
         (number, piece) for number, word in enumerate(arguments, 1) for piece in _pieces(word)
     ]
+    accounts = _accounts([piece for _, piece in pieces])
+    for number, word in enumerate(arguments, 1):
+        why = text_fault(word) or _address_fault(word) or _assigned_fault(word, accounts)
+        if why is not None:
+            return f"item {number} of {len(arguments)} {why}"
     for (_, option), (number, value) in pairwise(pieces):
-        why = _follows_fault(option, value)
+        why = _follows_fault(option, value, accounts)
         if why is not None:
             return f"item {number} of {len(arguments)} {why}"
     return None
@@ -139,7 +147,7 @@ def secret_word(name: str) -> str | None:
         return f"{before} key"
     if last in _WHOLE_NAMES:
         return last
-    if last == "token" and before in _TOKENS_OF_TEXT:
+    if (last == "token" and before in _TOKENS_OF_TEXT) or (last == "secret" and before in _NAMING):
         return None
     return next((word for word in SECRET_NAMES if last.endswith(word)), None)
 
@@ -164,18 +172,40 @@ def _address_fault(word: str) -> str | None:
     return None
 
 
-def _assigned_fault(word: str) -> str | None:
+def _accounts(words: Sequence[str]) -> set[str]:
+    """Find the `user:group` that a container runs as: what follows the first -u of its program."""
+    found, container = set(), False
+    for option, following in pairwise([*words, ""]):
+        if (name := option.rpartition("/")[2]) in _CONTAINERS or name == "curl":
+            container = name != "curl"
+        name, _, given = option.partition("=")
+        value = given or following
+        if container and name in {"-u", "--user"}:
+            container = False
+            if _ACCOUNTS.fullmatch(value):
+                found.add(value)
+    return found
+
+
+def _assigned_fault(word: str, accounts: Collection[str]) -> str | None:
     for name, closed, opened, value in _ASSIGNED.findall(word):
         said = secret_word(name)
         if said is None or (not opened and _is_code(word, name, value, quoted=bool(closed))):
             continue
-        if not is_harmless(value):
+        if not _stands_for(said, value):
             return f"gives a value to a name that says {said}"
     for value in _BEARER.findall(word):
         if not is_harmless(value):
             return "holds a bearer token"
     given = _USER_GIVEN.fullmatch(word)
-    return "holds a user and a password" if given and _is_user(given[1]) else None
+    if given is None or given[1] in accounts or not _is_user(given[1]):
+        return None
+    return "holds a user and a password"
+
+
+def _stands_for(said: str, value: str) -> bool:
+    """Tell whether a value, of a name that says secret, only says where the secret is."""
+    return is_harmless(value) or (said == "secret" and bool(_SECRET_BY_NAME.fullmatch(value)))
 
 
 def _is_code(word: str, name: str, value: str, *, quoted: bool) -> bool:
@@ -185,13 +215,13 @@ def _is_code(word: str, name: str, value: str, *, quoted: bool) -> bool:
     return " " in word and re.match(r"[A-Za-z_][\w.]*[(\[]", value) is not None
 
 
-def _follows_fault(option: str, value: str) -> str | None:
-    if _USER_OPTION.fullmatch(option) and _is_user(value):
+def _follows_fault(option: str, value: str, accounts: Collection[str]) -> str | None:
+    if _USER_OPTION.fullmatch(option) and value not in accounts and _is_user(value):
         return "holds a user and a password"
     named = _OPTION.fullmatch(option)
     said = secret_word(named[1]) if named else None
     # An option after an option: the first takes no value.
-    if said is None or re.match(r"--|-[A-Za-z]$", value) or is_harmless(value):
+    if said is None or re.match(r"--|-[A-Za-z]$", value) or _stands_for(said, value):
         return None
     return f"follows an option that says {said}"
 

@@ -13,8 +13,14 @@ from requant.wording import shown
 
 OWN_CODE: OwnCode = "auto_map"
 """Names classes in a Python file of the folder, or of another repository of the hub."""
+OF_A_NIGHT = f"remove the field, or name {OWN_CODE} in prepare_base.leave_out"
+OF_A_FOLDER = "give a copy of the folder without the field"
+"""Ways out of a night, and of a command that has no configuration."""
 NOT_SMALL = frozenset(
-    {"tokenizer.json", "vocab.json", INDEX_NAME, MANIFEST_NAME, ADAPTER_CONFIG_NAME}
+    {
+        *("tokenizer.json", "tekken.json", "vocab.json"),
+        *(INDEX_NAME, MANIFEST_NAME, ADAPTER_CONFIG_NAME),
+    }
 )
 """JSON of any size, in which names are tokens and tensors, and what is not the model's."""
 
@@ -34,7 +40,7 @@ def readable(path: Path) -> Any:
         return None
 
 
-def own_code_problems(folder: Path) -> list[str]:
+def own_code_problems(folder: Path, way_out: str = OF_A_NIGHT) -> list[str]:
     """Say which fields name code of the model's own, one a line.
 
     requant runs none of it. But the files travel into the 4-bit model, and who serves that with
@@ -42,11 +48,11 @@ def own_code_problems(folder: Path) -> list[str]:
 
     Args:
         folder: Of a model.
+        way_out: What a person can do, which ends each line.
     """
     return [
         f"{path}: {field}={shown(value)} names Python code of the model's own, which requant does "
-        "not run and whoever serves the result with trust_remote_code would; remove the field, or "
-        f"name {OWN_CODE} in prepare_base.leave_out"
+        f"not run and whoever serves the result with trust_remote_code would; {way_out}"
         for path in small_json(folder)
         for field, value in _own_code(readable(path))
     ]
@@ -58,7 +64,7 @@ def refuse_own_code(folder: Path) -> None:
     Raises:
         ConfigError: Naming files and fields.
     """
-    if problems := own_code_problems(folder):
+    if problems := own_code_problems(folder, OF_A_FOLDER):
         raise ConfigError("\n".join(problems))
 
 

@@ -37,7 +37,7 @@ def execute(section: PrepareBase, context: StageContext) -> Metrics:
     else:
         folder, origin = fetch_model(source), f"prepare_base.source.repo: {source.repo}"
     if section.leave_out:
-        context.reporter.message(f"left out of config.json: {', '.join(section.leave_out)}")
+        context.reporter.message(f"left out of its JSON files: {', '.join(section.leave_out)}")
     allowed = section.zero_matrices == "allow"
     with base_view(folder, section.leave_out) as view:
         parameters = copy_model(view, context, origin, zero_matrices=allowed)

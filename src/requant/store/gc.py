@@ -124,7 +124,8 @@ def _folders(parent: Path, pattern: str) -> tuple[list[Path], list[Path]]:
 def _torn(store: Store) -> Iterator[Path]:
     """Find what `write_durably` was killed over."""
     longest_ago = time.time() - WRITING_SECONDS
-    for folder in (store.actions, store.attempt_path("x").parent, store.pins, store.deployments):
+    attempts, results = store.attempt_path("x").parent, store.results_path()
+    for folder in (store.actions, attempts, store.pins, store.deployments, results):
         for path in sorted(folder.glob(".*")):
             ours = re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name) and path.is_file()
             if ours and not path.is_symlink() and path.stat().st_mtime < longest_ago:

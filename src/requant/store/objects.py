@@ -105,7 +105,7 @@ def verify_to_serve(store: Store, ref: ArtifactRef) -> None:
         raise ArtifactError(
             f"{error}. Expected model {ref.short} as it was made; what serves now goes on serving. "
             "`requant run` with the configuration that made it makes a harmed file again, or let "
-            "the one before serve: `requant rollback CONFIG`"
+            "another version serve: `requant promote CONFIG --version N`"
         ) from error
 
 

@@ -67,8 +67,8 @@ def result_suffix(store: Store) -> str:
 
 
 def result_files(store: Store) -> list[Path]:
-    """List the files of results."""
-    return sorted(store.results_path().glob("*"))
+    """List the files of results; drafts, which begin with a dot, are none."""
+    return sorted(store.results_path().glob("[!.]*"))
 
 
 def key_of(file: Path) -> str:
