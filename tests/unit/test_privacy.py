@@ -200,3 +200,16 @@ def test_where_there_are_no_acls_the_folder_itself_is_closed(tmp_path: Path) -> 
         assert open_paths(plain / "state") == []
     finally:
         subprocess.run(["umount", plain], check=True)
+
+
+def test_a_disk_that_keeps_no_modes_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o755)
+    (state / "file").write_text("")
+    # What shared folders of other systems (CIFS, 9p) do with it.
+    monkeypatch.setattr(Path, "chmod", lambda *words: None)
+    (said,) = make_private(state, "state")
+    assert f"files and folders in {state} are open to other users, and their disk keeps no" in said
+    assert said.endswith("put the state folder on a disk that keeps modes, such as ext4 or xfs")

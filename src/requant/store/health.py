@@ -12,7 +12,7 @@ from requant.store.documents import read_sealed
 from requant.store.layout import ArtifactRef, Store
 from requant.store.objects import check_sizes, verify
 from requant.store.pins import read_pins
-from requant.store.records import StageRecord, artifact_of, read_records
+from requant.store.records import StageRecord, artifact_of, read_record, read_records
 from requant.store.results import agreed_result, key_of, read_result, result_files, result_suffix
 
 Item = TypeVar("Item")
@@ -85,7 +85,8 @@ def _check_result(store: Store, path: Path, records: dict[str, StageRecord]) -> 
     record = records.get(key_of(path))
     try:
         if record is not None and path.name == f"{record.key}{result_suffix(store)}":
-            agreed_result(store, path, record)
+            # A stage that was forced beside this may have written another since.
+            agreed_result(store, path, read_record(store, record.key) or record)
         else:
             read_result(path)
     except ArtifactError as error:

@@ -23,9 +23,11 @@ OTHERS = 0o077
 """What group and others may do."""
 INHERITED = "system.posix_acl_default"
 NOT_OURS = "are other users' and stay as they are"
+MODELESS = "are open to other users, and their disk keeps no modes"
 READ_ONLY = "are open to other users and cannot be closed, the disk is read-only"
 WAYS_OUT = {
     NOT_OURS: "take them out or make them yours (chown)",
+    MODELESS: "put the state folder on a disk that keeps modes, such as ext4 or xfs",
     READ_ONLY: "close them (chmod -R go=) where it can be written to",
 }
 """Why something stays open -> what a person can do."""
@@ -130,6 +132,9 @@ def _close_one(path: Path) -> str:
             return ""
         if mode & OTHERS:
             path.chmod(stat.S_IMODE(mode) & ~OTHERS)
+            # Shared folders of other systems take a mode without a word and keep their own.
+            if path.lstat().st_mode & OTHERS:
+                return MODELESS
         if stat.S_ISDIR(mode):
             _let_inherit(path)
     except FileNotFoundError:
