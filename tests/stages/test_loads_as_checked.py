@@ -16,6 +16,7 @@ from requant.errors import RequantError
 from requant.merging.command import Request, plan_request
 from requant.models.load import load_model
 from requant.models.own_code import own_code_problems
+from requant.models.tokenizer import load_tokenizer
 from requant.stages import prepare_base
 from tests.stages.conftest import Trained, make_context
 from tests.support.pickles import Bomb, armed
@@ -60,6 +61,14 @@ def another_index(folder: Path) -> str:
     return "makes transformers load that file"
 
 
+def another_config(folder: Path) -> str:
+    kernel = json.loads((folder / "config.json").read_text())
+    kernel["_attn_implementation"] = "kernels-community/evil"
+    (folder / "config.5.0.0.json").write_text(json.dumps(kernel))
+    configure(folder, configuration_files=["config.5.0.0.json"])
+    return r"configuration_files=\['config.5.0.0.json'\] makes transformers load that file instead"
+
+
 def a_pickle_alone(folder: Path) -> str:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
@@ -98,6 +107,7 @@ def a_kernel_of_a_part(folder: Path) -> str:
     [
         another_file,
         another_index,
+        another_config,
         a_pickle_alone,
         a_pickle_in_the_index,
         a_file_elsewhere,
@@ -187,3 +197,50 @@ def test_the_name_of_foreign_code_does_not_travel(
     prepare_base.execute(named, context)
     assert not [path for path in context.out.glob("*.json") if "auto_map" in path.read_text()]
     assert own_code_problems(context.out) == []
+
+
+def test_a_tokenizer_under_another_name_is_not_loaded(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "tokenizer.json", folder / "tokenizer.5.0.0.json")
+    path = folder / "tokenizer_config.json"
+    redirect = {"fast_tokenizer_files": ["tokenizer.5.0.0.json"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | redirect))
+    says = r"fast_tokenizer_files=\['tokenizer.5.0.0.json'\] makes transformers load that file ins"
+    section = PrepareBase(source=FolderBase(kind="folder", path=folder))
+    for attempt in (
+        lambda: load_tokenizer(folder),
+        lambda: prepare_base.execute(section, make_context(tmp_path / "refused")),
+        lambda: plan_request(Request(base=folder, adapters=[], out=tmp_path / "out")),
+    ):
+        with pytest.raises(RequantError, match=says):
+            attempt()
+    named = section.model_copy(update={"leave_out": ("fast_tokenizer_files",)})
+    context = make_context(tmp_path / "taken")
+    prepare_base.execute(named, context)
+    assert "tokenizer.5.0.0.json" not in (context.out / "tokenizer_config.json").read_text()
+    load_tokenizer(context.out)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        (
+            "tokenizer_config.json",
+            '{"z": 1, "z": 2, "auto_map": {"A": "evil.T"}}',
+            "'z' is given",
+        ),
+        ("tokenizer_config.json", '{"z": "\\ud800", "auto_map": {"A": "evil.T"}}', "is not JSON"),
+        ("generation_config.json", '{"max_length": "x"}', "max_length='x': expected a whole numb"),
+        ("generation_config.json", '{"validate": {}}', "in the place of a method"),
+        ("generation_config.json", '{"bad_words_ids": [[1000000000]]}', "holds 1000000000; expect"),
+        ("generation_config.json", '{"suppress_tokens": [-1]}', "suppress_tokens: holds -1; expe"),
+    ],
+)
+def test_small_files_that_may_not_travel_are_refused_by_a_merge_too(
+    folder: Path, tmp_path: Path, file: str, text: str, says: str
+) -> None:
+    (folder / file).write_text(text)
+    with pytest.raises(RequantError, match=says):
+        plan_request(Request(base=folder, adapters=[], out=tmp_path / "out"))
+    section = PrepareBase(source=FolderBase(kind="folder", path=folder))
+    with pytest.raises(RequantError, match=says):
+        prepare_base.execute(section, make_context(tmp_path / "refused"))

@@ -79,6 +79,31 @@ def test_a_base_that_the_door_refused_is_read_by_nobody_else(
     assert [line for line in lines if "night.jsonl, line 10" in line]
 
 
+def test_a_pattern_that_is_none_is_named_by_its_field(tiny_base: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    content = json.loads((base / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(\x1b"}, "content": ""}
+    (base / "tokenizer.json").write_text(json.dumps(content))
+    train = write(tmp_path / "night.jsonl", rows(0, 9))
+    (line,) = found(base, train, tmp_path / "state")
+    assert f"{base}/tokenizer.json: normalizer.pattern.Regex='(\\x1b': is no pattern (" in line
+    assert line.endswith("correct it, or copy the file anew")
+
+
+def test_the_prompt_of_the_deployment_goes_through_the_tokenizer(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    content = json.loads((base / "tokenizer.json").read_text())
+    pattern = {"Regex": r"(\w+\s?)*$9"}
+    content["normalizer"] = {"type": "Replace", "pattern": pattern, "content": ""}
+    (base / "tokenizer.json").write_text(json.dumps(content))
+    train = write(tmp_path / "night.jsonl", rows(0, 9))
+    prompt = {"smoke_prompt": "hello world " * 200 + "9 x"}
+    lines = found(base, train, tmp_path / "state", deploy=prompt)
+    assert [line for line in lines if "deploy.smoke_prompt" in line]
+
+
 def test_a_pattern_of_the_tokenizer_without_end_is_stopped(tiny_base: Path, tmp_path: Path) -> None:
     base = shutil.copytree(tiny_base, tmp_path / "base")
     tokenizer = json.loads((base / "tokenizer.json").read_text())

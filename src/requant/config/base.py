@@ -15,8 +15,9 @@ Implementation = Literal[
 ]
 """Fields of a config.json that name how a layer computes; the name of a hub repository is fetched
 and run."""
-OtherWeights = Literal["transformers_weights"]
-"""Field that makes transformers load another file than the one its name says."""
+OtherFiles = Literal["transformers_weights", "configuration_files", "fast_tokenizer_files"]
+"""Fields that make transformers load another file than the one its name says: other weights, and by
+version another config.json or tokenizer.json."""
 OwnCode = Literal["auto_map"]
 """Field that names Python code of the model's own, in config.json or tokenizer_config.json."""
 
@@ -67,11 +68,11 @@ class PrepareBase(Section):
     """The 16-bit original: kept for ever, never overwritten."""
 
     source: Annotated[StdlibBase | FolderBase | HubBase, Field(discriminator="kind")]
-    leave_out: tuple[Literal[Implementation, OtherWeights, OwnCode], ...] = Field(
+    leave_out: tuple[Literal[Implementation, OtherFiles, OwnCode], ...] = Field(
         (),
         description="fields of the base's config.json, tokenizer_config.json and the like that "
-        "would have code or other weights fetched: named here they are left out of the copy, else "
-        "the base is refused",
+        "would have code fetched or other files loaded: named here they are left out of the copy, "
+        "else the base is refused",
         json_schema_extra=NOT_IN_KEY,
     )
     zero_matrices: Literal["refuse", "allow"] = Field(

@@ -19,9 +19,9 @@ from requant.models.config import quantization_of, read_model_config
 from requant.models.finite import check_finite
 from requant.models.folder import MERGE_NAME
 from requant.models.headers import weight_files
-from requant.models.own_code import refuse_own_code
 from requant.models.pairing import check_pairing, check_weights
 from requant.models.provenance import check_provenance, read_provenance, weights_digest
+from requant.models.small_files import refuse_small_files
 from requant.outside.json_text import read_object
 
 
@@ -63,7 +63,7 @@ def plan_request(request: Request) -> MergePlan:
             f"--base {request.base}: is quantized ({method}); merging would round the update away. "
             "Give the original in 16 or 32 bit, and this one as --trained-on"
         )
-    refuse_own_code(request.base)
+    refuse_small_files(request.base)
     check_weights(request.base)
     plan = plan_merge(request.base, list(request.adapters), untie=request.untie, mix=request.mix)
     digests = {"original": request.base}

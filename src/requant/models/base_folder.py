@@ -11,9 +11,7 @@ from typing import Any
 from requant.errors import ConfigError, RequantError
 from requant.models.config import read_model_config
 from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
-from requant.models.generation import generation_problems
 from requant.models.headers import numbered_shards, read_index, read_shard_header, weight_files
-from requant.models.own_code import own_code_problems, small_json
 from requant.models.skeleton import (
     Skeleton,
     built,
@@ -21,8 +19,10 @@ from requant.models.skeleton import (
     one_line,
     read_causal_config,
 )
+from requant.models.small_files import json_problems
 from requant.models.tokenizer import load_tokenizer
-from requant.outside.json_text import read_json, read_object
+from requant.outside.json_text import read_object
+from requant.outside.tokenizer_patterns import TOKENIZER_NAME, pattern_faults
 from requant.store.manifest import MANIFEST_NAME
 from requant.wording import data_size, few, shown
 
@@ -94,7 +94,8 @@ def inspect_base(folder: Path, origin: str) -> Inspection:
                 f"{len(skeleton.unread)} tensors are not part of the network and never used: "
                 f"{few(skeleton.unread)}"
             )
-    problems += small_files_problems(folder)
+    # Where config.json cannot be read the tokenizer fails by the same.
+    problems += small_files_problems(folder) if skeleton else json_problems(folder)
     return Inspection(
         files,
         skeleton.parameters if skeleton else 0,
@@ -182,18 +183,8 @@ def _select(folder: Path, origin: str) -> BaseFiles:
 
 def small_files_problems(folder: Path) -> list[str]:
     """Say what is wrong with the files that travel and are not weights, one line each."""
-    unreadable = []
-    for path in small_json(folder):
-        try:
-            read_json(path)
-        except RequantError as error:
-            unreadable.append(str(error))
-    # What is no JSON within bounds transformers is not to read.
-    return unreadable or [
-        *own_code_problems(folder),
-        *generation_problems(folder),
-        *tokenizer_problems(folder),
-    ]
+    # What is refused for what it says transformers is not to read.
+    return json_problems(folder) or tokenizer_problems(folder)
 
 
 def missing_index(files: BaseFiles) -> dict[str, Any] | None:
@@ -251,7 +242,11 @@ def tokenizer_problems(folder: Path) -> list[str]:
     try:
         tokenizer = load_tokenizer(folder)
     except Exception as error:  # whatever a damaged or foreign tokenizer makes transformers raise
-        return [f"transformers cannot load the tokenizer: {one_line(error)}"]
+        broken = [f"{folder / TOKENIZER_NAME}: {fault}" for fault in pattern_faults(folder)]
+        return broken or [
+            f"{folder}: transformers cannot load the tokenizer ({one_line(error)}); expected "
+            f"{TOKENIZER_NAME} and tokenizer_config.json as they were released: copy both anew"
+        ]
     if not tokenizer.is_fast:
         return [
             f"the tokenizer ({type(tokenizer).__name__}) has no tokenizer.json and cannot be "

@@ -9,14 +9,18 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from requant.config.base import Implementation, OtherWeights
+from requant.config.base import Implementation, OtherFiles
 from requant.errors import ArtifactError
 from requant.expected import expected
 from requant.models.folder import ADAPTER_CONFIG_NAME
 from requant.outside.json_text import read_object
 from requant.wording import shown
 
-OTHER_WEIGHTS: OtherWeights = "transformers_weights"
+OTHER_FILES: dict[OtherFiles, str] = {
+    "transformers_weights": "model.safetensors",
+    "configuration_files": "config.json",
+}
+"""Field of config.json -> the file in whose place it has transformers load another."""
 IMPLEMENTATIONS = frozenset(get_args(Implementation))
 
 GPTQ_BITS = (2, 3, 4, 8)
@@ -102,13 +106,9 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
         raise ArtifactError(
             f"{path}: {name}={shown(config.get(name))}: {expected(first)}; copy the file anew"
         ) from error
-    if (other := config.get(OTHER_WEIGHTS)) is not None:
-        raise ArtifactError(
-            f"{path}: {OTHER_WEIGHTS}={shown(other)} makes transformers load that file instead of "
-            "model.safetensors, which is what is checked; remove the field, or name it in "
-            "prepare_base.leave_out, and where that file is the model, give it the name "
-            "model.safetensors"
-        )
+    for field, checked in OTHER_FILES.items():
+        if (other := config.get(field)) is not None:
+            raise ArtifactError(other_file(path, field, other, checked))
     for name, value in _implementations(config):
         if value not in OWN_ATTENTION and ("/" in value or "attn" in name):
             raise ArtifactError(
@@ -124,6 +124,22 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
                 f"{path}: {name}={shown(number)}, at most {most} is read; correct it, or copy the "
                 "file anew"
             )
+
+
+def other_file(path: Path, field: OtherFiles, value: object, checked: str) -> str:
+    """Say why a field that has transformers load another file is refused, and the way out.
+
+    Args:
+        path: Of the file with the field.
+        field: Its name.
+        value: What it says.
+        checked: The file that is checked.
+    """
+    return (
+        f"{path}: {field}={shown(value)} makes transformers load that file instead of {checked}, "
+        "which is what is checked; remove the field, or name it in prepare_base.leave_out, and "
+        f"where that file is the right one, give it the name {checked}"
+    )
 
 
 def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:

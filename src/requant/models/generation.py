@@ -11,6 +11,8 @@ from requant.expected import expected
 from requant.outside.json_text import read_object
 from requant.wording import printable, shown
 
+LOOKED_UP = ("bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
+"""Fields of tokens at which generate() fails where the model has none of that number."""
 GENERATION_NAME = "generation_config.json"
 
 
@@ -104,7 +106,7 @@ def generation_problems(folder: Path) -> list[str]:
     except ArtifactError as error:
         return [str(error)]
     return [f"{path}: {problem}" for problem in _wrong(content)] or [
-        f"{path}: {problem}" for problem in _unread(content)
+        f"{path}: {problem}" for problem in (*_unread(content), *_no_tokens(folder, content))
     ]
 
 
@@ -142,4 +144,21 @@ def _unread(content: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"transformers refuses it ({printable(error)[:300]}); expected what generate() "
                 "takes: correct or remove the field, or copy the file anew"
+            )
+
+
+def _no_tokens(folder: Path, content: dict[str, Any]) -> Iterator[str]:
+    """Say which tokens that generate() has to look up the model has none of."""
+    path = folder / "config.json"
+    rows = read_object(path).get("vocab_size") if path.exists() else None
+    if type(rows) is not int:
+        return
+    for name in LOOKED_UP:
+        each = content.get(name) or []
+        ids = [number for one in each for number in (one if isinstance(one, list) else [one])]
+        if over := [number for number in ids if not 0 <= number < rows]:
+            yield (
+                f"{name}: holds {shown(over[0])}; expected tokens of the model, from 0 to "
+                f"{rows - 1} (config.json vocab_size={rows}): correct or remove the field, or copy "
+                "the file anew"
             )

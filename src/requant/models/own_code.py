@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.config.base import OwnCode
-from requant.errors import ConfigError, RequantError
+from requant.errors import RequantError
 from requant.models.folder import ADAPTER_CONFIG_NAME, INDEX_NAME
 from requant.outside.json_text import read_json
 from requant.store.manifest import MANIFEST_NAME
@@ -56,16 +56,6 @@ def own_code_problems(folder: Path, way_out: str = OF_A_NIGHT) -> list[str]:
         for path in small_json(folder)
         for field, value in _own_code(readable(path))
     ]
-
-
-def refuse_own_code(folder: Path) -> None:
-    """Refuse a model folder whose files would carry the name of foreign code into a copy of it.
-
-    Raises:
-        ConfigError: Naming files and fields.
-    """
-    if problems := own_code_problems(folder, OF_A_FOLDER):
-        raise ConfigError("\n".join(problems))
 
 
 def _own_code(content: Any) -> Iterator[tuple[str, Any]]:

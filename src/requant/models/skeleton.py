@@ -90,7 +90,10 @@ def built(folder: Path, files: Sequence[Path] | None = None) -> Skeleton:
     except (RequantError, MemoryError):
         raise
     except Exception as error:
-        raise ContractError(f"transformers cannot build the model: {one_line(error)}") from error
+        raise ContractError(
+            f"{folder / 'config.json'}: transformers cannot build the model ({one_line(error)}); "
+            "correct it, or copy the file anew"
+        ) from error
 
 
 def check_network(folder: Path) -> None:

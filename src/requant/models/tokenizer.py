@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.canonical import canonical_json
+from requant.config.base import OtherFiles
 from requant.errors import ArtifactError
 from requant.machine.library_noise import no_library_noise
+from requant.models.config import other_file
 from requant.models.folder import VOCABULARY_FILES
 from requant.outside.files import read_plain
 from requant.outside.json_text import read_object
@@ -20,7 +22,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder, from its files only."""
+    """Load the tokenizer of a model folder, from its files only.
+
+    Raises:
+        ArtifactError: If tokenizer_config.json names another file than the one that is checked.
+    """
+    check_one_tokenizer(folder)
     with no_library_noise():
         from transformers import AutoTokenizer
 
@@ -33,6 +40,18 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def check_one_tokenizer(folder: Path) -> None:
+    """Refuse a folder with another tokenizer than the tokenizer.json that is looked at.
+
+    Raises:
+        ArtifactError: Naming the field.
+    """
+    path = folder / "tokenizer_config.json"
+    if (other := _read_optional(path).get(OTHER_TOKENIZER)) is not None:
+        raise ArtifactError(other_file(path, OTHER_TOKENIZER, other, "tokenizer.json"))
+
+
+OTHER_TOKENIZER: OtherFiles = "fast_tokenizer_files"
 MAX_VOCABULARY = 256 << 20
 """Bytes; tokenizer.json of a quarter of a million tokens takes an eighth."""
 MAX_TEMPLATE = 1 << 20

@@ -9,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from requant.errors import ContractError
+from requant.errors import ContractError, RequantError
+from requant.outside.files import read_plain
 from requant.wording import few, printable, shown
 
+TOKENIZER_NAME = "tokenizer.json"
+MOST = 256 << 20
+"""Bytes; one of a quarter of a million tokens takes an eighth."""
 PANIC = "PanicException"
 """Name of what Rust's extensions raise; the class is private to each."""
 SAID = 300
@@ -40,11 +44,36 @@ def naming_patterns(tokenizer: Any, text: str) -> Iterator[None]:
         held = few(patterns) or "it holds no pattern"
         which = "" if len(patterns) < 2 else "one of "
         raise ContractError(
-            f"{text}: {Path(str(tokenizer.name_or_path or '')) / 'tokenizer.json'}: {which}{held}: "
+            f"{text}: {Path(str(tokenizer.name_or_path or '')) / TOKENIZER_NAME}: {which}{held}: "
             f"the tokenizer gives up on this text ({printable(error)[:SAID]}); expected a pattern "
             "without repeats inside of repeats, which try each way to divide a text: correct it, "
             "or take another base"
         ) from None
+
+
+def pattern_faults(folder: Path) -> list[str]:
+    """Say which patterns of a folder's tokenizer.json are none, by field, with the way out.
+
+    Args:
+        folder: Of a model whose tokenizer could not be loaded.
+    """
+    from tokenizers import Regex
+
+    path = folder / TOKENIZER_NAME
+    faults = []
+    try:
+        content = json.loads(read_plain(path, MOST)) if path.exists() else {}
+    except (RequantError, ValueError, RecursionError):
+        return []
+    for field, pattern in _patterns(content):
+        try:
+            Regex(pattern)
+        except Exception as error:  # the library raises no narrower one
+            faults.append(
+                f"{field}={shown(pattern)}: is no pattern ({printable(error)[:SAID]}); correct it, "
+                "or copy the file anew"
+            )
+    return faults
 
 
 def _content(tokenizer: Any) -> Any:

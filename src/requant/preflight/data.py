@@ -31,6 +31,7 @@ from requant.errors import RequantError, is_transient
 from requant.evaluation.tasks import night_documents
 from requant.machine.looking import Watch, unwatched
 from requant.models.tokenizer import load_tokenizer
+from requant.outside.tokenizer_patterns import naming_patterns
 from requant.preflight.base import LOADING_SECONDS, needing_template, opened_base
 from requant.preflight.evaluation import guards
 from requant.preflight.problem import Problem
@@ -104,6 +105,9 @@ def _problems(config: Config, folder: Path | None, watch: Watch) -> Iterator[Pro
         if not needing_template(config):
             yield Problem(FIELD, "the base has no chat template; add chat_template.jinja to it")
         return
+    watch("deploy.smoke_prompt", ROW_SECONDS + len(config.deploy.smoke_prompt) / RENDERING_SPEED)
+    with naming_patterns(tokenizer, "deploy.smoke_prompt"):
+        tokenizer(config.deploy.smoke_prompt)
     places = {id(row.row): row.place for row in sources.everything}
     parts = [rows.train, rows.heldout]
     if isinstance(section.source, StdlibData):

@@ -17,7 +17,7 @@ from requant.preflight.known_looks import stamps, unless_known
 from requant.preflight.problem import Problem, checked
 from requant.stages import prepare_data
 
-VERSION = 8
+VERSION = 9
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 ELSEWHERE = ("name", "state", "runtime", "tracking", "deploy")
 """Sections that say nothing of base and rows."""
@@ -42,6 +42,7 @@ def outside_problems(config: Config) -> Iterator[Problem]:
             "base": _base_mark(config),
             "data": prepare_data.content_digests(config.prepare_data),
             "config": config.model_dump(mode="json", exclude=set(ELSEWHERE)),
+            "smoke_prompt": config.deploy.smoke_prompt,
         }
     except RequantError:
         # Something is missing: that is what the look will tell, with all that is wrong beside it.
