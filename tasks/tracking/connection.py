@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from requant.errors import ConfigError, DiskFullError, TransientError, is_disk_full
 from requant.machine.services import served_at, unreachable
 from requant.store import Store, all_records, locked
+from requant.store.layout import DATABASE
 from requant.store.locks import Say
 from requant.store.room import WAY_OUT
 from tasks.servers.access import UNAUTHORIZED, credentials
@@ -158,7 +159,7 @@ def default_uri(state: Path) -> str:
             f"state: {state.resolve()} holds '?', which ends a file's name in the address of "
             "MLflow's database; give a folder without it, or tracking.uri the address of a server"
         )
-    return f"{SQLITE}{state.resolve()}/mlflow.db"
+    return f"{SQLITE}{state.resolve()}/{DATABASE}"
 
 
 def prepare_database(uri: str | None, state: Path, say: Say | None = None) -> str:

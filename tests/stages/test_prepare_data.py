@@ -194,6 +194,33 @@ def test_a_file_that_is_not_parquet_is_refused_by_name_and_nothing_else_is_said(
     assert caplog.records == []
 
 
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        (pa.table([["a?"], ["b?"], ["c"]], ["prompt", "prompt", "completion"]), "'prompt'"),
+        (
+            pa.table(
+                [
+                    pa.array(
+                        [[]],
+                        pa.list_(pa.struct([("role", pa.string()), ("role", pa.string())])),
+                    )
+                ],
+                ["messages"],
+            ),
+            r"'role' in 'messages'",
+        ),
+    ],
+)
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(
+    tmp_path: Path, table: pa.Table, column: str
+) -> None:
+    pq.write_table(table, tmp_path / "train.parquet")
+    said = rf"train\.parquet: has two columns {column}; .* rename or remove one"
+    with pytest.raises(ContractError, match=said):
+        prepare_data.execute(section(tmp_path / "train.parquet"), make_context(tmp_path))
+
+
 def test_rows_that_are_given_twice_are_counted_and_said(tmp_path: Path) -> None:
     first, second = (write(tmp_path / name, rows(0, 20)) for name in ("a.jsonl", "b.jsonl"))
     both = PrepareData.model_validate(

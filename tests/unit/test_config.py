@@ -176,6 +176,24 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             r"\(state: .requant\); give a folder outside of it, or .*, e.g. .requant/served",
         ),
         ({"deploy__action__folder": ".requant/x/../pins"}, "folder: .* lies in pins/ of the state"),
+        (
+            {"deploy__action__folder": ".requant/mlflow.db-wal"},
+            "folder: .* lies in mlflow.db-wal/ of the state folder",
+        ),
+        ({"deploy__action__folder": ".requant/mlflow.db"}, "lies in mlflow.db/ of the state"),
+        (
+            {"deploy__action__folder": ".requant/.mlflow.db.migrating/x"},
+            "lies in .mlflow.db.migrating/ of",
+        ),
+        ({"deploy__action__folder": ""}, "action.folder: expected a path that is not empty; "),
+        (
+            {"state": ""},
+            r"state: got ''. Expected a path .*; a command's own folder is written \.$",
+        ),
+        (
+            {"prepare_data__source": {"kind": "files", "train": [""]}},
+            "prepare_data.source.train.0: got ''. Expected a path",
+        ),
         ({"deploy__action__folder": ".requant"}, "folder: .requant is the state folder itself"),
         ({"deploy__action__folder": "."}, r"folder: . holds the state folder \(state: .requant"),
         ({"name": "a b"}, "name: got 'a b'"),

@@ -38,6 +38,43 @@ WRITTEN: list[tuple[dict[str, Any], str]] = [
     ({"tracking": {"uri": f"https://mlflow?token={SECRET}"}}, "tracking.uri: holds a query"),
     ({"tracking": {"uri": f"https://mlflow/#{SECRET}"}}, "tracking.uri: holds a fragment"),
     ({"tracking": {"uri": f"sqlite:///x.db?key={SECRET}"}}, "tracking.uri: holds a user, a pass"),
+    *(
+        ({"tracking": {field: address}}, f"tracking.{field}: {said}.* give the bare address")
+        for field, address, said in (
+            ("uri", f"http://mlflow/{TOKEN}", "holds a token of Hugging Face"),
+            ("uri", f"http://mlflow/hf%5F{TOKEN[3:]}", "holds a token of Hugging Face"),
+            ("uri", f"sqlite:////data/{TOKEN}.db", "holds a token of Hugging Face"),
+            ("uri", f"postgresql://db/{TOKEN}", "holds a token of Hugging Face"),
+            ("uri", f"http://mlflow/x;token={SECRET}", "gives a value to a name that says token"),
+            ("pages", f"http://mlflow/{TOKEN}", "holds a token of Hugging Face"),
+            ("pages", f"http://mlflow/password={SECRET}/", "gives a value to a name that says pa"),
+            ("pages", f"http://mlflow/{SECRET * 200}", "has 2814 characters, at most 2000"),
+        )
+    ),
+    (
+        {"deploy": {"action": {**POST, "url": f"https://hook.example/{TOKEN}"}}},
+        "action.url: holds a token of Hugging Face; .* that is itself a secret .* url: env:NAME",
+    ),
+    (
+        {"deploy": {"action": {**POST, "url": f"https://hook.example/x;token={SECRET}"}}},
+        "action.url: gives a value to a name that says token; .* itself a secret .* url: env:NAME",
+    ),
+    (
+        {"deploy": {"action": {**POST, "plain_http_host": TOKEN}}},
+        "action.plain_http_host: holds a token of Hugging Face; give the host of url",
+    ),
+    (
+        {"deploy": {"action": {**RUN, "argv": ["./deploy.sh", SECRET * 1000]}}},
+        "deploy.action.argv: item 2 of 2 has 14000 characters, at most 10000 .*; put it into a f",
+    ),
+    (
+        {"deploy": {"action": {**RUN, "argv": [SECRET] * 1001}}},
+        "deploy.action.argv: has 1001 items, at most 1000 .*; put them into a f",
+    ),
+    (
+        {"deploy": {"action": {**RUN, "argv": ["a=" * 5000] * 11}}},
+        "deploy.action.argv: has 110000 characters in all, at most 100000 .*; put them into a f",
+    ),
     ({"tracking": {"uri": [SECRET]}}, "tracking.uri: got a list. Expected a string"),
     ({"tracking": {"uri": {"password": SECRET}}}, "tracking.uri: got a mapping. Expected a string"),
     ({"tracking": {"pages": f"http://me:{SECRET}@mlflow"}}, "tracking.pages: holds a user or a"),
@@ -210,6 +247,8 @@ def test_an_override_that_works_keeps_its_value() -> None:
         ({"url": "http://[::1]:80/", "token": "env:T"}, None),
         ({"url": "http://localhost:80", "token": "block:t"}, None),
         ({"url": "env:HOOK"}, None),
+        ({"url": "https://token:8080/v1/models/secret/token"}, None),
+        ({"url": f"https://serve.example/{'a=' * 900}"}, None),
         ({"url": "http://serve.lan/x"}, "url: http:// to another machine; give https://, or plain"),
         ({"url": "http://serve.lan/x", "plain_http_host": "Serve.LAN"}, None),
         ({"url": "http://serve.lan/x", "plain_http_host": "other.lan"}, "to another machine"),
@@ -248,6 +287,14 @@ def test_the_server_of_prefect_refuses_a_token_before_it_keeps_it() -> None:
     for argv, refused in ((["./deploy.sh", "$TOKEN"], False), (["x", f"--token={TOKEN}"], True)):
         given = document(deploy={"action": {"kind": "command", "argv": argv}})
         assert bool(validate(given, schema)) is refused
+    for address, refused in (("http://h/x", False), (f"http://h/{TOKEN}", True)):
+        for given in (
+            document(deploy={"action": {"kind": "post", "url": address}}),
+            document(tracking={"uri": address}),
+            document(tracking={"pages": address}),
+        ):
+            assert bool(validate(given, schema)) is refused
+    assert not validate(document(tracking={"uri": None, "pages": None}), schema)
 
 
 def test_mlflow_gets_no_field_that_may_hold_a_secret() -> None:

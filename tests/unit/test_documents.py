@@ -3,13 +3,15 @@
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from requant.errors import ArtifactError
 from requant.store import Store, all_records, read_record, verified_record
-from requant.store.documents import MAX_BYTES, read_sealed, seal_earlier, write_sealed
+from requant.store.documents import DOCUMENT, read_sealed, seal_earlier, write_sealed
 from requant.store.health import examine
 from requant.store.pins import holder, pin
 from requant.store.records import StageRecord, last_used
@@ -70,7 +72,7 @@ def deep(store: Store, night: dict[str, StageRecord]) -> str:
 
 
 def huge(store: Store, night: dict[str, StageRecord]) -> str:
-    os.truncate(store.record_path(night["merge_fp16"].key), MAX_BYTES + 1)
+    os.truncate(store.record_path(night["merge_fp16"].key), DOCUMENT.size + 1)
     return "more than anything of its kind"
 
 
@@ -139,6 +141,33 @@ def test_what_an_earlier_version_wrote_is_sealed_once(
     assert read_record(store, night["merge_fp16"].key) is None
     seal_earlier(store)
     assert read_record(store, night["merge_fp16"].key) is None
+
+
+def test_the_record_of_a_long_training_is_read(store: Store) -> None:
+    path = store.record_path("a" * 64)
+    curve = [[step, 1 / (step + 3)] for step in range(100_000)]
+    write_sealed(store, path, {"curves": {"loss": curve, "learning_rate": curve, "norm": curve}})
+    assert read_sealed(store, path)["curves"]["norm"] == curve
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"[" + b"[]," * 19_000_000 + b"1]", "more than anything of its kind"),
+        (b"[" + b"[]," * 2_000_000 + b"1]", "is not JSON: has more than 1000000 entries"),
+        (b'{"seal": 1, "seal": 2}', "is not JSON: 'seal' is given twice in one object"),
+    ],
+)
+def test_a_document_that_would_fill_the_memory_is_not_parsed(
+    store: Store, text: bytes, said: str
+) -> None:
+    path = store.record_path("a" * 64)
+    write_sealed(store, path, {})
+    path.write_bytes(text)
+    started = time.process_time()
+    with pytest.raises(ArtifactError, match=said):
+        read_sealed(store, path)
+    assert time.process_time() - started < 10
 
 
 def test_what_is_written_is_read(store: Store) -> None:

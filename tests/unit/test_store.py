@@ -18,7 +18,7 @@ from requant.store import (
     publish,
     verify,
 )
-from requant.store.layout import OWN
+from requant.store.layout import is_own
 from requant.store.locks import acquire, is_held
 from requant.store.manifest import MANIFEST_NAME
 
@@ -149,4 +149,8 @@ def test_every_path_of_a_state_folder_is_known_to_be_its_own() -> None:
         item(*["x"] * len(signature(item).parameters)) if callable(item) else item for item in named
     ]
     assert len(paths) > 20
-    assert {path.relative_to(store.root).parts[0] for path in paths} <= OWN
+    assert all(is_own(path.relative_to(store.root).parts[0]) for path in paths)
+    for suffix in ("", "-journal", "-wal", "-shm", ".lock"):
+        assert is_own(f"mlflow.db{suffix}")
+    assert is_own(".mlflow.db.migrating")
+    assert not is_own("served")

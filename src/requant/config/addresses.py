@@ -2,8 +2,12 @@
 
 import ipaddress
 import re
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+from requant.config.plain_secrets import assigned_fault, text_fault
+
+MAX_LETTERS = 2000
+"""Of an address that is kept in clear; servers take some thousands."""
 PLAIN_ADDRESS = r"^https?://[^\s@?#\\]+$"
 """For editors, and for Prefect's server, which refuses parameters before it keeps them."""
 
@@ -30,6 +34,19 @@ def http_fault(address: str, *, query: bool = False) -> str | None:
     if match is None or int((match[2] or ":1")[1:]) not in range(1, 65536) or "\\" in address:
         return "is not http:// or https:// with a host, a port and a path in plain letters"
     return None
+
+
+def clear_fault(address: str) -> str | None:
+    """Say why an address may not be kept in clear, in words without it; None where it may.
+
+    Args:
+        address: Of any kind. `http_fault` tells of user, query and fragment.
+    """
+    if len(address) > MAX_LETTERS:
+        return f"has {len(address)} characters, at most {MAX_LETTERS} are taken"
+    # A host may be called token:8080.
+    path = re.sub(r"^[^/]*//[^/]*", "", unquote(address))
+    return text_fault(address) or text_fault(unquote(address)) or assigned_fault(path)
 
 
 def sent_openly(address: str) -> bool:

@@ -14,7 +14,7 @@ from requant.config.task_names import (
     RESPONSE_CHOICE,
 )
 from requant.methods import METHODS
-from requant.store.layout import OWN
+from requant.store.layout import is_own
 
 if TYPE_CHECKING:
     from requant.config import Config
@@ -116,7 +116,7 @@ def _check_served_apart(config: "Config") -> None:
     inside = folder.relative_to(state).parts[:1] if folder.is_relative_to(state) else None
     if inside is None and not state.is_relative_to(folder):
         return
-    if inside and inside[0] not in OWN:
+    if inside and not is_own(inside[0]):
         return
     if inside:
         where = f"lies in {inside[0]}/ of the state folder (state: {config.state})"

@@ -2,13 +2,20 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from requant.config.addresses import PLAIN_ADDRESS, host_of, http_fault, sent_openly
+from requant.config.addresses import PLAIN_ADDRESS, clear_fault, host_of, http_fault, sent_openly
 from requant.config.given_names import Name, TaskName
-from requant.config.plain_secrets import TOKEN_PATTERN, argument_fault
+from requant.config.plain_secrets import (
+    MAX_ITEMS,
+    MAX_LETTERS,
+    TOKEN_PATTERN,
+    argument_fault,
+    length_fault,
+    text_fault,
+)
 from requant.config.section import MAY_HOLD_SECRET, LocalPath, Positive, Relative, Section
 
 
@@ -26,6 +33,7 @@ class Promote(Section):
     )
 
 
+NO_TOKEN: dict[str, Any] = {"not": {"type": "string", "pattern": TOKEN_PATTERN}}
 REFERENCE = r"^(env|block):[A-Za-z0-9_-]+$"
 
 
@@ -35,7 +43,7 @@ def is_reference(value: str) -> bool:
 
 
 def _checked_reference(value: str) -> str:
-    if not is_reference(value):
+    if not is_reference(value) or text_fault(value):
         raise ValueError(
             "expected env:NAME, of the environment where the worker runs, or block:NAME, of a "
             "Prefect Secret block; the secret itself stands in no configuration"
@@ -68,7 +76,8 @@ class CommandAction(Section):
         min_length=1,
         description="program and arguments; no shell, no secret: `secrets` names those",
         json_schema_extra=MAY_HOLD_SECRET
-        | {"items": {"type": "string", "not": {"pattern": TOKEN_PATTERN}}},
+        | {"maxItems": MAX_ITEMS}
+        | {"items": {"type": "string", "maxLength": MAX_LETTERS} | NO_TOKEN},
     )
     secrets: dict[str, SecretReference] = Field(
         {}, description="environment variable -> secret", json_schema_extra=MAY_HOLD_SECRET
@@ -78,6 +87,9 @@ class CommandAction(Section):
     @field_validator("argv")
     @classmethod
     def _has_a_program(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        long = length_fault(value)
+        if long is not None:
+            raise ValueError(long)
         if not value[0].strip() or any("\0" in word for word in value):
             raise ValueError("expected a program first, and no NUL character")
         fault = argument_fault(value)
@@ -92,7 +104,7 @@ class CommandAction(Section):
     @field_validator("secrets")
     @classmethod
     def _names_variables(cls, value: dict[str, str]) -> dict[str, str]:
-        if not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in value):
+        if any(text_fault(x) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", x) for x in value):
             raise ValueError(
                 "expected names of environment variables: letters, digits and _, no digit first"
             )
@@ -117,12 +129,13 @@ class PostAction(Section):
         description="https; http to this machine only; env:NAME or block:NAME where its path or "
         "query is a secret",
         json_schema_extra=MAY_HOLD_SECRET
-        | {"pattern": r"^(https?://[^\s@?#\\]+|(env|block):[A-Za-z0-9_-]+)$"},
+        | {"pattern": r"^(https?://[^\s@?#\\]+|(env|block):[A-Za-z0-9_-]+)$"}
+        | NO_TOKEN,
     )
     plain_http_host: str | None = Field(
         None,
         description="host that url may name with http://, where who listens may read what is sent",
-        json_schema_extra=MAY_HOLD_SECRET,
+        json_schema_extra=MAY_HOLD_SECRET | NO_TOKEN,
     )
     token: SecretReference | None = Field(
         None,
@@ -134,12 +147,19 @@ class PostAction(Section):
     @field_validator("url")
     @classmethod
     def _holds_no_secret(cls, value: str) -> str:
-        fault = None if is_reference(value) else http_fault(value)
+        fault = (None if is_reference(value) else http_fault(value)) or clear_fault(value)
         if fault is not None:
             raise ValueError(
                 f"{fault}; give https://HOST/PATH, and a secret as token: env:NAME. An address "
                 "that is itself a secret goes into the environment or a Secret block: url: env:NAME"
             )
+        return value
+
+    @field_validator("plain_http_host")
+    @classmethod
+    def _host_is_no_secret(cls, value: str | None) -> str | None:
+        if value is not None and (fault := clear_fault(value)):
+            raise ValueError(f"{fault}; give the host of url")
         return value
 
     @model_validator(mode="after")
@@ -217,25 +237,28 @@ class Tracking(Section):
     uri: str | None = Field(
         None,
         description="http(s)://, sqlite:///; null: sqlite in the state folder",
-        json_schema_extra=MAY_HOLD_SECRET | {"pattern": r"^([^@?#]*|sqlite:///[^?]*)$"},
+        json_schema_extra=MAY_HOLD_SECRET | {"pattern": r"^([^@?#]*|sqlite:///[^?]*)$"} | NO_TOKEN,
     )
     pages: str | None = Field(
         None,
         description="address of a server that shows what a database in uri holds, for links",
-        json_schema_extra=MAY_HOLD_SECRET | {"pattern": PLAIN_ADDRESS},
+        json_schema_extra=MAY_HOLD_SECRET | {"pattern": PLAIN_ADDRESS} | NO_TOKEN,
     )
     experiment: Name = Field("requant", min_length=1, description="MLflow experiment name")
 
     @field_validator("uri")
     @classmethod
     def _uri_holds_no_secret(cls, value: str | None) -> str | None:
-        if value is None or (value.startswith("sqlite:///") and "?" not in value):
+        if value is None:
             return value
         if value.startswith(("http://", "https://")):
             fault = http_fault(value)
+        elif value.startswith("sqlite:///") and "?" not in value:
+            fault = None
         else:
             # Which kinds there are the one who opens it says; any may hold a password.
             fault = "holds a user, a password or a query" if re.search("[@?#]", value) else None
+        fault = fault or clear_fault(value)
         if fault is not None:
             raise ValueError(
                 f"{fault}, and Prefect keeps every parameter of a run; give the bare address, and "
@@ -247,7 +270,7 @@ class Tracking(Section):
     @field_validator("pages")
     @classmethod
     def _pages_hold_no_secret(cls, value: str | None) -> str | None:
-        if value is not None and (fault := http_fault(value)):
+        if value is not None and (fault := http_fault(value) or clear_fault(value)):
             raise ValueError(
                 f"{fault}; it is put into pages that others read: give the bare address"
             )

@@ -10,6 +10,9 @@ import shlex
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 
+MAX_ITEMS, MAX_LETTERS, MAX_IN_ALL = 1000, 10_000, 100_000
+"""Items of a command, characters of each and of all: reading an item takes its length squared."""
+
 TOKENS = {
     "of Hugging Face": r"hf_[A-Za-z0-9]{30,}",
     "of GitHub": r"(?:gh[opsur]_|github_pat_)[A-Za-z0-9_]{16,}",
@@ -19,6 +22,8 @@ TOKENS = {
     "of Slack": r"xox[a-z]-[A-Za-z0-9-]{8,}",
     "of AWS": r"A(?:K|S)IA[A-Z0-9]{12,}",
     "of Google": r"AIza[A-Za-z0-9_-]{30,}",
+    "of Google OAuth": r"ya29\.[A-Za-z0-9_-]{16,}",
+    "of SendGrid": r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}",
     "of Docker": r"dckr_pat_[A-Za-z0-9_-]{8,}",
     "of npm": r"npm_[A-Za-z0-9]{30,}",
     "of PyPI": r"pypi-AgE[A-Za-z0-9_-]{8,}",
@@ -35,6 +40,8 @@ TOKEN_PATTERN = r"(^|[^A-Za-z0-9])(" + "|".join(TOKENS.values()) + ")"
 """For editors, and for Prefect's server, which refuses parameters before it keeps them."""
 
 _ADDRESS = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]{0,30})://([^\s\"'<>|;]*)")
+_SCHEMELESS = re.compile(r"(?<![A-Za-z0-9+./-])//[^\s\"'<>|;/@:]+:([^\s\"'<>|;/@]+)@")
+"""`//user:password@host`, which curl and others complete."""
 _OF_SHELLS = ("ssh", "sftp", "scp", "rsync")
 """Schemes whose user is an account and no token: ssh://git@host."""
 
@@ -49,7 +56,8 @@ _KEYS = frozenset(
     | {"shared", "signing"}
 )
 """Words before `key` that make it a secret; a key of a table or a file is none."""
-_ENDINGS = frozenset({"literal", "plain", "string", "text", "value"})
+_ENDINGS = frozenset({"b", "base", "literal", "plain", "string", "text", "value"})
+"""Words after it that say how it is written: passwordBase64, token_b64, SECRET_KEY_BASE."""
 _TOKENS_OF_TEXT = frozenset(
     {"begin", "bos", "cls", "end", "eos", "image", "mask", "max", "min", "new", "num", "pad"}
     | {"sep", "special", "start", "stop", "unk"}
@@ -64,19 +72,20 @@ _SECRET_BY_NAME = re.compile(r"(?:id|source|type)=[\w./-]+(?:,\w+=[\w./-]+)*")
 
 _OPTION = re.compile(r"--?([A-Za-z][\w.-]{0,80})")
 _ASSIGNED = re.compile(
-    r"(?<![A-Za-z0-9_])([A-Za-z][\w.-]{0,80})([\"'\\]{0,4})\s{0,4}(?:=|:(?!//|\?|-?\}))\s{0,4}"
+    r"(?<![A-Za-z0-9_])([A-Za-z][\w.-]{0,80})([\"'\\]{0,4})\s{0,4}(?:\+?=|:(?!//|\?|-?\}))\s{0,4}"
     r"(?=([\"'\\]{0,4})(?:(?:apikey|basic|bearer|digest|token)\s+)?[\"'\\]{0,4}([^\s\"'\\,;&|]*))",
     re.IGNORECASE,
 )
-"""`--token=X`, `TOKEN=X`, `Authorization: Bearer X`, `{"token": "X"}`; the value is only looked at,
-so that of a=token=X each `=` is seen. `${TOKEN:?}` and `${TOKEN:-}` assign nothing."""
+"""`--token=X`, `TOKEN=X`, `TOKEN+=X`, `Authorization: Bearer X`, `{"token": "X"}`; the value
+is only looked at, so that of a=token=X each `=` is seen. `${TOKEN:?}` and `${TOKEN:-}`
+assign nothing."""
 _BEARER = re.compile(r"\bbearer\s+([^\s\"'\\,;&|]{8,})", re.IGNORECASE)
 _USER_OPTION = re.compile(r"(?:-u|--(?:proxy-)?user|--auth|--basic-auth|--creds)")
 _USER_GIVEN = re.compile(r"(?:-u=?|--(?:proxy-)?user=|--auth=|--basic-auth=|--creds=)(.+)")
 
 _HARMLESS = re.compile(
     r"|(env|block|file):[\w./-]+"
-    r"|\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(:?\?[^}]*|:?-)?\}|\$\(.*|`.*|%[A-Za-z_]\w*%"
+    r"|(\$[A-Za-z_]\w*|\$\{[A-Za-z_]\w*(:?\?[^}]*|:?-)?\}|\$\([^()]*\)|`[^`]*`)+|%[A-Za-z_]\w*%"
     r"|\{+[^{}]*\}+|<[^<>]*>|\*+|\.+|x{3,}"
     r"|os\.(environ|getenv)\b.*|process\.env\b.*"
     r"|(\.{1,2}|~)?/[\w.-]+(/[\w.-]+)+|(\.{1,2}|~)/[\w.-]+"
@@ -100,23 +109,57 @@ def text_fault(text: str) -> str | None:
         user = _user(scheme, rest)
         if user is not None and not is_harmless(user.partition(":")[2]):
             return "holds an address with a password"
+    if not all(is_harmless(password) for password in _SCHEMELESS.findall(text)):
+        return "holds an address with a password"
     return None
+
+
+def length_fault(arguments: Sequence[str]) -> str | None:
+    """Say that a command is longer than any program's, and is not read; None where it is not."""
+    if len(arguments) > MAX_ITEMS:
+        return (
+            f"has {len(arguments)} items, at most {MAX_ITEMS} are taken; put them into a file that "
+            "the program reads"
+        )
+    for number, word in enumerate(arguments, 1):
+        if len(word) > MAX_LETTERS:
+            return (
+                f"item {number} of {len(arguments)} has {len(word)} characters, at most "
+                f"{MAX_LETTERS} are taken; put it into a file that the program reads"
+            )
+    if (letters := sum(map(len, arguments))) > MAX_IN_ALL:
+        return (
+            f"has {letters} characters in all, at most {MAX_IN_ALL} are taken; put them into a "
+            "file that the program reads"
+        )
+    return None
+
+
+def assigned_fault(text: str) -> str | None:
+    """Say that a text gives a value to a name that says secret; None where it does not.
+
+    Args:
+        text: Of a few thousand characters: it takes their square.
+    """
+    return _assigned_fault(text, ())
 
 
 def argument_fault(arguments: Sequence[str]) -> str | None:
     """Say which argument of a program is a secret, and by what; None where none is known as one.
 
     Besides what `text_fault` finds those are addresses with a user, a query or a fragment, and what
-    follows a name that says secret. Lines for a shell are read too.
+    follows a name that says secret. Lines for a shell are read too. What is too long to be
+    read is said instead.
 
     Args:
         arguments: Of a program, its name first.
     """
-    pieces = [
-        (number, piece) for number, word in enumerate(arguments, 1) for piece in _pieces(word)
-    ]
+    if (long := length_fault(arguments)) is not None:
+        return long
+    texts = [(number, text) for number, word in enumerate(arguments, 1) for text in _texts(word)]
+    pieces = [(number, piece) for number, text in texts for piece in _pieces(text)]
     accounts = _accounts([piece for _, piece in pieces])
-    for number, word in enumerate(arguments, 1):
+    for number, word in texts:
         why = text_fault(word) or _address_fault(word) or _assigned_fault(word, accounts)
         if why is not None:
             return f"item {number} of {len(arguments)} {why}"
@@ -232,6 +275,32 @@ def _is_user(value: str) -> bool:
     if not (user and colon and password) or password.startswith("//") or is_harmless(value):
         return False
     return not (is_harmless(password) or (user.isdigit() and password.isdigit()))
+
+
+def _texts(word: str) -> list[str]:
+    """Take the commands a shell would run, `$(...)`, out of a text; they follow it, on their own.
+
+    What stands beside one is seen so: in TOKEN=$(cat x)y it is the y.
+    """
+    found: list[str] = []
+    # Of each command that is open: how it opened, what it holds, and its own open brackets.
+    opened: list[tuple[str, list[str], list[None]]] = [("", [], [])]
+    for piece in re.findall(r"\$\(|[()`$]|[^()`$]+", word):
+        opener, held, brackets = opened[-1]
+        if piece == "$(" or (piece == "`" and opener != "`"):
+            opened.append((piece, [], []))
+        elif (piece == "`") or (piece == ")" and opener == "$(" and not brackets):
+            opened.pop()
+            found.append("".join(held))
+            opened[-1][1].append("${_}")
+        else:
+            if piece == "(":
+                brackets.append(None)
+            elif piece == ")" and brackets:
+                brackets.pop()
+            held.append(piece)
+    rest = "".join(part for opener, held, _ in opened for part in (opener, *held))
+    return [rest, *found]
 
 
 def _pieces(word: str) -> Iterator[str]:

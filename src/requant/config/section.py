@@ -7,7 +7,15 @@ bytes a stage produces (or is represented by the digest of the content it points
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from requant.config.plain_secrets import text_fault
@@ -84,7 +92,14 @@ def _local(path: Path) -> Path:
     return path.expanduser()
 
 
-LocalPath = Annotated[Path, AfterValidator(_local)]
+def _not_empty(path: Any) -> Any:
+    """Refuse "", which `Path` takes for the folder a command is started in."""
+    if path == "":
+        raise ValueError("expected a path that is not empty; a command's own folder is written .")
+    return path
+
+
+LocalPath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_local)]
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Relative = Annotated[float, Field(gt=0.0)]

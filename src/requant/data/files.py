@@ -15,6 +15,8 @@ from requant.outside.json_text import Bounds, MalformedJson, parse_json
 from requant.wording import data_size, few_lines, printable, shown
 
 if TYPE_CHECKING:
+    from pyarrow import Field
+
     from requant.config.data import Columns, HubData
 
 BOM = b"\xef\xbb\xbf"
@@ -171,6 +173,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
     with open_plain(path) as file:
         try:
             table = ParquetFile(file)
+            _refuse_twins(path, table.schema_arrow)
             size = os.fstat(file.fileno()).st_size
             groups = map(table.metadata.row_group, range(table.metadata.num_row_groups))
             _refuse_swelling(path, sum(group.total_byte_size for group in groups), size)
@@ -189,6 +192,24 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise ContractError(
                 f"{path}: is not Parquet, or damaged: {printable(error)[:300]}; write it anew"
             ) from error
+
+
+def _refuse_twins(path: Path, columns: "Iterable[Field]") -> None:
+    """Refuse columns, or fields of one, of the same name: a row keeps the last of them only."""
+    # Without calling itself: who wrote the file says how deep it is.
+    waiting = [("", list(columns))]
+    while waiting:
+        inside, fields = waiting.pop()
+        twice = [name for name, times in Counter(each.name for each in fields).items() if times > 1]
+        if twice:
+            raise ContractError(
+                f"{path}: has two columns {shown(twice[0])}{inside}; which is meant nobody knows: "
+                "rename or remove one"
+            )
+        for each in fields:
+            # The only field of a list is called as its writer likes.
+            within = f" in {shown(each.name)}" if len(fields) > 1 or not inside else inside
+            waiting.append((within, [each.type.field(at) for at in range(each.type.num_fields)]))
 
 
 def _refuse_swelling(path: Path, unpacked: int, size: int) -> None:

@@ -18,6 +18,13 @@ OWN = frozenset(
     }
 )
 """Names below the state folder that requant, Prefect and MLflow write, read and delete."""
+DATABASE = "mlflow.db"
+"""MLflow's, unless `tracking.uri` names another; journals, lock and draft lie beside it."""
+
+
+def is_own(name: str) -> bool:
+    """Tell whether requant, Prefect or MLflow keep something of this name in the state folder."""
+    return name in OWN or name.removeprefix(".").startswith(DATABASE)
 
 
 class ArtifactRef(BaseModel):
