@@ -1,20 +1,20 @@
 """promote: register the evaluated model, let it serve once the gate lets it, and say so."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from prefect.events import emit_event
 
 from requant.config import Config
 from requant.errors import ConfigError, GateError
-from requant.evaluation.artifact import SAMPLES, read_paired
-from requant.evaluation.gate import check_gate, guarding, idle_guards
+from requant.evaluation.artifact import SAMPLES
 from requant.evaluation.samples import count_documents
+from requant.gate import Decision
 from requant.store import StageRecord, Store, materialise, verify_to_serve
 from requant.store.pins import holder, is_broken, pin
 from requant.store.room import naming_full_disk
 from tasks import tracking
+from tasks.gatekeeping import advice, refusal, said, spend
 from tasks.tracking import registry as versions
 from tasks.tracking.registry import ModelVersion, Registry
 
@@ -34,8 +34,10 @@ class Promotion:
     """Why it was refused; empty where it was not."""
     to_deploy: bool
     """It serves now by right, and has not been deployed yet."""
+    decision: Decision | None = None
+    """The gate's; None where a person decides, or the model serves already."""
     notes: tuple[str, ...] = ()
-    """What the gate had nothing to judge by."""
+    """What a person should know of the gate."""
 
 
 def registry_of(config: Config) -> Registry:
@@ -51,13 +53,10 @@ def register(
 
     Raises:
         ArtifactError: If a byte of the model is wrong.
-        ConfigError: If `promote.auto` is guarded by a task that was not compared.
     """
     store = Store(config.state.resolve())
     # What can fail comes first: a failed night registers nothing.
     verify_to_serve(store, store.ref("model", model.digest))
-    if config.promote.auto:
-        guarding(config.promote, paired_of(store, evaluation))
     prefix = "requantized/"
     scores = {
         name.removeprefix(prefix): value
@@ -65,35 +64,45 @@ def register(
         if name.startswith(prefix)
     }
     documents = count_documents(materialise(store, evaluation.digest) / SAMPLES, "requantized")
-    return versions.ensure_version(registry_of(config), night, model, scores, documents)
+    verdict = said(advice(store, config.evaluate.gate, evaluation))
+    return versions.ensure_version(registry_of(config), night, model, scores, documents, verdict)
 
 
 def promote(
-    config: Config, version: ModelVersion, paired: list[Mapping[str, Any]] | None = None
+    config: Config,
+    version: ModelVersion,
+    evaluation: StageRecord | None = None,
+    reason: str = "",
 ) -> Promotion:
     """Let a version serve and emit `model.promoted`; safe to repeat after a crash at any step.
 
     Args:
-        config: Its `promote` section is the gate.
+        config: `evaluate.gate` says what must be shown.
         version: The challenger, or an older one.
-        paired: The evaluation's paired comparisons; None where a person decides.
+        evaluation: Of it, by which the gate decides; None where a person does.
+        reason: Of the person, kept with the version.
 
     Raises:
-        ArtifactError: If a byte of the model is wrong, or the anchor's pin cannot be believed.
+        ArtifactError: If a byte of the model is wrong, or the gate's ledger or the anchor's pin
+            cannot be believed.
     """
     registry = registry_of(config)
     # An attempt before this one may have marked it.
     version = versions.version_of(registry, version.version)
     serving = versions.champion(registry)
+    decision: Decision | None = None
     notes: tuple[str, ...] = ()
-    if paired is not None:
-        notes = tuple(idle_guards(config.promote, paired))
+    if evaluation is not None and (serving is None or serving.version != version.version):
         try:
-            check_gate(config.promote, paired, version.marks.get("rolled_back"))
-            _refuse_older(version, serving)
+            _refuse_known(version, serving)
+            decision, left = spend(config, serving, evaluation)
+            notes = (left,) if left else ()
+            if decision.verdict != "promote":
+                raise GateError(refusal(decision))
         except GateError as error:
-            _emit(REFUSED, config, version, reason=str(error))
-            return Promotion(version, "refused", str(error), to_deploy=False, notes=notes)
+            verdict = decision.verdict if decision else "refuse"
+            _emit(REFUSED, config, version, reason=str(error), verdict=verdict)
+            return Promotion(version, "refused", str(error), False, decision, notes)
     store = Store(config.state.resolve())
     verify_to_serve(store, store.ref("model", version.digest))
     moves = serving is None or serving.version != version.version
@@ -112,13 +121,15 @@ def promote(
     if moves:
         versions.unmark(registry, version, "deployed")
         versions.move_champion(registry, version)
-    if paired is None:
+    if evaluation is None:
         # A person's word is stronger than that of an earlier night.
         versions.unmark(registry, version, "rolled_back")
+        if reason:
+            versions.note(registry, version, "promoted because", reason)
     to_deploy = moves or "deployed" not in version.marks
     if to_deploy:
-        announce(config, version)
-    return Promotion(version, "champion", "", to_deploy, notes)
+        announce(config, version, reason or (said(decision) if decision else ""))
+    return Promotion(version, "champion", "", to_deploy, decision, notes)
 
 
 def standing(config: Config, version: ModelVersion) -> Outcome:
@@ -161,8 +172,13 @@ def roll_back(config: Config) -> ModelVersion:
     return earlier
 
 
-def _refuse_older(version: ModelVersion, serving: ModelVersion | None) -> None:
-    """Keep the retry of an old night from undoing a newer one."""
+def _refuse_known(version: ModelVersion, serving: ModelVersion | None) -> None:
+    """Keep the night from undoing what a person, or a newer night, decided."""
+    if when := version.marks.get("rolled_back"):
+        raise GateError(
+            f"promote: this model was rolled back at {when}; it serves again only when a "
+            "person says so: requant promote CONFIG --version N"
+        )
     if serving is not None and version.version < serving.version:
         raise GateError(
             f"promote: version {version.version} is older than the champion, version "
@@ -178,14 +194,9 @@ def _took_over(registry: Registry, serving: ModelVersion) -> bool:
     )
 
 
-def announce(config: Config, version: ModelVersion) -> None:
+def announce(config: Config, version: ModelVersion, reason: str = "") -> None:
     """Emit `model.promoted`, which starts the deployment deploy-model on a server."""
-    _emit(PROMOTED, config, version)
-
-
-def paired_of(store: Store, evaluation: StageRecord) -> list[Mapping[str, Any]]:
-    """Read the paired comparisons of an evaluation."""
-    return list(read_paired(materialise(store, evaluation.digest)))
+    _emit(PROMOTED, config, version, reason=reason)
 
 
 def resource_of(line: str) -> dict[str, str]:

@@ -17,9 +17,10 @@ from requant.report.night import StageRow, StageState
 from requant.store import StageRecord, Store, touch_record
 from requant.store.results import StageResult, result_of
 from tasks import tracking
-from tasks.nightly.pages import night_figures, night_verdict, publish_artifacts, write_pages
+from tasks.gatekeeping import advice
+from tasks.nightly.pages import judged, night_figures, night_verdict, publish_artifacts, write_pages
 from tasks.nightly.way_on import of_deployment
-from tasks.promote import Promotion, paired_of, promote, register, standing
+from tasks.promote import Promotion, promote, register, standing
 from tasks.retry import retrying
 from tasks.secrets import redactor_of
 from tasks.servers.listeners import outlook
@@ -96,7 +97,7 @@ class OpenNight:
                 night, self._rows, self._promotion, str(flow_run.name), self._notes
             )
             with _said("its artifacts in Prefect"):
-                publish_artifacts(night, summary, records)
+                publish_artifacts(night, summary, records, judged(self._promotion))
         metrics = records[-1].metrics if records and records[-1].stage == "evaluate" else {}
         # Who cancels a night does not wait for a server that is away.
         attempt = (
@@ -119,6 +120,7 @@ class OpenNight:
                 metrics | night_figures(records),
                 "\n\n".join(causes),
                 night_verdict(self._rows, self._promotion),
+                judged(self._promotion),
             )
 
     @contextmanager
@@ -184,8 +186,9 @@ def _promoted(night: Night, model: StageRecord, evaluation: StageRecord) -> Prom
     version = retrying(config)(register, config, night.parent, model, evaluation)
     if not config.promote.auto:
         outcome = retrying(config)(standing, config, version)
-        return Promotion(version, outcome, "", to_deploy=False)
-    promotion = retrying(config)(promote, config, version, paired_of(night.store, evaluation))
+        decision = advice(night.store, config.evaluate.gate, evaluation)
+        return Promotion(version, outcome, "", to_deploy=False, decision=decision)
+    promotion = retrying(config)(promote, config, version, evaluation)
     if promotion.to_deploy and of_deployment():
         # `requant run` says it, or deploys by itself.
         get_run_logger().info(outlook(config.name))

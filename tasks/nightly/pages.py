@@ -19,6 +19,7 @@ from requant.names import artifact_key, markdown, markdown_block
 from requant.report.headline import headline
 from requant.report.lineage import lineage_html
 from requant.report.night import StageRow, StageState, night_report
+from requant.report.verdict import verdict_markdown
 from requant.store import StageRecord, Store, materialise, read_file
 from requant.store.durable import write_durably
 from tasks import tracking
@@ -90,7 +91,8 @@ def write_pages(
     def draw_report() -> str:
         scores, paired = _evaluation(night.store, records)
         merged = _merged_tensors(night.store, records)
-        return night_report(title, rows, scores, paired, merged, notes)
+        decision = promotion.decision if promotion else None
+        return night_report(title, rows, scores, paired, merged, notes, decision)
 
     failure = "\n\n".join(f"{row.stage} {row.state}: {row.error}" for row in rows if row.error)
     lineage = _drawn("lineage", draw_lineage, failure)
@@ -168,11 +170,21 @@ def night_verdict(rows: list[StageRow], promotion: Promotion | None) -> str:
     return promotion.outcome if promotion else "not registered"
 
 
-def publish_artifacts(night: Night, summary: NightSummary, records: list[StageRecord]) -> None:
-    """Show the stages and the scores on the flow run's own page in Prefect."""
+def judged(promotion: Promotion | None) -> str:
+    """Write the gate's verdict with its reasons as Markdown; nothing where it gave none."""
+    decision = promotion.decision if promotion else None
+    return verdict_markdown(decision) if decision else ""
+
+
+def publish_artifacts(
+    night: Night, summary: NightSummary, records: list[StageRecord], verdict: str
+) -> None:
+    """Show the verdict, the stages and the scores on the flow run's own page in Prefect."""
     key = artifact_key(night.config.name)
     create_markdown_artifact(
-        _stage_table(summary), key=f"night-{key}", description=f"Stages of {night.config.name}"
+        _stage_table(summary, verdict),
+        key=f"night-{key}",
+        description=f"Verdict and stages of {night.config.name}",
     )
     scores, _ = _evaluation(night.store, records)
     if scores:
@@ -183,7 +195,7 @@ def publish_artifacts(night: Night, summary: NightSummary, records: list[StageRe
         )
 
 
-def _stage_table(summary: NightSummary) -> str:
+def _stage_table(summary: NightSummary, verdict: str) -> str:
     page = summary.mlflow_page
     link = f"[the night in MLflow]({page})" if page.startswith("http") else f"MLflow: `{page}`"
     failures = [
@@ -191,7 +203,13 @@ def _stage_table(summary: NightSummary) -> str:
         for row in summary.rows
         if row.error
     ]
-    lines = [*failures, "| stage | state | seconds | digest | headline |", "|---|---|--:|---|---|"]
+    given = [verdict, ""] if verdict else []
+    lines = [
+        *failures,
+        *given,
+        "| stage | state | seconds | digest | headline |",
+        "|---|---|--:|---|---|",
+    ]
     for row in summary.rows:
         seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
         digest = f"`{row.digest[:12]}`" if row.digest else ""
@@ -250,7 +268,9 @@ def _promotion_row(promotion: Promotion | None, enabled: bool) -> StageRow:
         state="refused" if promotion.outcome == "refused" else "done",
         error=promotion.reason,
         digest=promotion.version.digest,
-        headline=promotion.reason or f"version {promotion.version.version}: {promotion.outcome}",
+        # The error says the rest.
+        headline=promotion.reason.partition("\n")[0]
+        or f"version {promotion.version.version}: {promotion.outcome}",
     )
 
 

@@ -149,6 +149,7 @@ def close_parent(
     metrics: Mapping[str, float],
     failure: str = "",
     verdict: str = "",
+    judged: str = "",
 ) -> None:
     """End the run of a night with its pages; stages left running end as failed, or killed with it.
 
@@ -160,6 +161,7 @@ def close_parent(
         metrics: Of the evaluation, and the columns of the list of nights.
         failure: Cause and way out, for the top of the run's description.
         verdict: What came of the night, in two words.
+        judged: The gate's verdict with its reasons, in Markdown.
     """
     from mlflow.entities import Metric, RunTag
 
@@ -178,7 +180,7 @@ def close_parent(
         parent.client.log_text(parent.run_id, texts[name], f"{name}.html")
     lines = [_line(child) for child in children]
     crumbs = [crumb for child in children for crumb in _crumbs(child)]
-    note = night_note(lines, status, crumbs, pages, failure, nights_page(parent))
+    note = night_note(lines, status, crumbs, pages, failure, nights_page(parent), judged)
     now = int(time.time() * 1000)
     parent.client.log_batch(
         parent.run_id,

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from requant.errors import ConfigError, ContractError
+from requant.names import TAG_CHARACTERS, tracking_value
 from requant.store import StageRecord
 from tasks.tracking.connection import TrackingRun, preload, probe, transient
 from tasks.tracking.models import find_models
@@ -47,6 +48,8 @@ class ModelVersion:
     """Version that was champion before it."""
     marks: Mapping[str, str]
     """Mark to ISO time."""
+    verdict: str = ""
+    """The gate's last one on it; empty where none was written down."""
 
 
 def open_registry(uri: str, model: str) -> Registry:
@@ -73,6 +76,7 @@ def ensure_version(
     model: StageRecord,
     scores: Mapping[str, float],
     documents: int,
+    verdict: str = "",
 ) -> ModelVersion:
     """Find the version of a model by its digest, or register it; it becomes the challenger.
 
@@ -85,16 +89,23 @@ def ensure_version(
         model: Record of the requantized model.
         scores: Of the model, `task/metric` to value.
         documents: The scores are of, all tasks together.
+        verdict: The gate's on it, with its reasons.
 
     Raises:
         ContractError: If the model was never tracked.
     """
-    tags = {"scores": json.dumps(dict(scores)), "documents": str(documents)}
+    tags = {
+        "scores": json.dumps(dict(scores)),
+        "documents": str(documents),
+        "verdict": tracking_value(verdict, TAG_CHARACTERS),
+    }
     found = [item for item in all_versions(registry) if item.digest == model.digest]
     if found:
         version = found[-1]
         if documents >= version.documents:
-            version = replace(version, scores=dict(scores), documents=documents)
+            version = replace(
+                version, scores=dict(scores), documents=documents, verdict=tags["verdict"]
+            )
             with transient(registry.uri):
                 for name, value in tags.items():
                     _tag(registry, version, name, value)
@@ -169,6 +180,12 @@ def mark(registry: Registry, version: ModelVersion, what: Mark) -> None:
         _tag(registry, version, what, datetime.now(UTC).isoformat(timespec="seconds"))
 
 
+def note(registry: Registry, version: ModelVersion, name: str, text: str) -> None:
+    """Keep a sentence with a version: who reads it in MLflow finds it among its tags."""
+    with transient(registry.uri):
+        _tag(registry, version, name, tracking_value(text, TAG_CHARACTERS))
+
+
 def unmark(registry: Registry, version: ModelVersion, what: Mark) -> None:
     """Take back that something happened."""
     if what in version.marks:
@@ -219,5 +236,6 @@ def _version(found: "MlflowVersion") -> ModelVersion:
         scores=json.loads(tags.get("scores", "{}")),
         documents=int(tags.get("documents", 0)),
         replaced=int(replaced) if replaced else None,
+        verdict=tags.get("verdict", ""),
         marks={name: tags[name] for name in ("deployed", "rolled_back") if name in tags},
     )

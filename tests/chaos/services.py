@@ -20,7 +20,7 @@ from requant.store.health import examine
 from requant.store.pins import pin_files, read_pin
 from tests.chaos.stages import leftovers
 from tests.chaos.strikes import Length, Phase, Strike, finished, length_of, moments, struck
-from tests.support.chain import MICRO, micro_config
+from tests.support.chain import MICRO, micro_config, promoting
 
 PROMOTE = Phase("promote", "sql .*(registered_model|model_version)", "sql .*alias|pins/")
 DEPLOY = Phase("deploy", "locks/deploy-micro", "sql .*model_version_tags")
@@ -100,9 +100,8 @@ def line(folder: Path, server: Server) -> Line:
     """Run the nights, the promotions and the deployments that nothing disturbs."""
     found = Line(folder, server, {}, {})
     found.now.mkdir(parents=True, exist_ok=True)
-    document = yaml.safe_load(MICRO) | {
+    document = promoting(yaml.safe_load(MICRO)) | {
         "state": str(found.now / "state"),
-        "promote": {"auto": True, "guard": ["old_perplexity"]},
         "deploy": {"action": {"kind": "copy", "folder": str(found.now / "served")}},
     }
     found.file.write_text(yaml.safe_dump(document))

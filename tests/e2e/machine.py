@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.support.chain import MICRO
+from tests.support.chain import MICRO, promoting
 
 ROOT = Path(__file__).parents[2]
 REQUANT = (sys.executable, "-c", "from requant.cli import app; app()")
@@ -236,11 +236,10 @@ def make_machine(folder: Path) -> Machine:
     (folder / "prefect.yaml").symlink_to(ROOT / "prefect.yaml")
     (folder / "configs").mkdir()
     document = merged(
-        yaml.safe_load(MICRO),
+        promoting(yaml.safe_load(MICRO)),
         {
             "name": "tiny",
             "state": ".requant",
-            "promote": {"auto": True, "guard": ["old_perplexity"]},
             "deploy": {"action": {"kind": "copy", "folder": "served"}},
         },
     )

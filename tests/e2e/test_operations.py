@@ -228,7 +228,9 @@ def test_promotion_deploys_and_rollback_deploys_what_was_before(
     refused = machine.requant("rollback", "configs/tiny.yaml", fails=2)
     assert "version 1 is the first champion" in refused
 
-    said = machine.requant("promote", "configs/tiny.yaml", "--version", 2)
+    said = machine.requant(
+        "promote", "configs/tiny.yaml", "--version", 2, "--reason", "a person wants it"
+    )
     assert "tiny: version 2" in said
     eventually("the second is deployed", lambda: served.resolve().name == second["digest"])
     eventually("that is known", lambda: "deployed" in client.get_model_version("tiny", "2").tags)

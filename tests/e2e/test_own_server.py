@@ -14,7 +14,7 @@ from requant.config import STAGE_NAMES
 from requant.machine.services import status
 from tests.e2e.machine import REQUANT, free_port
 from tests.support.alive import of_prefect_home
-from tests.support.chain import MICRO
+from tests.support.chain import MICRO, promoting
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,8 +86,7 @@ def test_a_run_alone_deploys_what_it_promotes_and_says_nothing_but_that(tmp_path
     # Not in this project's folder, which may be a git repository.
     for name in ("flows", "tasks"):
         (tmp_path / name).symlink_to(ROOT / name)
-    document = yaml.safe_load(MICRO) | {"state": str(tmp_path / "state")}
-    document["promote"] = {"auto": True, "guard": ["old_perplexity"]}
+    document = promoting(yaml.safe_load(MICRO)) | {"state": str(tmp_path / "state")}
     document["deploy"] = {"action": {"kind": "copy", "folder": str(tmp_path / "served")}}
     (tmp_path / "micro.yaml").write_text(yaml.safe_dump(document))
     # As in the README's first command: below a state folder that is not there yet.

@@ -16,7 +16,7 @@ from requant.errors import TransientError
 from requant.store import StageRecord, Store, all_records, locked
 from tasks.promote import register
 from tasks.tracking import TrackingRun
-from tests.support.chain import MICRO
+from tests.support.chain import LENIENT_GATE, MICRO
 from tests.support.commands import newest_report, requant, states
 from tests.support.row_files import noise, write
 from tests.support.stages import all_stages, stages_on
@@ -119,7 +119,7 @@ def test_one_document_is_evaluated_and_leaves_what_is_registered(folder: Path) -
 
 def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     """The night's own held-out rows like it: the text that no night brings refuses it."""
-    requant("promote", folder / "micro.yaml")
+    requant("promote", folder / "micro.yaml", "--reason", "a first model")
     assert re.search(
         r"promote\s+done\s.*version \d+: champion", requant("run", folder / "micro.yaml")
     )
@@ -135,15 +135,16 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     words = [word for change in changes for word in ("--set", change)]
     auto = ["--set", "promote.auto=true"]
     refused = requant("run", folder / "micro.yaml", *words, *auto, fails=2)
-    assert "promote.auto: true with promote.guard=[]: nothing guards it" in refused
-    own = ["--set", "promote.guard=[heldout_perplexity]"]
-    refused = requant("run", folder / "micro.yaml", *words, *auto, *own, fails=2)
-    assert "only rows of this and earlier nights guard it" in refused
+    assert "too few documents: heldout_perplexity (16), response_choice (16), old_" in refused
 
-    guard = ["--set", "promote.guard=[old_perplexity, past_heldout_perplexity]"]
-    output = requant("run", folder / "micro.yaml", *words, *auto, *guard)
+    lenient = [
+        "--set",
+        f"evaluate.gate={json.dumps({**LENIENT_GATE, 'margin': 0.004, 'tests_a_year': 2})}",
+    ]
+    output = requant("run", folder / "micro.yaml", *words, *auto, *lenient)
 
-    assert re.search(r"promote\s+refused.*old_perplexity is worse than the base's", output, re.S)
+    harmed = r"past_heldout_perplexity against the champion: -\S+ .*a loss of 0.004"
+    assert re.search(rf"promote\s+refused.*promote: refuse.*{harmed}", output, re.S)
     client = MlflowClient(tracking_uri=f"sqlite:///{folder}/state/mlflow.db")
     serving = client.get_model_version_by_alias("micro", "champion")
     bad = client.get_model_version_by_alias("micro", "challenger")
@@ -151,12 +152,13 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
     # The nights before held docstrings out: those are evaluated too.
     assert "past_heldout_perplexity" in bad.tags["scores"]
     report = newest_report(folder)
-    assert "<h2>promote refused</h2><pre>promote: old_perplexity is worse" in report
+    assert "<h2>promote refused</h2><pre>promote: refuse\n- " in report
+    assert "<h2>The gate: refuse</h2>" in report
     # Who looks at the night in MLflow reads the reason first.
     experiment = client.get_experiment_by_name("requant")
     (night,) = client.search_runs([experiment.experiment_id], "tags.verdict = 'refused'")
     note = night.data.tags["mlflow.note.content"]
-    assert note.index("old_perplexity is worse than the base's") < note.index("prepare_data")
+    assert note.index("heldout_perplexity against the champion") < note.index("prepare_data")
 
 
 def test_a_page_that_cannot_be_drawn_or_linked_fails_no_night(

@@ -72,7 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("HF_TOKEN", HUB)
         Secret(value=KEY).save("planted-key", overwrite=True)
         said = requant("run", folder / "micro.yaml")
-        said += requant("promote", folder / "micro.yaml")
+        said += requant("promote", folder / "micro.yaml", "--reason", "it is time")
         said += requant("deploy", folder / "micro.yaml")
         (folder / "said.txt").write_text(said)
         # What it takes to load a model is of no interest to those that follow.

@@ -20,7 +20,17 @@ from tests.support.chain import MICRO
 from tests.support.nights import make_night
 from tests.support.pickles import Bomb, armed
 
-NAMES = ("actions", "results", "pins", "deployments", "attempts", "locks", "services", "preflight")
+NAMES = (
+    "actions",
+    "results",
+    "pins",
+    "ledgers",
+    "deployments",
+    "attempts",
+    "locks",
+    "services",
+    "preflight",
+)
 """Folders of small files that commands read."""
 OFF = (
     "quantize_base",

@@ -1,6 +1,7 @@
 """Promotion is safe to repeat, deploys once per digest, and the way back is not collected."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from requant.config import Config
 from requant.errors import ArtifactError, ConfigError
 from requant.store import StageRecord, Store, all_records, verify
 from requant.store.gc import collect
+from requant.store.looks import read_looks
 from requant.store.pins import holder, read_pins
 from tasks import tracking
+from tasks.gatekeeping import require_reason
 from tasks.promote import promote, register, registry_of, roll_back, standing
 from tasks.tracking import registry as versions
 from tests.support.chain import micro_config
-from tests.support.nights import make_night
+from tests.support.nights import Samples, make_night
+from tests.support.scores import model_scores
 
 
 @pytest.fixture
@@ -23,16 +27,22 @@ def config(tmp_path: Path) -> Config:
     return micro_config(tmp_path)
 
 
-def night(config: Config, content: str) -> tuple[tracking.TrackingRun, dict[str, StageRecord]]:
+def night(
+    config: Config, content: str, champion: str = "", scores: Samples | None = None
+) -> tuple[tracking.TrackingRun, dict[str, StageRecord]]:
     """A night of artifacts that MLflow knows."""
     store = Store(config.state)
-    records = make_night(store, content)
+    records = make_night(store, content, champion, scores)
     uri = tracking.prepare_database(None, config.state)
     parent = tracking.open_parent(uri, "requant", flow_run_id=content, name=content, params={})
     run = tracking.open_stage(parent, "requantize_gptq")
     inputs = {"model": records["continue_train"], "data": records["prepare_data"]}
     tracking.close_stage(run, records["requantize_gptq"], inputs, store=store, cached=False)
     return parent, records
+
+
+def evaluated(config: Config, content: str) -> StageRecord:
+    return make_night(Store(config.state), content)["evaluate"]
 
 
 @pytest.fixture
@@ -59,11 +69,6 @@ def test_what_can_fail_comes_before_anything_is_registered(config: Config) -> No
     parent, records = night(config, "first")
     model, evaluation = records["requantize_gptq"], records["evaluate"]
     store = Store(config.state)
-    (store.object_path(evaluation.digest) / "paired.json").write_text("[]")
-    update = {"auto": True, "guard": ("old_perplexity",)}
-    guarded = config.model_copy(update={"promote": config.promote.model_copy(update=update)})
-    with pytest.raises(ConfigError, match=r"guard: 'old_perplexity' was not compared .* nothing"):
-        register(guarded, parent, model, evaluation)
     (store.object_path(model.digest) / "model.safetensors").write_bytes(b"altered")
     with pytest.raises(ArtifactError, match="was altered"):
         register(config, parent, model, evaluation)
@@ -103,7 +108,7 @@ def test_the_way_back_is_kept_and_taken(
     versions.mark(registry, serving, "deployed")
     with pytest.raises(ConfigError, match="version 1 is the first champion"):
         roll_back(config)
-    again = promote(config, versions.version_of(registry, 2), paired=[])
+    again = promote(config, versions.version_of(registry, 2), evaluated(config, "second"))
     assert again.outcome == "refused"
     assert "was rolled back at" in again.reason
     assert promote(config, versions.version_of(registry, 2)).outcome == "champion"
@@ -113,16 +118,89 @@ def test_the_retry_of_an_old_night_does_not_undo_a_newer_one(
     config: Config, registered: list[versions.ModelVersion]
 ) -> None:
     first, second = registered
-    assert promote(config, second, paired=[]).outcome == "champion"
-    late = promote(config, first, paired=[])
+    assert promote(config, second).outcome == "champion"
+    late = promote(config, first, evaluated(config, "first"))
     assert late.outcome == "refused"
     assert "version 1 is older than the champion, version 2" in late.reason
-    # What guarded nothing is said of a refusal too.
-    section = config.promote.model_copy(update={"guard": ("past_heldout_perplexity",)})
-    guarded = config.model_copy(update={"promote": section})
-    (note,) = promote(guarded, first, paired=[]).notes
-    assert note.startswith("promote.guard: past_heldout_perplexity guarded nothing")
     assert promote(config, first).outcome == "champion"
+
+
+def judged(
+    config: Config, content: str, new: float, champion: str = ""
+) -> tuple[versions.ModelVersion, StageRecord]:
+    """A night whose model is better than base and champion by so many nats a byte."""
+    scores = {"requantized": model_scores(1, new), "base": model_scores(2)}
+    if champion:
+        scores["champion"] = model_scores(3)
+    parent, records = night(config, content, champion, scores)
+    model, evaluation = records["requantize_gptq"], records["evaluate"]
+    return register(config, parent, model, evaluation), evaluation
+
+
+def test_the_gate_lets_one_test_a_night_serve_and_writes_each_down(config: Config) -> None:
+    store = Store(config.state.resolve())
+    first, evaluation = judged(config, "first", 0.03)
+    assert first.verdict.startswith("promote: ")
+    found = promote(config, first, evaluation)
+    assert found.outcome == "champion"
+    assert found.decision is not None
+    assert found.decision.verdict == "promote"
+    (look,) = read_looks(store, config.name)
+    assert (look.candidate, look.verdict) == (first.digest, "promote")
+    assert look.alpha == pytest.approx(0.05 / 365)
+    # What serves is not judged again, and a night that is repeated spends nothing.
+    assert promote(config, first, evaluation).decision is None
+    second, evaluation = judged(config, "second", 0.0, first.digest)
+    for _ in range(2):
+        refused = promote(config, second, evaluation)
+        assert refused.outcome == "refused"
+        assert refused.reason.startswith("promote: not enough evidence\n- heldout_perplexity ")
+        assert "requant promote CONFIG --reason TEXT" in refused.reason
+        assert len(read_looks(store, config.name)) == 2
+
+
+def test_a_year_that_is_spent_promotes_nothing_and_says_until_when(config: Config) -> None:
+    gate = config.evaluate.gate.model_copy(update={"tests_a_year": 1})
+    evaluate = config.evaluate.model_copy(update={"gate": gate})
+    once = config.model_copy(update={"evaluate": evaluate})
+    worse, evaluation = judged(once, "first", 0.0)
+    assert promote(once, worse, evaluation).outcome == "refused"
+    better, evaluation = judged(once, "second", 0.05)
+    refused = promote(once, better, evaluation)
+    assert refused.outcome == "refused"
+    assert "alpha is 0: nothing can be shown by this test" in refused.reason
+    (note,) = refused.notes
+    in_a_year = datetime.now(UTC).date() + timedelta(days=365)
+    assert note.endswith(f"is given out; there is some again on {in_a_year.isoformat()}")
+    # A ledger that somebody edited is no way to a fresh year.
+    path = Store(once.state.resolve()).ledger_path("micro")
+    path.write_text(path.read_text().replace(worse.digest, "0" * 64))
+    with pytest.raises(
+        ArtifactError, match=r"ledgers/micro.json: is not as it was written .*or delete it"
+    ):
+        promote(once, better, evaluation)
+
+
+def test_a_champion_that_was_not_evaluated_is_a_refusal(config: Config) -> None:
+    first, evaluation = judged(config, "first", 0.03)
+    promote(config, first, evaluation)
+    blind, evaluation = judged(config, "second", 0.05)
+    refused = promote(config, blind, evaluation)
+    assert refused.outcome == "refused"
+    assert "the champion, version 1 (" in refused.reason
+    assert "was not evaluated beside tonight's model" in refused.reason
+
+
+def test_a_person_who_overrides_the_gate_says_why(config: Config) -> None:
+    bad, _ = judged(config, "first", -0.2)
+    assert bad.verdict.startswith("refuse: heldout_perplexity against the base")
+    with pytest.raises(ConfigError, match=r"--reason: is empty, and the gate did not say promote"):
+        require_reason(bad, " ")
+    require_reason(bad, "the customer wants it")
+    promote(config, bad, reason="the customer wants it")
+    registry = registry_of(config)
+    (found,) = registry.client.search_model_versions("name = 'micro'")
+    assert found.tags["promoted because"] == "the customer wants it"
 
 
 def test_promoting_what_serves_mends_its_pins(

@@ -39,6 +39,24 @@ evaluate: {batch_size: 8}
 runtime: {device: cpu, retries: 2, retry_seconds: 0.1}
 """
 
+LENIENT_GATE = {
+    "harm_a_year": 0.99,
+    "tests_a_year": 6,
+    "margin": 1.0,
+    "broken_share": 0.9,
+    "target": [],
+}
+"""Lets 32 documents be enough for six nights, and asks no model of seconds to have learned."""
+
+
+def promoting(document: dict[str, Any]) -> dict[str, Any]:
+    """Let the nights of a configuration promote by a lenient gate."""
+    return document | {
+        "prepare_data": document["prepare_data"] | {"max_evaluation_rows": 32},
+        "evaluate": document["evaluate"] | {"gate": LENIENT_GATE},
+        "promote": {"auto": True},
+    }
+
 
 def micro_config(state: Any, **sections: Any) -> Config:
     """A configuration whose whole chain takes seconds; `sections` replace whole sections."""

@@ -2,10 +2,16 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from requant.canonical import digest_of
+from requant.evaluation.artifact import POOLS, SAMPLES
+from requant.evaluation.samples import write_samples
+from requant.evaluation.scores import TaskScores
 from requant.store import StageRecord, Store, publish, write_record
+
+Samples = Mapping[str, Mapping[str, TaskScores]]
 
 CHAIN: dict[str, tuple[str, dict[str, str], dict[str, float]]] = {
     "prepare_base": ("model", {}, {"loss": 3.9, "parameters": 5_200_000.0}),
@@ -45,17 +51,34 @@ CHAIN: dict[str, tuple[str, dict[str, str], dict[str, float]]] = {
 """stage -> kind, inputs by role, figures; every artifact's bytes depend on those above it"""
 
 
-def make_night(store: Store, content: str = "first") -> dict[str, StageRecord]:
-    """Publish an artifact per stage and write its record; `content` changes what data holds."""
+def make_night(
+    store: Store, content: str = "first", champion: str = "", scores: Samples | None = None
+) -> dict[str, StageRecord]:
+    """Publish an artifact per stage and write its record.
+
+    Args:
+        store: Where to.
+        content: Changes what data holds.
+        champion: Digest of the model that served when the night was evaluated.
+        scores: Model -> task -> scores of documents, for the samples of the evaluation.
+    """
     records: dict[str, StageRecord] = {}
     for stage, (kind, roles, metrics) in CHAIN.items():
         inputs = {role: records[source].digest for role, source in roles.items()}
+        if stage == "evaluate" and champion:
+            inputs["champion"] = champion
         if stage == "prepare_base":
             inputs["corpus"] = digest_of("text outside the store")
         fields = {
             "stage": stage,
             "version": 1,
-            "config": {"rank": 16, "optimisation": {"max_steps": 40}, "targets": ["q_proj"]},
+            "config": {
+                "rank": 16,
+                "optimisation": {"max_steps": 40},
+                "targets": ["q_proj"],
+                "tasks": [],
+                "limit": None,
+            },
             "inputs": inputs,
             "libraries": {"python": "3.11"},
             "seed": 7,
@@ -67,6 +90,8 @@ def make_night(store: Store, content: str = "first") -> dict[str, StageRecord]:
         names = {"adapter": "adapter_config.json", "evaluation": "scores.json"}
         Path(draft, names.get(kind, "config.json")).write_text(written)
         Path(draft, "model.safetensors").write_bytes(digest_of(written).encode())
+        if stage == "evaluate" and scores:
+            _write_samples(draft, scores)
         curves = {"loss": tuple((step, 4.0 - step / 40) for step in range(0, 41, 4))}
         records[stage] = StageRecord(
             stage=stage,
@@ -82,3 +107,13 @@ def make_night(store: Store, content: str = "first") -> dict[str, StageRecord]:
         )
         write_record(store, records[stage])
     return records
+
+
+def _write_samples(draft: Path, scores: Samples) -> None:
+    (draft / SAMPLES).mkdir()
+    pools: dict[str, int] = {}
+    for model, tasks in scores.items():
+        for task, found in tasks.items():
+            write_samples(draft / SAMPLES / f"{model}.{task}.parquet", task, found)
+            pools[task] = len(found.documents)
+    (draft / POOLS).write_text(json.dumps(pools))

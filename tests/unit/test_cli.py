@@ -33,8 +33,8 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     ("message", "text"),
     [
         (
-            "Flow run encountered an exception: ConfigError: promote.guard: 'x' is a: b",
-            "promote.guard: 'x' is a: b",
+            "Flow run encountered an exception: ConfigError: evaluate.gate: 'x' is a: b",
+            "evaluate.gate: 'x' is a: b",
         ),
         ("Flow run encountered an exception: KeyError: 'x'", "KeyError: 'x'"),
         ("promote: the gate refused it", "promote: the gate refused it"),

@@ -106,16 +106,26 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             "quantizes a base that nothing uses; set quantize_base.enabled=false",
         ),
         (
-            {"promote__guard": ["heldout_perplexity", "mmlu"]},
-            "promote.guard: 'mmlu' will not be evaluated; the tasks of this night are heldout_perp",
+            {"evaluate__gate__guard": ["heldout_perplexity", "mmlu"]},
+            "evaluate.gate.guard: 'mmlu' will not be evaluated; the tasks of this night are heldou",
         ),
         (
-            {"promote__auto": True},
-            r"promote.auto: true with promote.guard=\[\]: nothing guards it, .*old_perplexity",
+            {"evaluate__gate__floors": {"mmlu": 0.3}},
+            "evaluate.gate.floors: 'mmlu' will not be evaluated",
+        ),
+        ({"promote__guard": ["old_perplexity"]}, "guard: has moved: leave it out, and all generat"),
+        (
+            {
+                "promote__auto": True,
+                "evaluate__generated_tasks": False,
+                "evaluate__tasks": ["hellaswag"],
+                "evaluate__gate__target": ["hellaswag"],
+            },
+            "evaluate.generated_tasks=false and evaluate.gate.guard=null: nothing would be judged",
         ),
         (
-            {"promote__auto": True, "promote__guard": ["past_heldout_perplexity"]},
-            "only rows of this and earlier nights guard it",
+            {"evaluate__gate__first_margins": 50},
+            "accuracy_margin=0.02 times the greater of anchor_margins=3 and first_margins=50 is 1;",
         ),
         (
             {"promote__auto": True, "evaluate__enabled": False},
@@ -127,19 +137,10 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ),
         (
             {
-                "promote__auto": True,
-                "promote__guard": ["old_perplexity", "past_heldout_perplexity"],
+                "evaluate__gate__guard": ["old_perplexity", "past_heldout_perplexity"],
                 "evaluate__past_nights": 0,
             },
             "'past_heldout_perplexity' with evaluate.past_nights=0: nothing of earlier nights is",
-        ),
-        (
-            {
-                "promote__auto": True,
-                "promote__guard": ["old_perplexity"],
-                "evaluate__limit": 1,
-            },
-            "promote.auto: true with evaluate.limit=1: an interval needs at least two documents",
         ),
         ({"train_adapter__optimisation__epochs": 2}, "set exactly one of max_steps=60 and epochs"),
         ({"continue_train__layers": 2}, "layers=2 with scope='full'"),
@@ -214,7 +215,10 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ({"evaluate__tasks": ["a task"]}, "evaluate.tasks.0: got 'a task'. Expected the name of"),
         ({"evaluate__tasks": ["m" * 201]}, "of at most 200 letters, .*`lm-eval ls tasks` prints"),
         ({"evaluate__tasks": ["\x1b[31m"]}, r"tasks.0: got '\\x1b\[31m'. Expected the name of a"),
-        ({"promote__guard": ["../x"]}, "promote.guard.0: got '../x'. Expected the name of a task"),
+        (
+            {"evaluate__gate__guard": ["../x"]},
+            "gate.guard.0: got '../x'. Expected the name of a t",
+        ),
         (
             {"prepare_base__source": {**HUB, "repo": "é/b"}},
             "repo: got 'é/b'. Expected owner/name, ea",

@@ -11,11 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from requant.cli import app
+from requant.gate import Look
 from requant.store import StageRecord, Store, all_records, read_record, write_record
 from requant.store.attempts import attempted
 from requant.store.documents import write_sealed
 from requant.store.gc import collect, find_garbage
 from requant.store.health import examine
+from requant.store.looks import add_look
 from requant.store.pins import holder, pin
 from requant.store.privacy import make_private
 from requant.store.results import SERIALIZER, result_of, result_suffix
@@ -240,6 +242,15 @@ def test_notes_of_deployments_and_attempts_are_examined(
     assert "`requant deploy CONFIG` deploys what serves again and writes it anew" in first
     assert other == f"{store.attempt_path('b' * 64)}: tells of other work than its name; remove it"
     assert unreadable == f"{store.attempt_path('c' * 64)}: tells of no attempt; remove it"
+
+
+def test_a_ledger_of_the_gate_is_examined(store: Store) -> None:
+    add_look(store, "micro", Look("c" * 64, "d" * 64, "e" * 64, "2026-11-27", 1e-4, "promote"))
+    assert examine(store, deep=False).problems == ()
+    flip(store.ledger_path("micro"))
+    (problem,) = examine(store, deep=False).problems
+    assert "ledgers/micro.json: is not as it was written" in problem
+    assert "or delete it, which gives the year's chance out anew" in problem
 
 
 def test_a_collection_goes_on_with_what_crashes_left(

@@ -205,8 +205,7 @@ def test_nothing_to_judge_by_promotes_nothing(
 def test_without_alpha_nothing_is_promoted_and_that_is_said() -> None:
     found = decide([OLD, NEW], 0.0)
     assert found.verdict == "not enough evidence"
-    assert "alpha is 0: nothing can be shown by this test" in found.reasons
-    assert "of infinity" in reason(found)
+    assert found.reasons == ("alpha is 0: nothing can be shown by this test",)
 
 
 def test_an_accuracy_shows_its_flips_both_ways() -> None:

@@ -1,6 +1,7 @@
 """The look before the night lists everything at once, and a check that fails hides nothing."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from requant.errors import ConfigError, TransientError
 from requant.preflight import Problem, find_problems, refuse
 from requant.preflight.known_looks import unless_known
 from requant.store import Store
-from tests.support.chain import MICRO, micro_config
+from tests.support.chain import LENIENT_GATE, MICRO, micro_config
+
+ONE_TEST = {**LENIENT_GATE, "harm_a_year": 0.9, "tests_a_year": 1, "broken_share": 0.5}
 
 
 def lines(state: Path, **sections: Any) -> list[str]:
@@ -127,13 +130,21 @@ def test_parts_and_guards_are_looked_at_before_the_night(tmp_path: Path) -> None
     none.write_text(" \n")
     short = tmp_path / "short.txt"
     short.write_text("Only one paragraph.")
-    auto = {"auto": True, "guard": ["old_perplexity", "response_choice"]}
 
-    def found(promote: Any = None, **source: Any) -> list[str]:
+    def found(auto: bool = False, gate: Any = None, **source: Any) -> list[str]:
         data = {"source": {"kind": "files", **source}}
-        return lines(tmp_path / "state", prepare_data=data, promote=promote or {})
+        evaluate = {"gate": gate or {}}
+        sections: Any = {"prepare_data": data, "evaluate": evaluate, "promote": {"auto": auto}}
+        return lines(tmp_path / "state", **sections)
 
-    assert found(train=[many], promote=auto) == []
+    assert found(train=[many], auto=True, gate=ONE_TEST) == []
+    assert found(train=[many]) == []
+    (scarce,) = found(train=[many], auto=True)
+    assert re.match(
+        r"promote.auto: true, and these tasks will have too few documents: heldout_perplexity "
+        r"\(\d\), response_choice \(\d\)\. With fewer than 218 nothing can be shown at an error of",
+        scarce,
+    )
     (empty,) = found(train=[same])
     assert empty.startswith(
         "prepare_data: the training part is empty (training 0, held-out 9 rows)"
@@ -150,9 +161,9 @@ def test_parts_and_guards_are_looked_at_before_the_night(tmp_path: Path) -> None
     ]
     (blank,) = found(train=[many], old_text=str(none))
     assert blank.endswith("none.txt is empty; give text, or null")
-    few, choice = found(train=[many], heldout=same, old_text=str(short), promote=auto)
-    assert few.startswith("promote.guard: 'old_perplexity' will have 1 documents, and an interval")
-    assert choice.startswith("promote.guard: 'response_choice' will have 0 documents")
+    asked = {**ONE_TEST, "guard": ["old_perplexity", "response_choice"]}
+    (few,) = found(train=[many], heldout=same, old_text=str(short), auto=True, gate=asked)
+    assert "too few documents: old_perplexity (1), response_choice (0). With fewer than 3 " in few
 
 
 def test_every_unreadable_row_of_every_file_is_listed(tmp_path: Path) -> None:
@@ -174,12 +185,9 @@ def test_every_unreadable_row_of_every_file_is_listed(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_guard_is_found_before_it_is_to_guard(tmp_path: Path) -> None:
-    evaluate = {"tasks": ["hellaswag"], "batch_size": 8}
-
-    def found(auto: bool) -> list[str]:
-        guard = ["old_perplexity", "helaswag"]
-        return lines(tmp_path, evaluate=evaluate, promote={"auto": auto, "guard": guard})
+    gate = {**ONE_TEST, "guard": ["old_perplexity", "helaswag"]}
+    evaluate = {"tasks": ["hellaswag"], "batch_size": 8, "gate": gate}
 
     for auto in (False, True):
-        (text,) = found(auto=auto)
-        assert text.startswith("promote.guard: 'helaswag' is not evaluated")
+        (text,) = lines(tmp_path, evaluate=evaluate, promote={"auto": auto})
+        assert text.startswith("evaluate.gate: 'helaswag' is not evaluated")

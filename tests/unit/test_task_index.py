@@ -54,13 +54,13 @@ def test_a_metric_of_all_documents_at_once_is_known_from_the_file(index: Mapping
         (("cho*",), (), "evaluate.tasks: lm-eval has no 'cho*'"),
         (("choose", "all"), (), "'choose' is part of both 'choose' and 'all'; keep one of them"),
         (("program",), (), "'program' runs code that the model writes"),
-        (("choose",), ("chose",), "promote.guard: 'chose' is not evaluated; of this night's tasks"),
-        (("choose",), ("own_f1",), "promote.guard: 'own_f1' is not evaluated"),
-        (("all",), ("words",), "promote.guard: 'words' is a group, and models are compared task "),
+        (("choose",), ("chose",), "evaluate.gate: 'chose' is not evaluated; of this night's tasks"),
+        (("choose",), ("own_f1",), "evaluate.gate: 'own_f1' is not evaluated"),
+        (("all",), ("words",), "evaluate.gate: 'words' is a group, and models are compared task "),
         (
             ("all",),
             ("translate",),
-            "promote.guard: 'translate' is scored by bleu, of all documents at once",
+            "evaluate.gate: 'translate' is scored by bleu, of all documents at once",
         ),
     ],
 )

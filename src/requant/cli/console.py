@@ -28,6 +28,10 @@ def print_summary(summary: "NightSummary", prefect_page: str, state: Path) -> No
         seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
         rows.add_row(row.stage, row.state, seconds, (row.digest or "")[:12], row.headline)
     show(rows)
+    for row in summary.rows:
+        # What failed a night its error says.
+        if row.state == "refused":
+            typer.echo(f"{row.error}\n")
     typer.echo(f"report:   {summary.report}")
     binaries = _shown(Path(sys.executable).parent)
     if prefect_page:

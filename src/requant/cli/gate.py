@@ -24,7 +24,7 @@ def gate(
     ] = 0.05,
     margin: Annotated[
         float, typer.Option(min=1e-9, help="nats a byte that a task may lose on average")
-    ] = 0.01,
+    ] = 0.02,
     margin_of_accuracy: Annotated[
         float,
         typer.Option(min=1e-9, max=0.99, help="share of documents, of tasks without likelihoods"),

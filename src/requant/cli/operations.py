@@ -44,17 +44,26 @@ def _served(config: ConfigFile, overrides: Overrides) -> "Iterator[tuple[Config,
             yield loaded, server
 
 
-def promote(config: ConfigFile, version: VersionOption = None, overrides: Overrides = None) -> None:
+def promote(
+    config: ConfigFile,
+    version: VersionOption = None,
+    reason: Annotated[
+        str, typer.Option(help="kept with the version; needed where the gate did not say promote")
+    ] = "",
+    overrides: Overrides = None,
+) -> None:
     """Let an evaluated model serve, and deploy it."""
     with _served(config, overrides) as (loaded, server):
+        from tasks.gatekeeping import require_reason
         from tasks.promote import promote as promote_version
         from tasks.promote import registry_of
         from tasks.tracking.registry import version_of
 
         found = version_of(registry_of(loaded), version)
+        require_reason(found, reason)
         say_which(server)
         server.ready()
-        promotion = promote_version(loaded, found)
+        promotion = promote_version(loaded, found, reason=reason.strip())
         typer.echo(f"{found.model}: version {found.version} ({found.digest[:12]}) is champion")
         if promotion.to_deploy:
             deploy_promoted(loaded, found.version, server, again("deploy", config, overrides))

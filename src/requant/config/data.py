@@ -100,7 +100,11 @@ class PrepareData(Section):
     max_rows: int | None = Field(
         None, ge=1, description="training rows kept, first by seed; null: all"
     )
-    max_evaluation_rows: Positive = Field(64, description="rows per generated evaluation task")
+    max_evaluation_rows: Positive = Field(
+        512,
+        description="documents of a generated evaluation task; those that the gate looks at first "
+        "are evaluate.first_documents",
+    )
     unknown_fields: Literal["list", "refuse"] = Field(
         "list", description="columns and message fields that nothing reads: count and say, or stop"
     )

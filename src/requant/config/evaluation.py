@@ -2,6 +2,7 @@
 
 from pydantic import Field, model_validator
 
+from requant.config.gate import Gate
 from requant.config.given_names import TaskName
 from requant.config.section import NOT_IN_KEY, Positive, Section
 
@@ -16,11 +17,19 @@ class Evaluate(Section):
     past_nights: int = Field(
         7, ge=0, le=365, description="earlier nights whose held-out rows are evaluated too"
     )
-    past_rows: Positive = Field(64, description="of them in all, shared by the nights")
+    past_rows: Positive = Field(256, description="of them in all, shared by the nights")
     tasks: tuple[TaskName, ...] = Field(
         (), description="further lm-eval task names; most need the hub"
     )
-    limit: int | None = Field(None, ge=1, description="documents per task; null: all")
+    first_documents: Positive = Field(
+        64, description="of each task, drawn by seed, for every model of the night"
+    )
+    limit: int | None = Field(
+        None,
+        ge=1,
+        description="documents of each task at most, for the models of the gate; null: all",
+    )
+    gate: Gate = Gate()
     few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")
     chat_template: bool = Field(
         False, description="put the prompts of `tasks` through the chat template"

@@ -31,7 +31,7 @@ def check_stages_fit(config: "Config") -> None:
     _check_nothing_is_lost(config)
     if config.merge_fp16.enabled:
         _check_merge(config)
-    _check_guard(config)
+    _check_gate(config)
     _check_served_apart(config)
     for section in ("train_adapter", "continue_train"):
         batch = getattr(config, section).optimisation.batch_size
@@ -139,23 +139,31 @@ def generated_tasks(config: "Config") -> tuple[str, ...]:
     return (HELDOUT_PERPLEXITY, choice, OLD_PERPLEXITY, PAST_PERPLEXITY)
 
 
-def _check_guard(config: "Config") -> None:
-    """A model that serves by itself is guarded by text that tonight's file does not decide.
+def _check_gate(config: "Config") -> None:
+    """What the gate is to judge by is evaluated; a model that serves by itself is guarded.
 
     Tasks by name may be groups, whose members only lm-eval knows: the look before the night asks
     it.
     """
-    evaluate, guard, auto = config.evaluate, config.promote.guard, config.promote.auto
+    evaluate, gate = config.evaluate, config.evaluate.gate
     made = generated_tasks(config)
-    # In a first night there is no past one.
-    fixed = tuple(task for task in made if task == OLD_PERPLEXITY)
-    unknown = [task for task in guard if task not in made]
-    if unknown and not evaluate.tasks and evaluate.enabled:
-        raise ValueError(
-            f"promote.guard: {', '.join(map(repr, unknown))} will not be evaluated; the tasks of "
-            f"this night are {', '.join(made)}; add others to evaluate.tasks"
-        )
-    if not auto:
+    for field, named in (
+        ("guard", gate.guard or ()),
+        ("target", gate.target or ()),
+        ("floors", tuple(gate.floors)),
+    ):
+        unknown = [task for task in named if task not in made]
+        if unknown and not evaluate.tasks and evaluate.enabled:
+            raise ValueError(
+                f"evaluate.gate.{field}: {', '.join(map(repr, unknown))} will not be evaluated; "
+                f"the tasks of this night are {', '.join(made)}; add others to evaluate.tasks"
+            )
+        if PAST_PERPLEXITY in named and not evaluate.past_nights:
+            raise ValueError(
+                f"evaluate.gate.{field}: {PAST_PERPLEXITY!r} with evaluate.past_nights=0: nothing "
+                "of earlier nights is evaluated; set evaluate.past_nights, or take it out"
+            )
+    if not config.promote.auto:
         return
     for needed in ("promote", "evaluate", "requantize_gptq"):
         if not getattr(config, needed).enabled:
@@ -164,28 +172,10 @@ def _check_guard(config: "Config") -> None:
                 f"that was evaluated is registered and may serve; set {needed}.enabled=true or "
                 "promote.auto=false"
             )
-    if PAST_PERPLEXITY in guard and not evaluate.past_nights:
-        raise ValueError(
-            f"promote.guard: {PAST_PERPLEXITY!r} with evaluate.past_nights=0: nothing of earlier "
-            "nights is evaluated; set evaluate.past_nights, or take it out of promote.guard"
-        )
-    few = {
-        "evaluate.limit": evaluate.limit,
-        "prepare_data.max_evaluation_rows": config.prepare_data.max_evaluation_rows
-        if set(guard) & set(made)
-        else None,
-    }
-    if named := next((field for field, count in few.items() if count == 1), None):
-        raise ValueError(
-            f"promote.auto: true with {named}=1: an interval needs at least two documents, so the "
-            f"guard would refuse every model; raise {named}"
-        )
-    if set(guard) & set(fixed) or unknown:
-        return
-    valid = ", ".join((*fixed, *evaluate.tasks)) or "none: name some in evaluate.tasks"
-    raise ValueError(
-        f"promote.auto: true with promote.guard={list(guard)}: "
-        + ("only rows of this and earlier nights guard it" if guard else "nothing guards it")
-        + ", so whatever a night learns would serve, noise too. Add a task that tonight's rows do "
-        f"not decide to promote.guard ({valid}), or set promote.auto=false"
-    )
+    for field, chosen in (("guard", gate.guard), ("target", gate.target)):
+        if chosen is None and not made:
+            raise ValueError(
+                f"promote.auto: true with evaluate.generated_tasks=false and evaluate.gate.{field}="
+                f"null: nothing would be judged by; name some of evaluate.tasks in evaluate.gate."
+                f"{field}, or set promote.auto=false"
+            )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from requant.config.addresses import PLAIN_ADDRESS, clear_fault, host_of, http_fault, sent_openly
-from requant.config.given_names import Name, TaskName
+from requant.config.given_names import Name
 from requant.config.plain_secrets import (
     MAX_ITEMS,
     MAX_LETTERS,
@@ -24,13 +24,20 @@ class Promote(Section):
 
     enabled: bool = Field(True, description="false registers nothing")
     auto: bool = Field(
-        False, description="true lets it serve at once; false waits for `requant promote`"
+        False,
+        description="true lets it serve as soon as evaluate.gate says so; false waits for "
+        "`requant promote`",
     )
-    guard: tuple[TaskName, ...] = Field(
-        (),
-        description="evaluation tasks on which it must not be worse than the base (paired, 95%);"
-        " guards auto only",
-    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _guard_has_moved(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "guard" in value:
+            raise ValueError(
+                "guard: has moved: leave it out, and all generated tasks guard; tasks of your own "
+                "choice go into evaluate.gate.guard (docs/gate.md)"
+            )
+        return value
 
 
 NO_TOKEN: dict[str, Any] = {"not": {"type": "string", "pattern": TOKEN_PATTERN}}

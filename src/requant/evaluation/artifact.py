@@ -10,6 +10,8 @@ from requant.figures import figure
 SCORES = "scores.json"
 PAIRED = "paired.json"
 SAMPLES = "samples"
+POOLS = "pools.json"
+"""Task -> documents that there are of it, of which samples may hold fewer."""
 
 CHAIN = ("base", "adapted", "merged", "continued", "requantized")
 """Tonight's models, in the order of the chain; adapted is the base an adapter was trained on, with

@@ -15,12 +15,14 @@ REACHES = 10.0
 
 @dataclass(frozen=True)
 class Margins:
-    """What a guard may lose on average."""
+    """What a guard may lose."""
 
-    likelihood: float = 0.01
-    """In nats a byte: 1% of a perplexity of bytes."""
+    likelihood: float = 0.02
+    """On average, in nats a byte: 2% of a perplexity of bytes."""
     accuracy: float = 0.02
-    """Share of documents, of tasks whose documents are right or wrong."""
+    """On average, a share of documents, of tasks whose documents are right or wrong."""
+    broken_share: float = 0.05
+    """Share of documents that must not lose ten times as much."""
 
 
 def question(
@@ -36,7 +38,7 @@ def question(
         reference: What the other model is called.
         before: Its scores.
         after: The candidate's.
-        margins: By the kind of the scores.
+        margins: Of which the one of the kind of the scores counts.
 
     Raises:
         ParityError: As `joined`.
@@ -50,7 +52,12 @@ def question(
     pairs = sorted(joined(task, before, after), key=lambda pair: _place(task, pair))
     values = [later.fine - earlier.fine for earlier, later in pairs]
     if after.terms.kind == "log_likelihood":
-        rule = Rule(role, margin=margins.likelihood, reach=REACHES * margins.likelihood)
+        rule = Rule(
+            role,
+            margin=margins.likelihood,
+            reach=REACHES * margins.likelihood,
+            broken_share=margins.broken_share,
+        )
         return rule, Differences(task, reference, "log_likelihood", values)
     scores = {each.score for pair in pairs for each in pair}
     if not scores <= {0.0, 1.0}:

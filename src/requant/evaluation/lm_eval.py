@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.errors import ConfigError
+from requant.evaluation.blocks import Ids
 from requant.evaluation.lm_eval_model import (
     Tell,
     infinite_perplexities,
@@ -23,7 +24,7 @@ from requant.outside.tokenizer_patterns import naming_patterns
 BOOTSTRAP_ITERATIONS = 1000
 
 
-def local_tasks(folder: Path, work: Path) -> list[str]:
+def local_tasks(folder: Path, work: Path) -> dict[str, int]:
     """Copy generated task files to `work` with absolute paths, as lm-eval needs them.
 
     Args:
@@ -31,23 +32,26 @@ def local_tasks(folder: Path, work: Path) -> list[str]:
         work: Gets the copies; `datasets` keeps its cache there too.
 
     Returns:
-        The tasks' names, sorted.
+        Task -> its documents.
     """
     import yaml
 
     work.mkdir(parents=True, exist_ok=True)
-    names = []
+    counts = {}
     for path in sorted(folder.glob("*.yaml")):
         task = yaml.safe_load(path.read_text())
+        given = task["dataset_kwargs"]["data_files"]
         files = {
             # `datasets` takes a path for a pattern.
             split: glob.escape(str((folder / name).resolve()))
-            for split, name in task["dataset_kwargs"]["data_files"].items()
+            for split, name in given.items()
         }
         task["dataset_kwargs"] = {"data_files": files, "cache_dir": str(work / "datasets")}
         (work / path.name).write_text(yaml.safe_dump(task, sort_keys=False))
-        names.append(str(task["task"]))
-    return names
+        counts[str(task["task"])] = sum(
+            (folder / name).read_bytes().count(b"\n") for name in given.values()
+        )
+    return counts
 
 
 def task_manager(work: Path, tasks: Sequence[str]) -> Any:
@@ -79,6 +83,7 @@ def score_model(
     batch_size: int,
     few_shot: int | None,
     limit: int | None,
+    documents: Ids | None,
     chat_template: bool,
     seed: int,
     tell: Tell = lambda done, total: None,
@@ -98,6 +103,7 @@ def score_model(
         batch_size: Sequences per forward pass.
         few_shot: Examples in the prompt; None leaves it to the task.
         limit: Documents per task; None: all.
+        documents: Those of each task that are asked, whatever `limit`; None: its first ones.
         chat_template: Render prompts through the tokenizer's chat template.
         seed: Of few-shot sampling and bootstrap.
         tell: Hears how many of lm-eval's requests are done.
@@ -128,7 +134,8 @@ def score_model(
             tasks=list(tasks),
             task_manager=manager,
             num_fewshot=few_shot,
-            limit=limit,
+            limit=None if documents else limit,
+            samples=None if documents is None else {t: [*ids] for t, ids in documents.items()},
             log_samples=True,
             apply_chat_template=chat_template,
             bootstrap_iters=BOOTSTRAP_ITERATIONS,

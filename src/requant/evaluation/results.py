@@ -19,12 +19,15 @@ ModelScores = Mapping[str, Mapping[str, TaskScores]]
 """Model -> task -> its scores."""
 
 
-def write_results(out: Path, scores: ModelScores, say: Callable[[str], None]) -> None:
+def write_results(
+    out: Path, scores: ModelScores, judged: ModelScores, say: Callable[[str], None]
+) -> None:
     """Write scores.json, paired.json and samples/<model>.<task>.parquet.
 
     Args:
         out: Existing folder.
-        scores: Of all models.
+        scores: Of all models, on the same documents.
+        judged: The same, with what more documents the gate wanted of some.
         say: Hears which of them cannot be compared, and why.
     """
     table = {
@@ -37,7 +40,7 @@ def write_results(out: Path, scores: ModelScores, say: Callable[[str], None]) ->
     (out / SCORES).write_bytes(canonical_json(table))
     (out / PAIRED).write_bytes(canonical_json(compare(scores, say)))
     (out / SAMPLES).mkdir()
-    for model, tasks in scores.items():
+    for model, tasks in judged.items():
         for task, result in tasks.items():
             if result.terms is not None:
                 write_samples(out / SAMPLES / f"{model}.{file_name(task)}.parquet", task, result)

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from requant.evaluation.artifact import SAMPLES
 from requant.evaluation.scores import DocumentScore, TaskScores, Terms
 
 TASK = "requant.task"
@@ -45,6 +46,15 @@ def read_samples(path: Path) -> tuple[str, TaskScores]:
     terms = Terms(**json.loads(metadata[TERMS]))
     documents = tuple(DocumentScore(**row) for row in table.to_pylist())
     return metadata[TASK], TaskScores({}, documents, terms)
+
+
+def read_models(evaluation: Path) -> dict[str, dict[str, TaskScores]]:
+    """Read all samples of an evaluation: model -> task -> scores."""
+    found: dict[str, dict[str, TaskScores]] = {}
+    for path in sorted((evaluation / SAMPLES).glob("*.parquet")):
+        task, scores = read_samples(path)
+        found.setdefault(path.name.partition(".")[0], {})[task] = scores
+    return found
 
 
 def count_documents(folder: Path, model: str) -> int:

@@ -4,18 +4,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.config.task_names import DESCRIBE_CHOICE, HELDOUT_PERPLEXITY, RESPONSE_CHOICE
 from requant.errors import ConfigError
-from requant.evaluation.artifact import MODELS, SAMPLES
+from requant.evaluation.artifact import MODELS
 from requant.evaluation.judging import Margins, question
-from requant.evaluation.samples import read_samples
+from requant.evaluation.night_verdict import NEW_SKILL
+from requant.evaluation.samples import read_models
 from requant.evaluation.scores import TaskScores
 from requant.gate import Decision, decide
 from requant.gate.rules import Role
 from requant.store import Store, all_records, find_object, materialise
-
-NEW_SKILL = frozenset({HELDOUT_PERPLEXITY, DESCRIBE_CHOICE, RESPONSE_CHOICE})
-"""Tasks made of rows like those a night learns."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +86,10 @@ def judge(
 
 
 def _scores(evaluation: Path, model: str) -> dict[str, TaskScores]:
-    files = sorted((evaluation / SAMPLES).glob(f"{model}.*.parquet"))
-    if not files:
-        names = {path.name.partition(".")[0] for path in (evaluation / SAMPLES).glob("*.parquet")}
+    models = read_models(evaluation)
+    if model not in models:
         raise ConfigError(
             f"{model}: has no samples in {evaluation}; models that have: "
-            f"{', '.join(sorted(names)) or 'none; evaluate once more, with this version'}"
+            f"{', '.join(models) or 'none; evaluate once more, with this version'}"
         )
-    return dict(read_samples(path) for path in files)
+    return models[model]

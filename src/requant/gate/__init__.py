@@ -8,6 +8,7 @@ from requant.gate.decide import Decision, decide
 from requant.gate.findings import Finding
 from requant.gate.rules import Differences, Floor, Rule
 from requant.gate.spending import Grant, Look, grant
+from requant.gate.weighing import least_units
 
 __all__ = [
     "Decision",
@@ -19,4 +20,5 @@ __all__ = [
     "Rule",
     "decide",
     "grant",
+    "least_units",
 ]

@@ -35,6 +35,8 @@ def decide(
     alpha: float,
     floors: Sequence[Floor] = (),
     doubt: float = DOUBT,
+    *,
+    gain: bool = True,
 ) -> Decision:
     """Decide whether a candidate is promoted, refused, or needs more evidence.
 
@@ -50,6 +52,7 @@ def decide(
         alpha: Chance of promoting what harms, or gains nowhere.
         floors: Scores that must be reached.
         doubt: Chance of refusing what does not harm.
+        gain: Whether something must be gained; without, what loses nothing is promoted.
 
     Raises:
         ConfigError: If alpha or doubt is no chance. An alpha of 0 promotes nothing.
@@ -79,7 +82,7 @@ def decide(
         )
         for place, ((rule, differences), each) in enumerate(zip(rules, weighed, strict=True))
     )
-    return _verdict(findings, floors, alpha)
+    return _verdict(findings, floors, alpha, gain)
 
 
 def _gains(rules: Sequence[tuple[Rule, Differences]], weighed: Sequence[Weighed]) -> list[float]:
@@ -118,7 +121,9 @@ def _state(passes: bool, harmed: bool) -> State:
     return "shown worse" if harmed else "open"
 
 
-def _verdict(findings: Sequence[Finding], floors: Sequence[Floor], alpha: float) -> Decision:
+def _verdict(
+    findings: Sequence[Finding], floors: Sequence[Floor], alpha: float, gain: bool
+) -> Decision:
     guards = [each for each in findings if each.role == "guard"]
     targets = [each for each in findings if each.role == "target"]
     against = [
@@ -136,20 +141,21 @@ def _verdict(findings: Sequence[Finding], floors: Sequence[Floor], alpha: float)
     undecided += [] if better else [each for each in targets if each.state == "open"]
     missing = [each.sentence for each in undecided]
     missing += ["there is no guard to judge by"] * (not guards)
-    missing += ["there is no target to judge by"] * (not targets)
-    missing += ["alpha is 0: nothing can be shown by this test"] * (alpha == 0)
+    missing += ["there is no target to judge by"] * (gain and not targets)
+    if alpha == 0:
+        missing = ["alpha is 0: nothing can be shown by this test"]
     if not missing:
         reasons = tuple(each.sentence for each in (*better, *guards))
         return Decision("promote", reasons, tuple(findings), alpha, None)
-    return Decision(
-        "not enough evidence", tuple(missing), tuple(findings), alpha, _units(guards, targets)
-    )
+    units = _units(guards, targets, gain)
+    return Decision("not enough evidence", tuple(missing), tuple(findings), alpha, units)
 
 
-def _units(guards: Sequence[Finding], targets: Sequence[Finding]) -> int | None:
+def _units(guards: Sequence[Finding], targets: Sequence[Finding], gain: bool) -> int | None:
     """Return the units a task at which all guards and a target would pass, None if none would."""
     counts = [each.n if each.state == "shown" else each.units_needed for each in targets]
     target = min((count for count in counts if count is not None), default=None)
     every = [each.n if each.state == "shown" else each.units_needed for each in guards]
-    decided = [count for count in (*every, target) if count is not None]
-    return max(decided) if guards and len(decided) == len(guards) + 1 else None
+    needed = [*every, target] if gain else every
+    decided = [count for count in needed if count is not None]
+    return max(decided) if guards and len(decided) == len(needed) else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from requant.errors import ConfigError
 from requant.gate.evidence import growth, log_wealth, units_until
 from requant.gate.intervals import plain_mean
-from requant.gate.rules import Differences, Rule
+from requant.gate.rules import Differences, Kind, Rule
 
 
 @dataclass(frozen=True)
@@ -82,3 +82,18 @@ def enough(weighed: Weighed, rule: Rule, adjusted_for: float, wanted: float) -> 
     """
     tail = math.inf if weighed.tail_for is None else weighed.tail_for
     return min(adjusted_for, tail) >= wanted and weighed.mean > rule.null
+
+
+def least_units(rule: Rule, kind: Kind, alpha: float) -> int | None:
+    """Return the units at which a task passes where none of them changes; of fewer hardly any does.
+
+    Args:
+        rule: Of a guard.
+        kind: Of the scores.
+        alpha: Chance of an error.
+
+    Returns:
+        None where no number is enough.
+    """
+    unchanged = Differences("", "", kind, [0.0] * 8)
+    return weigh(rule, unchanged, -math.log(alpha) if alpha else math.inf).units_for

@@ -1,4 +1,4 @@
-"""Can every row of the night be read, divided and rendered, and is there enough to guard with?"""
+"""Can every row of the night be read, divided and rendered, and is there enough to judge by?"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ from requant.data.sources import (
     split_rows,
 )
 from requant.errors import RequantError, is_transient
+from requant.evaluation.night_verdict import fewest, guards
 from requant.evaluation.tasks import night_documents
 from requant.machine.looking import Watch, unwatched
 from requant.models.tokenizer import load_tokenizer
 from requant.outside.tokenizer_patterns import naming_patterns
 from requant.preflight.base import LOADING_SECONDS, needing_template, opened_base
-from requant.preflight.evaluation import guards
 from requant.preflight.problem import Problem
 from requant.stages.prepare_data import read_old_text
 
@@ -44,8 +44,6 @@ READING_SECONDS, READING_SPEED = 10.0, 5e5
 """Processor seconds that reading may take, and the bytes that each second more must bring."""
 ROW_SECONDS, RENDERING_SPEED = 1.5, 1e6
 """Processor seconds of one row, and the characters that each second more must bring."""
-MIN_DOCUMENTS = 2
-"""Documents a task that guards needs: one gives no interval."""
 ALIKE = 16
 """Rows of the demo's data that are rendered; one is like the other."""
 
@@ -95,7 +93,7 @@ def _problems(config: Config, folder: Path | None, watch: Watch) -> Iterator[Pro
     except RequantError as error:
         yield from _each(error)
         return
-    yield from _guard_problems(config, rows)
+    yield from _gate_problems(config, rows)
     if folder is None:
         return
     watch(f"prepare_base.source: {folder}: its tokenizer", LOADING_SECONDS)
@@ -189,25 +187,36 @@ def _row_problems(
         yield from (Problem(field, text) for text in texts)
 
 
-def _guard_problems(config: Config, rows: Split) -> Iterator[Problem]:
-    """Say which generated tasks that guard will have too few documents."""
-    section = config.prepare_data
-    limit = section.max_evaluation_rows
+def _gate_problems(config: Config, rows: Split) -> Iterator[Problem]:
+    """Say which generated tasks have too few documents for the gate to let anything through."""
+    section, evaluate = config.prepare_data, config.evaluate
+    limit = min(section.max_evaluation_rows, evaluate.limit or section.max_evaluation_rows)
     try:
         made = night_documents(rows.heldout, read_old_text(section), limit, config.seed)
     except RequantError as error:
         yield Problem("", str(error))
         return
+    choice = DESCRIBE_CHOICE if isinstance(section.source, StdlibData) else RESPONSE_CHOICE
     counts = {
         HELDOUT_PERPLEXITY: len(made.heldout),
         OLD_PERPLEXITY: len(made.old),
-        DESCRIBE_CHOICE: len(made.choices),
-        RESPONSE_CHOICE: len(made.choices),
+        choice: len(made.choices),
     }
-    for task in guards(config):
-        if counts.get(task, MIN_DOCUMENTS) < MIN_DOCUMENTS:
-            yield Problem(
-                "promote.guard",
-                f"{task!r} will have {counts[task]} documents, and an interval needs at least "
-                f"{MIN_DOCUMENTS}: give more held-out rows or old text, or guard with another task",
-            )
+    there = {task: count for task, count in counts.items() if count}
+    if not (config.promote.auto and evaluate.generated_tasks):
+        return
+    gate, least = evaluate.gate, fewest(evaluate.gate)
+    scarce = [
+        f"{task} ({counts[task]})"
+        for task in guards(gate, there)
+        if counts.get(task, least) < least
+    ]
+    if scarce:
+        yield Problem(
+            "promote.auto",
+            f"true, and these tasks will have too few documents: {', '.join(scarce)}. With fewer "
+            f"than {least} nothing can be shown at an error of {gate.alpha:.2g} a night, so every "
+            "model would wait for a person. Give more held-out rows (prepare_data.heldout_fraction,"
+            " max_evaluation_rows, evaluate.limit) or old text, fewer evaluate.gate.tests_a_year, "
+            "or promote.auto=false",
+        )

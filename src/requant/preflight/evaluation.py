@@ -15,7 +15,7 @@ from requant.preflight.known_looks import unless_known
 from requant.preflight.problem import Problem
 from requant.wording import few
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 
 
@@ -26,7 +26,9 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
         return
     made = generated_tasks(config)
     # A misspelt one would be found on the day that promote.auto is switched on.
-    guard = [task for task in config.promote.guard if task not in made]
+    gate = section.gate
+    named = (*(gate.guard or ()), *(gate.target or ()), *gate.floors)
+    guard = [task for task in dict.fromkeys(named) if task not in made]
     what = {
         "look": "tasks",
         "version": VERSION,
@@ -39,20 +41,15 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
     )
 
 
-def guards(config: Config) -> tuple[str, ...]:
-    """Return the tasks that will guard; where a person promotes, none do."""
-    return config.promote.guard if config.promote.auto else ()
-
-
 def task_problems(
     index: Mapping[str, Any], tasks: Sequence[str], guard: Sequence[str], made: Sequence[str]
 ) -> list[Problem]:
-    """Say what of the named tasks cannot be run, and which guards would compare nothing.
+    """Say what of the named tasks cannot be run, and by which of the gate nothing is judged.
 
     Args:
         index: `lm_eval.tasks.TaskManager.task_index`.
         tasks: `evaluate.tasks`.
-        guard: What of `promote.guard` is not among `made`.
+        guard: What `evaluate.gate` names that is not among `made`.
         made: Tasks that are generated.
     """
     known = [task for task in tasks if task in index]
@@ -72,7 +69,7 @@ def task_problems(
             problems.append(Problem("evaluate.tasks", text))
     for name in guard:
         why = _unguarding(index, name, leaves, [*made, *leaves])
-        problems += [Problem("promote.guard", why)] if why else []
+        problems += [Problem("evaluate.gate", why)] if why else []
     return problems
 
 
@@ -105,7 +102,7 @@ def _unguarding(
             return None
         return (
             f"{name!r} is scored by {', '.join(metrics)}, of all documents at once, so that models "
-            "cannot be compared document by document; guard with another task"
+            "cannot be compared document by document; judge by another task"
         )
     if name in index and (members := [leaf for leaf in leaf_tasks(index, name) if leaf in leaves]):
         return (

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from requant.evaluation.artifact import Scores, measured
 from requant.figures import figure
+from requant.gate import Decision
 from requant.report.drawing import drawn_curve
 from requant.report.headline import headline
 from requant.report.page import render
+from requant.report.verdict import verdict_figures
 from requant.statistics import verdict
 from requant.store import StageRecord
 from requant.store.records import Curve
@@ -53,6 +55,7 @@ def night_report(
     paired: Sequence[Mapping[str, Any]] = (),
     merged: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
+    decision: Decision | None = None,
 ) -> str:
     """Write the report of a night; it needs no network and no script.
 
@@ -65,6 +68,7 @@ def night_report(
             low and high (95%; None on a single document), n.
         merged: Content of the merged model's merge.json: a row for each tensor.
         notes: What a person should know although nothing failed, a line each.
+        decision: The gate's on the night's model.
     """
     records = [row.record for row in rows if row.record]
     merge = next((record.metrics for record in records if record.stage == "merge_fp16"), {})
@@ -74,6 +78,7 @@ def night_report(
         rows=[_row(row) for row in rows],
         failures=[row for row in rows if row.error],
         notes=notes,
+        gate=verdict_figures(decision, told=any(row.error for row in rows)) if decision else None,
         score_table=score_table(scores or {}),
         models=list(scores or {}),
         steps=[_step(entry) for entry in paired],

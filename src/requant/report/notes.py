@@ -107,6 +107,7 @@ def night_note(
     pages: Mapping[str, str] | None = None,
     failure: str = "",
     nights: str = "",
+    verdict: str = "",
 ) -> str:
     """Describe a night: the path to its model, its stages, its pages.
 
@@ -117,6 +118,7 @@ def night_note(
         pages: Name to address of its own pages.
         failure: Cause and way out; comes before everything else.
         nights: Address of the list of all nights.
+        verdict: The gate's, in Markdown.
     """
     items = [
         f"1. [{line.stage}]({line.url}) {line.state}"
@@ -135,6 +137,7 @@ def night_note(
             *([breadcrumb(crumbs) + "  "] if crumbs else []),
             (f"{intro} Open its {links}." if links else intro) + compare,
             "",
+            *([verdict, ""] if verdict else []),
             *(items or ["No stage was reached."]),
         ]
     )

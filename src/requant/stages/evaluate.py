@@ -1,17 +1,21 @@
 """evaluate: lm-eval on every model of the night, and their paired comparison."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from requant.canonical import canonical_json
 from requant.config.evaluation import Evaluate
 from requant.config.task_names import PAST_PERPLEXITY
 from requant.data.artifact import EVALUATION
 from requant.data.overlap import past_heldout
 from requant.data.rows import answer
 from requant.errors import ContractError
-from requant.evaluation.artifact import MODELS, accuracy
+from requant.evaluation.artifact import MODELS, POOLS, accuracy
+from requant.evaluation.blocks import Ids, drawn, first_block
 from requant.evaluation.lm_eval import local_tasks, score_model, task_manager
+from requant.evaluation.looking import judged_scores
 from requant.evaluation.results import of_all_documents, write_results
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.tasks import write_perplexity_task
@@ -57,33 +61,56 @@ def execute(
         )
     work = context.work / "tasks"
     work.mkdir(parents=True, exist_ok=True)
-    generated: list[str] = []
+    pools: dict[str, int] = {}
     counts: Metrics = {}
     if section.generated_tasks:
         counts = _write_past(past, data, section.past_rows, context)
-        folders = (data / EVALUATION, context.work / "past")
-        generated = [task for folder in folders for task in local_tasks(folder, work)]
+        for folder in (data / EVALUATION, context.work / "past"):
+            pools |= local_tasks(folder, work)
     manager = task_manager(work, section.tasks)
+    order = drawn(pools, context.seed, section.limit)
+    pools = {task: len(places) for task, places in order.items()}
     chain = [name for name in MODELS if name in models]
+    first = first_block(order, section.first_documents)
     scores = {}
     for number, name in enumerate(chain, 1):
         adapter_used = adapter if name == "adapted" else None
+        asked = _Asked(name, models[name], adapter_used, first, section.tasks)
         unit = f"requests of {name}, model {number} of {len(chain)}"
-        scores[name] = _score(
-            section, context, name, models[name], adapter_used, generated, manager, unit
-        )
+        scores[name] = _score(section, context, manager, asked, unit)
         context.reporter.message(f"{name}: {_headline(scores[name])}")
     if whole := of_all_documents(scores):
         context.reporter.message(
             f"not compared document by document, as no metric is a number for each: {whole}"
         )
-    write_results(context.out, scores, context.reporter.message)
+
+    def more(name: str, documents: Ids) -> dict[str, TaskScores]:
+        unit = f"requests of {name}, {sum(map(len, documents.values()))} more documents"
+        asked = _Asked(name, models[name], None, documents, ())
+        return _score(section, context, manager, asked, unit)
+
+    judged = judged_scores(scores, section, order, more, context.reporter.message)
+    (context.out / POOLS).write_bytes(canonical_json(pools))
+    write_results(context.out, scores, judged, context.reporter.message)
     return counts | {
         f"{model}/{task}/{metric}": estimate.value
         for model, tasks in scores.items()
         for task, result in tasks.items()
         for metric, estimate in result.metrics.items()
     }
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A model, and what it is asked."""
+
+    name: str
+    folder: Path
+    adapter: Path | None
+    documents: Ids
+    """Of the generated tasks."""
+    tasks: Sequence[str]
+    """By name, whole."""
 
 
 def _write_past(past: Sequence[Path], data: Path, limit: int, context: StageContext) -> Metrics:
@@ -108,40 +135,34 @@ def _age(role: str) -> int:
 
 
 def _score(
-    section: Evaluate,
-    context: StageContext,
-    name: str,
-    folder: Path,
-    adapter: Path | None,
-    generated: list[str],
-    manager: Any,
-    unit: str,
+    section: Evaluate, context: StageContext, manager: Any, asked: _Asked, unit: str
 ) -> dict[str, TaskScores]:
     from requant.models.device import clear_memory
     from requant.models.load import load_model, with_adapters
     from requant.models.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
-    model = load_model(folder, context.device)
-    if adapter is not None:
-        model = with_adapters(model, [(adapter, 1.0)])
+    tokenizer = load_tokenizer(asked.folder)
+    model = load_model(asked.folder, context.device)
+    if asked.adapter is not None:
+        model = with_adapters(model, [(asked.adapter, 1.0)])
     # Generated tasks have no few-shot examples to give: few_shot is for the tasks by name.
     runs = (
-        (generated, 0, tokenizer.chat_template is not None),
-        (list(section.tasks), section.few_shot, section.chat_template),
+        (list(asked.documents), 0, tokenizer.chat_template is not None, asked.documents),
+        (list(asked.tasks), section.few_shot, section.chat_template, None),
     )
     scores: dict[str, TaskScores] = {}
-    for tasks, few_shot, chat_template in runs:
+    for tasks, few_shot, chat_template, documents in runs:
         if tasks:
             scores |= score_model(
                 model,
                 tokenizer,
                 tasks,
                 manager,
-                name=name,
+                name=asked.name,
                 batch_size=section.batch_size,
                 few_shot=few_shot,
                 limit=section.limit,
+                documents=documents,
                 chat_template=chat_template,
                 seed=context.seed,
                 tell=lambda done, total: context.reporter.progress(done, total, unit),
@@ -162,7 +183,7 @@ def _headline(tasks: Mapping[str, TaskScores]) -> str:
 
 STAGE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     kind="evaluation",
     libraries=(
         "lm_eval",

@@ -10,6 +10,7 @@ from requant.errors import ArtifactError
 from requant.store.attempts import attempt_files, load_attempt
 from requant.store.documents import read_sealed
 from requant.store.layout import ArtifactRef, Store
+from requant.store.looks import read_looks
 from requant.store.objects import check_sizes, verify
 from requant.store.pins import read_pins
 from requant.store.records import StageRecord, artifact_of, read_record, read_records
@@ -43,7 +44,8 @@ def examine(
 ) -> Health:
     """Check every artifact that is recorded or pinned, and every document of the state folder.
 
-    Documents are records, pins, Prefect's results, notes of deployments and of attempts.
+    Documents are records, pins, the gate's ledgers, Prefect's results, notes of deployments and of
+    attempts.
 
     Args:
         store: The store.
@@ -58,19 +60,23 @@ def examine(
     check = verify if deep else check_sizes
     harmed = _refused(lambda ref: check(store, ref), watch(list(refs.values())))
     results, deployments = result_files(store), sorted(store.deployments.glob("[!.]*"))
-    attempts = attempt_files(store)
+    attempts, ledgers = attempt_files(store), sorted(store.ledgers.glob("[!.]*"))
     by_key = {record.key: record for record in records}
     others = (
         *_refused(lambda path: _check_result(store, path, by_key), results),
         *_refused(lambda path: _check_deployment(store, path), deployments),
         *_refused(_check_attempt, attempts),
+        *_refused(lambda path: read_looks(store, path.stem), ledgers),
     )
     return Health(
         artifacts=len(refs),
         harmed=harmed,
         documents=sum(
             len(found)
-            for found in (records, no_records, pins, no_pins, results, deployments, attempts)
+            for found in (
+                *(records, no_records, pins, no_pins),
+                *(results, deployments, attempts, ledgers),
+            )
         ),
         doubtful=(*no_records, *no_pins, *others),
     )

@@ -12,8 +12,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 OWN = frozenset(
     {
-        *("objects", "actions", "attempts", "pins", "deployments", "work", "tmp", "locks"),
-        *("results", "preflight", "services", "access", "logs", "reports", "sealed"),
+        *("objects", "actions", "attempts", "pins", "ledgers", "deployments", "work", "tmp"),
+        *("locks", "results", "preflight", "services", "access", "logs", "reports", "sealed"),
         *("prefect", "prefect-pages", "mlartifacts"),
     }
 )
@@ -115,12 +115,20 @@ class Store:
         return self.root / "pins"
 
     @property
+    def ledgers(self) -> Path:
+        return self.root / "ledgers"
+
+    @property
     def deployments(self) -> Path:
         return self.root / "deployments"
 
     def pin_path(self, name: str) -> Path:
         """File that names an artifact no collection may take."""
         return self.pins / name
+
+    def ledger_path(self, line: str) -> Path:
+        """File of the gate's verdicts on a model line."""
+        return self.ledgers / f"{line}.json"
 
     def deployment_path(self, model: str) -> Path:
         """Record of what was deployed last of a registered model."""
