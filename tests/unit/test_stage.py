@@ -5,7 +5,9 @@ import multiprocessing
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from requant.config.training import Optimisation
 from requant.errors import ArtifactError, TerminalError, TransientError, is_transient
 from requant.execution.key import stage_key
 from requant.execution.perform import perform
-from requant.execution.stage import Stage
+from requant.execution.stage import Metrics, Stage, StageContext
 from requant.stages import STAGES
 from requant.store import Store, locks, publish, read_record
 from requant.store.attempts import in_progress
@@ -36,6 +38,21 @@ def test_the_second_run_executes_nothing(store: Store) -> None:
     assert first.metrics == {"letters": 3.0}
     assert first.curves == {"loudness": ((0, 0.0), (1, 2.0), (2, 4.0))}
     assert not store.work_path(first.key).exists()
+
+
+def test_a_curve_of_a_long_training_is_thinned_and_keeps_its_ends(store: Store) -> None:
+    def long(section: Shout, context: StageContext) -> Metrics:
+        (context.out / "weights").write_text("")
+        for step in range(50_001):
+            context.reporter.metrics({"loss": step / 2}, step)
+        return {}
+
+    stage, section = replace(STAGE, execute=long), Shout(word="hey")
+    key = stage_key(stage, section, {}, seed=0)
+    given: dict[str, Any] = {"seed": 0, "device": "cpu", "reporter": Telling()}
+    curve = perform(store, stage, key, section, {}, **given).curves["loss"]
+    assert 10_000 < len(curve) <= 20_001
+    assert (curve[0], curve[-1]) == ((0, 0.0), (50_000, 25_000.0))
 
 
 def test_force_executes_and_equal_bytes_keep_the_digest(store: Store) -> None:

@@ -25,6 +25,9 @@ from requant.store.attempts import attempted, clear, clear_drafts
 from requant.store.records import Curve
 from requant.store.room import naming_full_disk
 
+MOST_POINTS = 20_000
+"""Of a curve in a record: several of them stay far below what is read of one."""
+
 
 def perform(
     store: Store,
@@ -183,4 +186,10 @@ class _CurveRecorder:
         self._reporter.message(text)
 
     def curves(self) -> dict[str, Curve]:
-        return {name: tuple(sorted(points.items())) for name, points in self._points.items()}
+        return {name: _thinned(tuple(sorted(each.items()))) for name, each in self._points.items()}
+
+
+def _thinned(curve: Curve) -> Curve:
+    """Keep at most so many points of a curve, evenly, and its last: MLflow has them all."""
+    stride = -(-len(curve) // MOST_POINTS)
+    return curve if stride <= 1 else (*curve[:-1:stride], curve[-1])
