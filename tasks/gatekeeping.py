@@ -4,27 +4,32 @@ from datetime import UTC, datetime
 
 from requant.canonical import digest_of
 from requant.config import Config
-from requant.config.gate import Gate
 from requant.errors import ConfigError, GateError
-from requant.evaluation.artifact import MODELS
-from requant.evaluation.night_verdict import read_verdict
+from requant.evaluation.artifact import MODELS, read_pools
+from requant.evaluation.night_verdict import idle_guards, read_verdict
 from requant.gate import Decision, Look, grant
 from requant.store import StageRecord, Store, materialise
 from requant.store.looks import add_look, read_looks
+from requant.store.pins import holder
 from requant.wording import few
 from tasks.tracking.registry import ModelVersion
 
 WAY_OUT = "a person promotes it with `requant promote CONFIG --reason TEXT`"
 
 
-def advice(store: Store, gate: Gate, evaluation: StageRecord) -> Decision:
-    """Return the verdict as if this were the year's only test: nothing is spent or decided."""
+def advice(config: Config, serving: ModelVersion | None, evaluation: StageRecord) -> Decision:
+    """Return the verdict of tonight's evaluation by itself: nothing is spent or promoted by it."""
+    store, gate = Store(config.state.resolve()), config.evaluate.gate
+    try:
+        _require_held(store, config, serving, evaluation)
+    except GateError as error:
+        return Decision("not enough evidence", (str(error),), (), gate.alpha, None)
     return read_verdict(materialise(store, evaluation.digest), gate)
 
 
 def spend(
     config: Config, serving: ModelVersion | None, evaluation: StageRecord
-) -> tuple[Decision, str]:
+) -> tuple[Decision, tuple[str, ...]]:
     """Judge tonight's model with what the year's chance of harm has left, and write it down.
 
     Args:
@@ -33,31 +38,47 @@ def spend(
         evaluation: Of tonight's model.
 
     Returns:
-        The verdict, and what a person should know of what is left of the year.
+        The verdict, and what a person should know of the gate.
 
     Raises:
-        GateError: If the champion was not evaluated with tonight's model.
+        GateError: If the champion or the anchor was not evaluated with tonight's model.
         ArtifactError: If the ledger cannot be believed.
     """
     store, gate = Store(config.state.resolve()), config.evaluate.gate
+    _require_held(store, config, serving, evaluation)
     inputs = evaluation.key_fields["inputs"]
-    if serving is not None and serving.digest != inputs.get("champion"):
-        raise GateError(
-            f"promote: the champion, version {serving.version} ({serving.digest[:12]}), was not "
-            "evaluated beside tonight's model: its artifact is not in the state folder, or another "
-            f"served when the night began. Run the night again, or {WAY_OUT}"
-        )
     test = (inputs["requantized"], inputs.get("champion") or inputs["base"], _documents(evaluation))
     today = datetime.now(UTC).date().isoformat()
     looks = read_looks(store, config.name)
     given = grant(looks, test, today, gate.harm_a_year, gate.tests_a_year)
-    decision = read_verdict(materialise(store, evaluation.digest), gate, given.alpha)
+    folder = materialise(store, evaluation.digest)
+    decision = read_verdict(folder, gate, given.alpha)
     add_look(store, config.name, Look(*test, today, given.alpha, decision.verdict))
-    left = (
-        f"evaluate.gate.harm_a_year: the chance of a harmful promotion of {gate.harm_a_year:g} in "
-        f"365 days is given out; there is some again on {given.next_day}"
-    )
-    return decision, "" if given.alpha else left
+    notes = idle_guards(gate, read_pools(folder))
+    if not given.alpha:
+        notes.append(
+            f"evaluate.gate.harm_a_year: the chance of a harmful promotion of {gate.harm_a_year:g} "
+            f"in 365 days is given out; there is some again on {given.next_day}"
+        )
+    return decision, tuple(notes)
+
+
+def _require_held(
+    store: Store, config: Config, serving: ModelVersion | None, evaluation: StageRecord
+) -> None:
+    """Refuse a verdict that is held against less than the line has: a lost model would be a way."""
+    inputs = evaluation.key_fields["inputs"]
+    judges = {inputs.get(role) for role in ("champion", "anchor")}
+    wanted = {"anchor": holder(store, config.name, "anchor")}
+    if serving is not None:
+        wanted = {f"champion, version {serving.version}": serving.digest, **wanted}
+    for who, digest in wanted.items():
+        if digest and digest not in {*judges, inputs["requantized"]}:
+            raise GateError(
+                f"promote: the {who} ({digest[:12]}), was not evaluated beside tonight's model: "
+                "its artifact is not in the state folder, or another served when the night began. "
+                f"Run the night again, or {WAY_OUT}"
+            )
 
 
 def refusal(decision: Decision) -> str:
@@ -71,18 +92,26 @@ def refusal(decision: Decision) -> str:
     return "\n".join([*lines, f"what served before goes on serving; {WAY_OUT}"])
 
 
-def require_reason(version: ModelVersion, reason: str) -> None:
+def require_reason(version: ModelVersion, serving: ModelVersion | None, reason: str) -> None:
     """Have a person who overrides the gate say why.
 
     Raises:
         ConfigError: With the gate's verdict.
     """
-    if not reason.strip() and not version.verdict.startswith("promote"):
-        raise ConfigError(
-            f"--reason: is empty, and the gate did not say promote of version {version.version} "
-            f"({version.verdict or 'it gave no verdict'}); say why it serves all the same: "
-            '--reason "..."'
-        )
+    now = version.verdict.startswith("promote") and "rolled_back" not in version.marks
+    # A verdict against a model that serves no more says nothing of the one that does.
+    if reason.strip() or (now and version.held_against == held_against(serving)):
+        return
+    raise ConfigError(
+        f"--reason: is empty, and the gate did not say promote of version {version.version} "
+        f"against what serves now ({version.verdict or 'it gave no verdict'}); say why it serves "
+        'all the same: --reason "..."'
+    )
+
+
+def held_against(serving: ModelVersion | None) -> str:
+    """Name what a verdict is against: the digest of the champion, empty for the base."""
+    return serving.digest if serving else ""
 
 
 def said(decision: Decision) -> str:
@@ -91,14 +120,10 @@ def said(decision: Decision) -> str:
 
 
 def _documents(evaluation: StageRecord) -> str:
-    """Digest what may be looked at: a test on more of the same documents is the same test."""
+    """Digest what may be looked at, and by which rules: more of it looked at is the same test."""
     fields = evaluation.key_fields
-    section = fields["config"]
+    inputs = {r: d for r, d in fields["inputs"].items() if r not in {*MODELS, "adapter"}}
+    how = {name: value for name, value in fields["config"].items() if name != "batch_size"}
     return digest_of(
-        {
-            "inputs": {r: d for r, d in fields["inputs"].items() if r not in {*MODELS, "adapter"}},
-            "tasks": section["tasks"],
-            "limit": section["limit"],
-            "seed": fields["seed"],
-        }
+        {"inputs": inputs, "config": how, "seed": fields["seed"], "libraries": fields["libraries"]}
     )

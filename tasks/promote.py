@@ -7,14 +7,13 @@ from prefect.events import emit_event
 
 from requant.config import Config
 from requant.errors import ConfigError, GateError
-from requant.evaluation.artifact import SAMPLES
 from requant.evaluation.samples import count_documents
 from requant.gate import Decision
 from requant.store import StageRecord, Store, materialise, verify_to_serve
 from requant.store.pins import holder, is_broken, pin
 from requant.store.room import naming_full_disk
 from tasks import tracking
-from tasks.gatekeeping import advice, refusal, said, spend
+from tasks.gatekeeping import advice, held_against, refusal, said, spend
 from tasks.tracking import registry as versions
 from tasks.tracking.registry import ModelVersion, Registry
 
@@ -46,6 +45,11 @@ def registry_of(config: Config) -> Registry:
     return versions.open_registry(uri, config.name)
 
 
+def serving_of(config: Config) -> ModelVersion | None:
+    """Return the version that serves; None before the first promotion."""
+    return versions.champion(registry_of(config))
+
+
 def register(
     config: Config, night: tracking.TrackingRun, model: StageRecord, evaluation: StageRecord
 ) -> ModelVersion:
@@ -63,9 +67,13 @@ def register(
         for name, value in evaluation.metrics.items()
         if name.startswith(prefix)
     }
-    documents = count_documents(materialise(store, evaluation.digest) / SAMPLES, "requantized")
-    verdict = said(advice(store, config.evaluate.gate, evaluation))
-    return versions.ensure_version(registry_of(config), night, model, scores, documents, verdict)
+    registry = registry_of(config)
+    serving = versions.champion(registry)
+    first = int(evaluation.key_fields["config"]["first_documents"])
+    documents = count_documents(materialise(store, evaluation.digest), "requantized", first)
+    verdict = said(advice(config, serving, evaluation))
+    held = held_against(serving)
+    return versions.ensure_version(registry, night, model, scores, documents, verdict, held)
 
 
 def promote(
@@ -95,8 +103,8 @@ def promote(
     if evaluation is not None and (serving is None or serving.version != version.version):
         try:
             _refuse_known(version, serving)
-            decision, left = spend(config, serving, evaluation)
-            notes = (left,) if left else ()
+            decision, notes = spend(config, serving, evaluation)
+            versions.note(registry, version, "verdict", said(decision))
             if decision.verdict != "promote":
                 raise GateError(refusal(decision))
         except GateError as error:
@@ -196,7 +204,7 @@ def _took_over(registry: Registry, serving: ModelVersion) -> bool:
 
 def announce(config: Config, version: ModelVersion, reason: str = "") -> None:
     """Emit `model.promoted`, which starts the deployment deploy-model on a server."""
-    _emit(PROMOTED, config, version, reason=reason)
+    _emit(PROMOTED, config, version, reason=reason, verdict="promote")
 
 
 def resource_of(line: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from tasks import tracking
 from tasks.gatekeeping import advice
 from tasks.nightly.pages import judged, night_figures, night_verdict, publish_artifacts, write_pages
 from tasks.nightly.way_on import of_deployment
-from tasks.promote import Promotion, promote, register, standing
+from tasks.promote import Promotion, promote, register, serving_of, standing
 from tasks.retry import retrying
 from tasks.secrets import redactor_of
 from tasks.servers.listeners import outlook
@@ -186,7 +186,7 @@ def _promoted(night: Night, model: StageRecord, evaluation: StageRecord) -> Prom
     version = retrying(config)(register, config, night.parent, model, evaluation)
     if not config.promote.auto:
         outcome = retrying(config)(standing, config, version)
-        decision = advice(night.store, config.evaluate.gate, evaluation)
+        decision = advice(config, serving_of(config), evaluation)
         return Promotion(version, outcome, "", to_deploy=False, decision=decision)
     promotion = retrying(config)(promote, config, version, evaluation)
     if promotion.to_deploy and of_deployment():

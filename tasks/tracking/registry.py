@@ -50,6 +50,8 @@ class ModelVersion:
     """Mark to ISO time."""
     verdict: str = ""
     """The gate's last one on it; empty where none was written down."""
+    held_against: str = ""
+    """What that is against: the digest of what served then; empty for the base."""
 
 
 def open_registry(uri: str, model: str) -> Registry:
@@ -77,6 +79,7 @@ def ensure_version(
     scores: Mapping[str, float],
     documents: int,
     verdict: str = "",
+    held_against: str = "",
 ) -> ModelVersion:
     """Find the version of a model by its digest, or register it; it becomes the challenger.
 
@@ -90,6 +93,7 @@ def ensure_version(
         scores: Of the model, `task/metric` to value.
         documents: The scores are of, all tasks together.
         verdict: The gate's on it, with its reasons.
+        held_against: What that is against: the champion's digest, empty for the base.
 
     Raises:
         ContractError: If the model was never tracked.
@@ -97,18 +101,22 @@ def ensure_version(
     tags = {
         "scores": json.dumps(dict(scores)),
         "documents": str(documents),
+    }
+    judged = {
         "verdict": tracking_value(verdict, TAG_CHARACTERS),
+        "held_against": held_against,
     }
     found = [item for item in all_versions(registry) if item.digest == model.digest]
     if found:
         version = found[-1]
         if documents >= version.documents:
-            version = replace(
-                version, scores=dict(scores), documents=documents, verdict=tags["verdict"]
-            )
-            with transient(registry.uri):
-                for name, value in tags.items():
-                    _tag(registry, version, name, value)
+            version = replace(version, scores=dict(scores), documents=documents)
+        else:
+            tags = {}
+        version = replace(version, verdict=judged["verdict"], held_against=held_against)
+        with transient(registry.uri):
+            for name, value in (tags | judged).items():
+                _tag(registry, version, name, value)
     else:
         logged = find_models(night, [model.digest]).get(model.digest)
         if logged is None:
@@ -124,7 +132,7 @@ def ensure_version(
                 source=logged.artifact_location,
                 run_id=logged.source_run_id,
                 model_id=logged.model_id,
-                tags={"digest": model.digest, **tags},
+                tags={"digest": model.digest, **tags, **judged},
             )
         version = _version(made)
     with transient(registry.uri):
@@ -237,5 +245,6 @@ def _version(found: "MlflowVersion") -> ModelVersion:
         documents=int(tags.get("documents", 0)),
         replaced=int(replaced) if replaced else None,
         verdict=tags.get("verdict", ""),
+        held_against=tags.get("held_against", ""),
         marks={name: tags[name] for name in ("deployed", "rolled_back") if name in tags},
     )

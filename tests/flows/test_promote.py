@@ -12,7 +12,7 @@ from requant.errors import ArtifactError, ConfigError
 from requant.store import StageRecord, Store, all_records, verify
 from requant.store.gc import collect
 from requant.store.looks import read_looks
-from requant.store.pins import holder, read_pins
+from requant.store.pins import holder, pin, read_pins
 from tasks import tracking
 from tasks.gatekeeping import require_reason
 from tasks.promote import promote, register, registry_of, roll_back, standing
@@ -191,12 +191,41 @@ def test_a_champion_that_was_not_evaluated_is_a_refusal(config: Config) -> None:
     assert "was not evaluated beside tonight's model" in refused.reason
 
 
+def test_an_anchor_that_was_lost_is_a_refusal(config: Config) -> None:
+    first, evaluation = judged(config, "first", 0.03)
+    promote(config, first, evaluation)
+    pin(Store(config.state.resolve()), config.name, "anchor", "a" * 64)
+    second, evaluation = judged(config, "second", 0.05, first.digest)
+    assert second.verdict.startswith("not enough evidence: promote: the anchor (aaaaaaaaaaaa), was")
+    refused = promote(config, second, evaluation)
+    assert refused.outcome == "refused"
+    assert "the anchor (aaaaaaaaaaaa), was not evaluated" in refused.reason
+
+
+def test_a_verdict_against_what_serves_no_more_is_none(config: Config) -> None:
+    first, evaluation = judged(config, "first", 0.03)
+    second, _ = judged(config, "second", 0.05)
+    require_reason(second, None, "")
+    promote(config, first, evaluation)
+    serving = versions.champion(registry_of(config))
+    with pytest.raises(ConfigError, match=r"of version 2 against what serves now \(promote: "):
+        require_reason(second, serving, "")
+    # Other rules are another test, with a share of its own.
+    third, evaluation = judged(config, "third", 0.0, first.digest)
+    promote(config, third, evaluation)
+    fields = {**evaluation.key_fields["config"], "gate": {"margin": 0.5}}
+    other = {**evaluation.key_fields, "config": fields}
+    promote(config, third, evaluation.model_copy(update={"key_fields": other}))
+    looks = read_looks(Store(config.state.resolve()), config.name)
+    assert len({look.test for look in looks}) == len(looks) == 3
+
+
 def test_a_person_who_overrides_the_gate_says_why(config: Config) -> None:
     bad, _ = judged(config, "first", -0.2)
     assert bad.verdict.startswith("refuse: heldout_perplexity against the base")
     with pytest.raises(ConfigError, match=r"--reason: is empty, and the gate did not say promote"):
-        require_reason(bad, " ")
-    require_reason(bad, "the customer wants it")
+        require_reason(bad, None, " ")
+    require_reason(bad, None, "the customer wants it")
     promote(config, bad, reason="the customer wants it")
     registry = registry_of(config)
     (found,) = registry.client.search_model_versions("name = 'micro'")

@@ -12,7 +12,7 @@ from requant.cli import app
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.evaluation.artifact import SAMPLES
 from requant.evaluation.judging import Margins, question
-from requant.evaluation.samples import write_samples
+from requant.evaluation.samples import read_samples, write_samples
 from requant.evaluation.scores import DocumentScore, TaskScores, Terms
 from requant.evaluation.verdict import Together, judge
 from requant.store import Store, publish
@@ -60,6 +60,19 @@ def verdict(evaluation: Path, candidate: str, **more: object) -> str:
     return decision.verdict
 
 
+def test_a_model_that_was_asked_more_is_judged_by_what_both_were(evaluation: Path) -> None:
+    path = evaluation / SAMPLES / "champion.old_perplexity.parquet"
+    task, known = read_samples(path)
+    write_samples(path, task, replace(known, documents=known.documents[:300]))
+    together = Together(evaluation, "requantized", "champion")
+    decision = judge(together, alpha=1e-4, margins=Margins())
+    assert decision.verdict == "promote"
+    assert {each.task: each.n for each in decision.findings} == {
+        "heldout_perplexity": 400,
+        "old_perplexity": 300,
+    }
+
+
 def test_what_gains_and_loses_nothing_is_promoted_what_trades_is_refused(evaluation: Path) -> None:
     assert verdict(evaluation, "requantized") == "promote"
     assert verdict(evaluation, "merged") == "refuse"
@@ -93,7 +106,8 @@ def test_what_cannot_be_judged_is_named(evaluation: Path) -> None:
         question("t", "guard", "champion", odd, odd, Margins())
     path = evaluation / SAMPLES / "merged.old_perplexity.parquet"
     assert plain.terms is not None
-    other = replace(scores(0.0, 3), documents=scores(0.0, 3).documents[:-1])
+    first, *others = scores(0.0, 3).documents
+    other = replace(scores(0.0, 3), documents=(replace(first, prompt="another"), *others))
     write_samples(path, "old_perplexity", other)
     with pytest.raises(ParityError, match="old_perplexity: the two models were not asked the same"):
         verdict(evaluation, "merged")
@@ -136,7 +150,7 @@ def test_the_command_says_the_verdict_and_ends_with_its_status(
     ):
         words = [night[stage].digest[:12], champion, "--state", str(store.root)]
         result = CliRunner().invoke(app, ["gate", *words])
-        assert (result.exit_code, result.output[: len(said)]) == (status, said)
+        assert (result.exit_code, result.stdout[: len(said)]) == (status, said)
     words = [night["train_adapter"].digest[:12], champion, "--state", str(store.root)]
     result = CliRunner().invoke(app, ["gate", *words])
     assert result.exit_code == 2

@@ -78,6 +78,7 @@ def make_night(
                 "targets": ["q_proj"],
                 "tasks": [],
                 "limit": None,
+                "first_documents": 64,
             },
             "inputs": inputs,
             "libraries": {"python": "3.11"},

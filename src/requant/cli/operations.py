@@ -56,11 +56,11 @@ def promote(
     with _served(config, overrides) as (loaded, server):
         from tasks.gatekeeping import require_reason
         from tasks.promote import promote as promote_version
-        from tasks.promote import registry_of
+        from tasks.promote import registry_of, serving_of
         from tasks.tracking.registry import version_of
 
         found = version_of(registry_of(loaded), version)
-        require_reason(found, reason)
+        require_reason(found, serving_of(loaded), reason)
         say_which(server)
         server.ready()
         promotion = promote_version(loaded, found, reason=reason.strip())

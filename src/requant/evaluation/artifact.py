@@ -62,3 +62,10 @@ def read_paired(folder: Path) -> list[dict[str, Any]]:
     """Read the comparisons: one entry a pair of models and task, with mean, low, high and n."""
     paired: list[dict[str, Any]] = json.loads((folder / PAIRED).read_text())
     return paired
+
+
+def read_pools(folder: Path) -> dict[str, int]:
+    """Read how many documents there are of each generated task; an earlier version says none."""
+    path = folder / POOLS
+    pools: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+    return pools

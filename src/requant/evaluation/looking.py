@@ -43,7 +43,7 @@ def judged_scores(
     while True:
         decision = judge_night(scores, section.gate, pools)
         say(f"the gate, having seen at most {seen} documents of each task: {decision.verdict}")
-        # What is shown stays shown; who is open needs more.
+        # Only what is open needs more.
         counts = {
             each.task: len(scores[CANDIDATE][each.task].documents)
             for each in decision.findings

@@ -1,6 +1,5 @@
 """The gate's verdict on tonight's 4-bit model, from the scores of one evaluation."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from requant.config.task_names import (
     RESPONSE_CHOICE,
 )
 from requant.errors import ConfigError, ContractError, ParityError
-from requant.evaluation.artifact import POOLS
+from requant.evaluation.artifact import read_pools
 from requant.evaluation.judging import Margins, question
 from requant.evaluation.results import ModelScores
 from requant.evaluation.samples import read_models
@@ -58,6 +57,18 @@ def guards(gate: Gate, pools: Mapping[str, int]) -> tuple[str, ...]:
         for task in GENERATED
         if task in pools and (task != PAST_PERPLEXITY or pools[task] >= fewest(gate))
     )
+
+
+def idle_guards(gate: Gate, pools: Mapping[str, int]) -> list[str]:
+    """Say which generated tasks have too few documents to guard, one a line."""
+    if gate.guard is not None or PAST_PERPLEXITY in guards(gate, pools):
+        return []
+    return [
+        f"evaluate.gate: {PAST_PERPLEXITY} does not guard: earlier nights left {count} held-out "
+        f"rows that tonight does not train on, and it takes {fewest(gate)}"
+        for task, count in pools.items()
+        if task == PAST_PERPLEXITY
+    ]
 
 
 def targets(gate: Gate, pools: Mapping[str, int]) -> tuple[str, ...]:
@@ -122,13 +133,6 @@ def judge_night(
 def read_verdict(evaluation: Path, gate: Gate, alpha: float | None = None) -> Decision:
     """Judge by the samples of an evaluation; see `judge_night`."""
     return judge_night(read_models(evaluation), gate, read_pools(evaluation), alpha)
-
-
-def read_pools(evaluation: Path) -> dict[str, int]:
-    """Read how many documents there are of each task; none are said by an earlier version."""
-    path = evaluation / POOLS
-    pools: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
-    return pools
 
 
 def _margins(gate: Gate, multiple: float) -> Margins:

@@ -4,8 +4,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from requant.evaluation.artifact import SAMPLES
+from requant.evaluation.artifact import SAMPLES, read_pools
 from requant.evaluation.scores import DocumentScore, TaskScores, Terms
+from requant.names import file_name
 
 TASK = "requant.task"
 TERMS = "requant.terms"
@@ -57,9 +58,21 @@ def read_models(evaluation: Path) -> dict[str, dict[str, TaskScores]]:
     return found
 
 
-def count_documents(folder: Path, model: str) -> int:
-    """Count a model's scores over all tasks, by the files' footers alone."""
+def count_documents(evaluation: Path, model: str, first: int) -> int:
+    """Count the documents that a model's figures are of, over all tasks, by the files' footers.
+
+    Args:
+        evaluation: The artifact.
+        model: Its role.
+        first: Documents of a generated task that figures are of; the gate may have seen more.
+    """
     from pyarrow import parquet
 
-    files = folder.glob(f"{model}.*.parquet")
-    return sum(parquet.read_metadata(path).num_rows for path in files)
+    generated = {file_name(task) for task in read_pools(evaluation)}
+    counts = {
+        path.name.removeprefix(f"{model}.").removesuffix(".parquet"): parquet.read_metadata(
+            path
+        ).num_rows
+        for path in (evaluation / SAMPLES).glob(f"{model}.*.parquet")
+    }
+    return sum(min(n, first) if task in generated else n for task, n in counts.items())

@@ -1,7 +1,7 @@
 """The gate's verdict on two models that one evaluation has scored, from its artifact alone."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from requant.errors import ConfigError
@@ -79,10 +79,23 @@ def judge(
     asked: list[tuple[Role, str]] = [("guard", task) for task in chosen]
     asked += [("target", task) for task in targets]
     questions = [
-        question(task, role, together.reference, before[task], after[task], margins)
+        question(
+            task,
+            role,
+            together.reference,
+            _shared(before[task], after[task]),
+            _shared(after[task], before[task]),
+            margins,
+        )
         for role, task in asked
     ]
     return decide(questions, alpha)
+
+
+def _shared(scores: TaskScores, others: TaskScores) -> TaskScores:
+    """Keep the documents that both models were scored on: of those a night judged it has more."""
+    known = {each.id for each in others.documents}
+    return replace(scores, documents=tuple(each for each in scores.documents if each.id in known))
 
 
 def _scores(evaluation: Path, model: str) -> dict[str, TaskScores]:
