@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.e2e.machine import Machine, eventually
 
-STEPS = 160
+STEPS = 320
 CHECKPOINT = 10
 LONG = {
     "train_adapter": {
