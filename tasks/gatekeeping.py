@@ -98,13 +98,15 @@ def require_reason(version: ModelVersion, serving: ModelVersion | None, reason: 
     Raises:
         ConfigError: With the gate's verdict.
     """
+    if serving is not None and serving.version == version.version:
+        return
     now = version.verdict.startswith("promote") and "rolled_back" not in version.marks
     # A verdict against a model that serves no more says nothing of the one that does.
     if reason.strip() or (now and version.held_against == held_against(serving)):
         return
     raise ConfigError(
         f"--reason: is empty, and the gate did not say promote of version {version.version} "
-        f"against what serves now ({version.verdict or 'it gave no verdict'}); say why it serves "
+        f"against what serves now ({version.verdict.partition(';')[0] or 'it gave no verdict'}); say why it serves "
         'all the same: --reason "..."'
     )
 

@@ -208,6 +208,8 @@ def test_a_verdict_against_what_serves_no_more_is_none(config: Config) -> None:
     require_reason(second, None, "")
     promote(config, first, evaluation)
     serving = versions.champion(registry_of(config))
+    assert serving is not None
+    require_reason(serving, serving, "")
     with pytest.raises(ConfigError, match=r"of version 2 against what serves now \(promote: "):
         require_reason(second, serving, "")
     # Other rules are another test, with a share of its own.
