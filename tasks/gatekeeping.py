@@ -104,10 +104,10 @@ def require_reason(version: ModelVersion, serving: ModelVersion | None, reason: 
     # A verdict against a model that serves no more says nothing of the one that does.
     if reason.strip() or (now and version.held_against == held_against(serving)):
         return
+    told = version.verdict.partition(";")[0] or "it gave no verdict"
     raise ConfigError(
         f"--reason: is empty, and the gate did not say promote of version {version.version} "
-        f"against what serves now ({version.verdict.partition(';')[0] or 'it gave no verdict'}); say why it serves "
-        'all the same: --reason "..."'
+        f'against what serves now ({told}); say why it serves all the same: --reason "..."'
     )
 
 
