@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from requant.config.plain_secrets import argument_fault, is_harmless, secret_word, text_fault
+from requant.config.plain_secrets import is_harmless, text_fault
+from requant.config.secret_arguments import argument_fault, secret_word
 
 VALUE = "hunter2hunter2"
 TOKENS = [

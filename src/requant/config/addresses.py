@@ -4,10 +4,11 @@ import ipaddress
 import re
 from urllib.parse import unquote, urlsplit
 
-from requant.config.plain_secrets import assigned_fault, text_fault
+from requant.config.plain_secrets import text_fault
+from requant.config.secret_arguments import assigned_fault
 
 MAX_LETTERS = 2000
-"""Of an address that is kept in clear; servers take some thousands."""
+"""Characters of an address that is kept in clear; servers take some thousands."""
 PLAIN_ADDRESS = r"^https?://[^\s@?#\\]+$"
 """For editors, and for Prefect's server, which refuses parameters before it keeps them."""
 

@@ -54,7 +54,7 @@ def _one_line(name: str) -> str:
 
 
 TaskName = Annotated[str, AfterValidator(_checked_task), Field(json_schema_extra={"pattern": TASK})]
-"""Of lm-eval's, or of one that a night makes."""
+"""Name of a task, lm-eval's or one that a night makes."""
 Repository = Annotated[
     str, AfterValidator(_checked_repository), Field(json_schema_extra={"pattern": REPOSITORY})
 ]
@@ -68,4 +68,4 @@ Name = Annotated[
     AfterValidator(_one_line),
     Field(json_schema_extra={"maxLength": LONGEST}),
 ]
-"""Of a column, a split, an experiment: whatever others call it, on one line."""
+"""Name of a column, a split, an experiment: whatever others call it, on one line."""

@@ -8,14 +8,8 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from requant.config.addresses import PLAIN_ADDRESS, clear_fault, host_of, http_fault, sent_openly
 from requant.config.given_names import Name
-from requant.config.plain_secrets import (
-    MAX_ITEMS,
-    MAX_LETTERS,
-    TOKEN_PATTERN,
-    argument_fault,
-    length_fault,
-    text_fault,
-)
+from requant.config.plain_secrets import TOKEN_PATTERN, text_fault
+from requant.config.secret_arguments import MAX_ITEMS, MAX_LETTERS, argument_fault, length_fault
 from requant.config.section import MAY_HOLD_SECRET, LocalPath, Positive, Relative, Section
 
 
