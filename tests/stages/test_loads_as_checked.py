@@ -15,7 +15,7 @@ from requant.config.base import FolderBase, PrepareBase
 from requant.errors import RequantError
 from requant.merging.command import Request, plan_request
 from requant.models.load import load_model
-from requant.models.own_code import own_code_problems
+from requant.models.small_files import json_problems
 from requant.models.tokenizer import load_tokenizer
 from requant.stages import prepare_base
 from tests.stages.conftest import Trained, make_context
@@ -196,7 +196,7 @@ def test_the_name_of_foreign_code_does_not_travel(
     context = make_context(tmp_path / "taken")
     prepare_base.execute(named, context)
     assert not [path for path in context.out.glob("*.json") if "auto_map" in path.read_text()]
-    assert own_code_problems(context.out) == []
+    assert json_problems(context.out) == []
 
 
 def test_a_tokenizer_under_another_name_is_not_loaded(folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from requant.models.own_code import readable, small_json
+from requant.models.small_files import read_small
 from requant.outside.files import refuse_links_out
 
 
@@ -27,10 +27,11 @@ def base_view(folder: Path, leave_out: Sequence[str]) -> Iterator[Path]:
     if not leave_out or not (folder / "config.json").exists():
         yield folder
         return
-    given = {path.name: readable(path) for path in small_json(folder)}
+    # What cannot be read stays as it is: the door tells of it.
+    given, _ = read_small(folder)
     changed = {
-        name: content
-        for name, whole in given.items()
+        path.name: content
+        for path, whole in given.items()
         if (content := _without(whole, leave_out)) != whole
     }
     with TemporaryDirectory(prefix="requant-base-") as name:
