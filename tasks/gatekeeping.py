@@ -84,10 +84,9 @@ def _require_held(
 def refusal(decision: Decision) -> str:
     """Say why a model is not promoted, and the way out, a reason a line."""
     lines = [f"promote: {decision.verdict}", *(f"- {reason}" for reason in decision.reasons)]
-    if decision.units_needed is not None:
+    if decision.outlook:
         lines.append(
-            f"about {decision.units_needed} documents of each task would decide: "
-            "prepare_data.max_evaluation_rows, and more held-out rows"
+            f"{decision.outlook}: prepare_data.max_evaluation_rows, and more held-out rows"
         )
     return "\n".join([*lines, f"what served before goes on serving; {WAY_OUT}"])
 

@@ -98,9 +98,10 @@ def promote(
     # An attempt before this one may have marked it.
     version = versions.version_of(registry, version.version)
     serving = versions.champion(registry)
+    moves = serving is None or serving.version != version.version
     decision: Decision | None = None
     notes: tuple[str, ...] = ()
-    if evaluation is not None and (serving is None or serving.version != version.version):
+    if evaluation is not None and moves:
         try:
             _refuse_known(version, serving)
             decision, notes = spend(config, serving, evaluation)
@@ -113,7 +114,6 @@ def promote(
             return Promotion(version, "refused", str(error), False, decision, notes)
     store = Store(config.state.resolve())
     verify_to_serve(store, store.ref("model", version.digest))
-    moves = serving is None or serving.version != version.version
     # Which model that was nobody else knows: a person decides before anything is moved.
     unanchored = holder(store, config.name, "anchor") is None
     with naming_full_disk("promote", store.root, "what served before goes on serving"):

@@ -51,6 +51,6 @@ def gate(
 
 def _lines(decision: "Decision") -> list[str]:
     lines = [decision.verdict, *(f"  {reason}" for reason in decision.reasons)]
-    if decision.units_needed is not None:
-        lines.append(f"about {decision.units_needed} documents of each task would decide")
+    if decision.outlook:
+        lines.append(decision.outlook)
     return lines

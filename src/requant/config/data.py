@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from requant.config.given_names import Name, Repository, Revision
 from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Section
+from requant.config.task_names import DESCRIBE_CHOICE, RESPONSE_CHOICE
 
 
 class StdlibData(Section):
@@ -67,6 +68,11 @@ class HubData(Section):
     subset: Name | None = Field(None, description="configuration name; null for the only one")
     train_split: Name = Field("train", description="split name")
     heldout_split: Name | None = Field(None, description="null cuts heldout_fraction off train")
+
+
+def choice_task(source: StdlibData | FilesData | HubData) -> str:
+    """Name the multiple-choice task that is made of a source's held-out rows."""
+    return DESCRIBE_CHOICE if isinstance(source, StdlibData) else RESPONSE_CHOICE
 
 
 class Columns(Section):

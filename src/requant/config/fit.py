@@ -4,14 +4,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.config.data import StdlibData
+from requant.config.data import choice_task
 from requant.config.operations import CopyAction
 from requant.config.task_names import (
-    DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
     PAST_PERPLEXITY,
-    RESPONSE_CHOICE,
 )
 from requant.methods import METHODS
 from requant.store.layout import is_own
@@ -134,8 +132,7 @@ def generated_tasks(config: "Config") -> tuple[str, ...]:
     """Return the evaluation tasks a night may make from its data."""
     if not config.evaluate.generated_tasks:
         return ()
-    stdlib = isinstance(config.prepare_data.source, StdlibData)
-    choice = DESCRIBE_CHOICE if stdlib else RESPONSE_CHOICE
+    choice = choice_task(config.prepare_data.source)
     return (HELDOUT_PERPLEXITY, choice, OLD_PERPLEXITY, PAST_PERPLEXITY)
 
 

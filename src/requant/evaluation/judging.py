@@ -25,6 +25,16 @@ class Margins:
     """Share of documents that must not lose ten times as much."""
 
 
+def likelihood_rule(role: Role, margins: Margins) -> Rule:
+    """Return what is asked of a task whose documents are scored in nats a byte."""
+    return Rule(
+        role,
+        margin=margins.likelihood,
+        reach=REACHES * margins.likelihood,
+        broken_share=margins.broken_share,
+    )
+
+
 def question(
     task: str, role: Role, reference: str, before: TaskScores, after: TaskScores, margins: Margins
 ) -> tuple[Rule, Differences]:
@@ -52,12 +62,7 @@ def question(
     pairs = sorted(joined(task, before, after), key=lambda pair: _place(task, pair))
     values = [later.fine - earlier.fine for earlier, later in pairs]
     if after.terms.kind == "log_likelihood":
-        rule = Rule(
-            role,
-            margin=margins.likelihood,
-            reach=REACHES * margins.likelihood,
-            broken_share=margins.broken_share,
-        )
+        rule = likelihood_rule(role, margins)
         return rule, Differences(task, reference, "log_likelihood", values)
     scores = {each.score for pair in pairs for each in pair}
     if not scores <= {0.0, 1.0}:

@@ -14,7 +14,7 @@ from requant.config.task_names import (
 )
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.evaluation.artifact import read_pools
-from requant.evaluation.judging import Margins, question
+from requant.evaluation.judging import Margins, likelihood_rule, question
 from requant.evaluation.results import ModelScores
 from requant.evaluation.samples import read_models
 from requant.evaluation.scores import TaskScores
@@ -78,9 +78,7 @@ def targets(gate: Gate, pools: Mapping[str, int]) -> tuple[str, ...]:
 
 def fewest(gate: Gate) -> int:
     """Return the documents of a perplexity with which a guard can pass at all."""
-    margins = _margins(gate, 1.0)
-    reach = 10 * margins.likelihood
-    rule = Rule("guard", margins.likelihood, reach, broken_share=gate.broken_share)
+    rule = likelihood_rule("guard", _margins(gate, 1.0))
     units = least_units(rule, "log_likelihood", gate.alpha)
     assert units is not None  # what never changes is shown to lose nothing, some time
     return units

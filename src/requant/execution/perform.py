@@ -26,7 +26,7 @@ from requant.store.records import Curve
 from requant.store.room import naming_full_disk
 
 MOST_POINTS = 20_000
-"""Of a curve in a record: several of them stay far below what is read of one."""
+"""Points of a curve in a record: several curves stay far below what is read of one."""
 
 
 def perform(

@@ -29,6 +29,13 @@ class Decision:
     units_needed: int | None
     """Units of each task that would decide, where evidence is missing; None: no number would."""
 
+    @property
+    def outlook(self) -> str:
+        """How many documents would decide; empty where that is not known."""
+        if self.units_needed is None:
+            return ""
+        return f"about {self.units_needed} documents of each task would decide"
+
 
 def decide(
     rules: Sequence[tuple[Rule, Differences]],

@@ -7,12 +7,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.config import Config
-from requant.config.data import FilesData, StdlibData
+from requant.config.data import FilesData, StdlibData, choice_task
 from requant.config.task_names import (
-    DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
-    RESPONSE_CHOICE,
 )
 from requant.config.training import Optimisation
 from requant.data.faults import Fault, listed
@@ -196,11 +194,10 @@ def _gate_problems(config: Config, rows: Split) -> Iterator[Problem]:
     except RequantError as error:
         yield Problem("", str(error))
         return
-    choice = DESCRIBE_CHOICE if isinstance(section.source, StdlibData) else RESPONSE_CHOICE
     counts = {
         HELDOUT_PERPLEXITY: len(made.heldout),
         OLD_PERPLEXITY: len(made.old),
-        choice: len(made.choices),
+        choice_task(section.source): len(made.choices),
     }
     there = {task: count for task, count in counts.items() if count}
     if not (config.promote.auto and evaluate.generated_tasks):

@@ -17,9 +17,8 @@ def verdict_figures(decision: Decision, *, told: bool) -> dict[str, Any]:
     """
     return {
         "verdict": decision.verdict,
-        "reasons": () if told else decision.reasons,
+        "reasons": () if told else (*decision.reasons, *filter(None, [decision.outlook])),
         "alpha": figure(decision.alpha),
-        "units_needed": None if told else decision.units_needed,
         "rows": [_row(each) for each in decision.findings],
     }
 
@@ -28,8 +27,8 @@ def verdict_markdown(decision: Decision) -> str:
     """Write a verdict and its reasons as Markdown."""
     lines = [f"**The gate: {decision.verdict}**", ""]
     lines += [f"- {markdown(reason)}" for reason in decision.reasons]
-    if decision.units_needed is not None:
-        lines.append(f"- about {decision.units_needed} documents of each task would decide")
+    if decision.outlook:
+        lines.append(f"- {decision.outlook}")
     return "\n".join(lines)
 
 

@@ -108,7 +108,7 @@ class _Asked:
     folder: Path
     adapter: Path | None
     documents: Ids
-    """Of the generated tasks."""
+    """Documents of the generated tasks."""
     tasks: Sequence[str]
     """By name, whole."""
 

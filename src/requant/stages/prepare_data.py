@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from requant.canonical import canonical_json
-from requant.config.data import FilesData, HubData, PrepareData, StdlibData
+from requant.config.data import FilesData, HubData, PrepareData, StdlibData, choice_task
 from requant.config.task_names import (
-    DESCRIBE_CHOICE,
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
-    RESPONSE_CHOICE,
 )
 from requant.corpus import corpus_digest, topics
 from requant.data.artifact import CARD_NAME, EVALUATION, HELDOUT, TRAIN
@@ -48,8 +46,6 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         ConfigError: If a file, repository, subset or split does not exist.
         TransientError: If the hub cannot be reached.
     """
-    source = section.source
-    choice_task = DESCRIBE_CHOICE if isinstance(source, StdlibData) else RESPONSE_CHOICE
     sources = read_sources(section, context.work / "datasets")
     for line in sources.messages:
         context.reporter.message(line)
@@ -66,7 +62,7 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     write_jsonl(context.out / HELDOUT, heldout)
     write_rules(context.out, rules_of(section))
     (context.out / CARD_NAME).write_bytes(canonical_json(_card(sources)))
-    documents = _write_tasks(section, context, heldout, choice_task, read_old_text(section))
+    documents = _write_tasks(section, context, heldout, read_old_text(section))
     return {
         "train_rows": float(len(train)),
         "heldout_rows": float(len(heldout)),
@@ -134,11 +130,10 @@ def _write_tasks(
     section: PrepareData,
     context: StageContext,
     heldout: Sequence[Row],
-    choice_task: str,
     old_text: str,
 ) -> dict[str, int]:
     folder = context.out / EVALUATION
-    limit = section.max_evaluation_rows
+    limit, choice = section.max_evaluation_rows, choice_task(section.source)
     made = night_documents(heldout, old_text, limit, context.seed)
     counts = {}
     for task, texts in ((HELDOUT_PERPLEXITY, made.heldout), (OLD_PERPLEXITY, made.old)):
@@ -146,11 +141,11 @@ def _write_tasks(
             write_perplexity_task(folder, task, texts)
             counts[task] = len(texts)
     if made.choices:
-        write_choice_task(folder, choice_task, made.choices)
-        counts[choice_task] = len(made.choices)
+        write_choice_task(folder, choice, made.choices)
+        counts[choice] = len(made.choices)
     for task, why in (
         (HELDOUT_PERPLEXITY, "no held-out answer has text"),
-        (choice_task, "the held-out part has fewer than four different answers"),
+        (choice, "the held-out part has fewer than four different answers"),
     ):
         if task not in counts:
             context.reporter.message(f"{task}: left out, {why}")
