@@ -83,8 +83,8 @@ def ensure_version(
 ) -> ModelVersion:
     """Find the version of a model by its digest, or register it; it becomes the challenger.
 
-    The scores of a version that is there already are replaced by those of an evaluation on as many
-    documents or more: a look at one document must not stand where a whole evaluation stood.
+    Scores and verdict of a version that is there already are replaced by those of an evaluation on
+    as many documents or more: a look at one document must not stand where a whole one stood.
 
     Args:
         registry: Where to.
@@ -101,8 +101,6 @@ def ensure_version(
     tags = {
         "scores": json.dumps(dict(scores)),
         "documents": str(documents),
-    }
-    judged = {
         "verdict": tracking_value(verdict, TAG_CHARACTERS),
         "held_against": held_against,
     }
@@ -110,13 +108,16 @@ def ensure_version(
     if found:
         version = found[-1]
         if documents >= version.documents:
-            version = replace(version, scores=dict(scores), documents=documents)
-        else:
-            tags = {}
-        version = replace(version, verdict=judged["verdict"], held_against=held_against)
-        with transient(registry.uri):
-            for name, value in (tags | judged).items():
-                _tag(registry, version, name, value)
+            version = replace(
+                version,
+                scores=dict(scores),
+                documents=documents,
+                verdict=tags["verdict"],
+                held_against=held_against,
+            )
+            with transient(registry.uri):
+                for name, value in tags.items():
+                    _tag(registry, version, name, value)
     else:
         logged = find_models(night, [model.digest]).get(model.digest)
         if logged is None:
@@ -132,7 +133,7 @@ def ensure_version(
                 source=logged.artifact_location,
                 run_id=logged.source_run_id,
                 model_id=logged.model_id,
-                tags={"digest": model.digest, **tags, **judged},
+                tags={"digest": model.digest, **tags},
             )
         version = _version(made)
     with transient(registry.uri):
