@@ -27,26 +27,30 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
     # Only GPTQ looks at data; without it NF4 and int8 stay cached from night to night.
     calibration = data if config.quantize_base.method == "gptq" else None
 
-    quantized = call(quantize_base, base=original, data=calibration) or original
-    adapter = call(train_adapter, base=quantized, data=data)
+    quantized = call(quantize_base, base=original, data=calibration)
+    trained_on = quantized or original
+    adapter = call(train_adapter, base=trained_on, data=data)
     merged = call(
         merge_fp16,
         original=original,
-        trained_on=quantized,
+        trained_on=trained_on,
         adapter=adapter,
         data=data,
         **past(adapter),
     )
     continued = call(continue_train, model=merged or original, data=data)
     requantized = call(requantize_gptq, model=continued or merged or original, data=data)
-    # An adapter that is not merged is evaluated, and served, on what it was trained on.
-    unmerged = None if merged else adapter
+    # An adapter that is not merged is served on what it was trained on. Of one that is, the steps
+    # between are evaluated to see what each of them costs.
+    steps = config.evaluate.steps_between and merged is not None
     call(
         evaluate,
         data=data,
         base=original,
-        adapted=quantized if unmerged else None,
-        adapter=unmerged,
+        quantized=quantized if steps else None,
+        adapted=trained_on if adapter and (steps or not merged) else None,
+        base_adapted=original if adapter and quantized and steps else None,
+        adapter=adapter if steps or not merged else None,
         merged=merged,
         continued=continued,
         requantized=requantized,

@@ -29,6 +29,12 @@ class Evaluate(Section):
         ge=1,
         description="documents of each task at most, for the models of the gate; null: all",
     )
+    steps_between: bool = Field(
+        True,
+        description="evaluate what lies between too: the quantized base, and the adapter beside it "
+        "and beside the original; it shows which step cost what",
+        json_schema_extra=NOT_IN_KEY,
+    )
     gate: Gate = Gate()
     few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")
     chat_template: bool = Field(

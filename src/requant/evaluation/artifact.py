@@ -13,9 +13,12 @@ SAMPLES = "samples"
 POOLS = "pools.json"
 """Task -> documents that there are of it, of which samples may hold fewer."""
 
-CHAIN = ("base", "adapted", "merged", "continued", "requantized")
-"""Tonight's models, in the order of the chain; adapted is the base an adapter was trained on, with
-the adapter beside its weights."""
+CHAIN = ("base", "quantized", "adapted", "base_adapted", "merged", "continued", "requantized")
+"""Tonight's models, in the order of the chain: the original; what the adapter was trained on, alone
+and with the adapter beside its weights; the original with the adapter beside its weights; and what
+came of it."""
+WITH_ADAPTER = frozenset({"adapted", "base_adapted"})
+"""Those that are a model and tonight's adapter."""
 JUDGES = ("anchor", "champion")
 """The models of other nights that tonight's last one is held against."""
 MODELS = (*JUDGES, *CHAIN)

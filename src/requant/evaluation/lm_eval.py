@@ -11,12 +11,7 @@ from typing import Any
 
 from requant.errors import ConfigError
 from requant.evaluation.blocks import Ids
-from requant.evaluation.lm_eval_model import (
-    Tell,
-    infinite_perplexities,
-    watched_model,
-    without_environment,
-)
+from requant.evaluation.lm_eval_model import Tell, infinite_perplexities, without_environment
 from requant.evaluation.scores import Ran, TaskScores, task_scores
 from requant.machine.library_noise import no_library_noise
 from requant.outside.tokenizer_patterns import naming_patterns
@@ -57,6 +52,8 @@ def local_tasks(folder: Path, work: Path) -> dict[str, int]:
 def task_manager(work: Path, tasks: Sequence[str]) -> Any:
     """Index the copies in `work`, and lm-eval's own tasks only where some are named.
 
+    Tasks are loaded, with their documents, once for all models.
+
     Raises:
         ConfigError: If lm-eval has no task of a name.
     """
@@ -70,17 +67,24 @@ def task_manager(work: Path, tasks: Sequence[str]) -> Any:
             f"evaluate.tasks: lm-eval has no {', '.join(map(repr, unknown))}; "
             "`lm-eval ls tasks` prints the names"
         )
+    load = manager.load
+    loaded: dict[tuple[str, ...], Any] = {}
+
+    def load_once(names: list[str]) -> Any:
+        if tuple(names) not in loaded:
+            loaded[tuple(names)] = load(names)
+        return loaded[tuple(names)]
+
+    manager.load = load_once
     return manager
 
 
 def score_model(
     model: Any,
-    tokenizer: Any,
     tasks: Sequence[str],
     manager: Any,
     *,
     name: str,
-    batch_size: int,
     few_shot: int | None,
     limit: int | None,
     documents: Ids | None,
@@ -91,16 +95,11 @@ def score_model(
 ) -> dict[str, TaskScores]:
     """Evaluate a model on tasks.
 
-    Log-likelihoods are summed in float32 whatever the model computes in: a sum of hundreds of
-    bfloat16 terms has two significant digits.
-
     Args:
-        model: Causal LM in evaluation mode.
-        tokenizer: Its tokenizer.
+        model: From `requant.evaluation.answering.answering_model`.
         tasks: Names `manager` knows.
         manager: From `task_manager`.
         name: Of the model, for the error's text.
-        batch_size: Sequences per forward pass.
         few_shot: Examples in the prompt; None leaves it to the task.
         limit: Documents per task; None: all.
         documents: Those of each task that are asked, whatever `limit`; None: its first ones.
@@ -120,17 +119,12 @@ def score_model(
         without_environment(),
         infinite_perplexities(),
         redirect_stderr(io.StringIO()),
-        naming_patterns(tokenizer, f"evaluate: {name}"),
+        naming_patterns(model.tokenizer, f"evaluate: {name}"),
     ):
-        watched = watched_model(
-            tell,
-            pretrained=model,
-            tokenizer=tokenizer,
-            batch_size=batch_size,
-            softmax_dtype="float32",
-        )
+        model.tell = tell
+        model.cut_prompts = model.cut_answers = 0
         results = simple_evaluate(
-            watched,
+            model,
             tasks=list(tasks),
             task_manager=manager,
             num_fewshot=few_shot,
@@ -145,13 +139,12 @@ def score_model(
             fewshot_random_seed=seed,
         )
     assert results is not None  # only other ranks of a distributed run get None
-    if watched.too_long:
+    if model.cut_prompts:
         say(
-            f"{name}: {watched.too_long} requests are longer than the model's "
-            f"{watched.max_length} positions: their prompts lost tokens from the beginning, "
-            f"{watched.cut_answers} answers from the end"
+            f"{name}: {model.cut_prompts} requests are longer than the model's positions: their "
+            f"prompts lost tokens from the beginning, {model.cut_answers} answers from the end"
         )
-    template = _digest(tokenizer.chat_template) if chat_template else None
+    template = _digest(model.tokenizer.chat_template) if chat_template else None
     ran = Ran(name, few_shot, limit, template, f"lm_eval {version('lm_eval')}")
     return {task: task_scores(ran, task, results, say) for task in sorted(results["results"])}
 

@@ -6,51 +6,65 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+from requant.evaluation.answers import Answer
+
 Tell = Callable[[int, int], None]
 """(requests done, requests in all)"""
 
 
-def watched_model(tell: Tell, **arguments: Any) -> Any:
-    """Make lm-eval's model for transformers; it tells how many requests are done.
+def watched_model(**arguments: Any) -> Any:
+    """Make lm-eval's model for transformers; it tells how many requests are done, and what was cut.
 
-    Its `too_long` counts the requests that exceed the model's positions: lm-eval takes tokens from
-    the beginning of their prompts. Its `cut_answers` counts those whose answer alone does, which
-    lm-eval ends with an AssertionError; here the answer's end is left out.
+    Its `answers(kind, requests, tell)` returns an `Answer` a request. lm-eval takes tokens from the
+    beginning of prompts of requests that exceed the model's positions; where the answer alone does
+    it ends with an AssertionError, and here the answer's end is left out.
 
     A request is a continuation, a text to generate, or a window of a text whose perplexity is
     measured. lm-eval has bars for this, but no other way to hear of it; and its bar for
     perplexities begins anew with every batch.
 
     Args:
-        tell: Hears it after every forward pass.
         **arguments: Of `lm_eval.models.huggingface.HFLM`.
     """
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.utils import normalize_gen_kwargs
 
     class Watched(HFLM):  # type: ignore[misc]
         """Counts what goes through the model."""
 
-        too_long = cut_answers = 0
+        def answers(self, kind: str, requests: Any, tell: Tell) -> list[Answer]:
+            """Answer requests of one kind; `tell` hears it after every forward pass."""
+            self._tell, self._done = tell, 0
+            self._cuts: list[tuple[bool, bool]] = []
+            self._total = self._passes(kind, requests)
+            found = getattr(self, kind)(requests, disable_tqdm=True)
+            # Continuations of one token after the same context share a pass.
+            self._count(self._total - self._done)
+            if kind == "loglikelihood":
+                cut = zip(found, self._cuts, strict=True)
+                return [Answer(value, bool(greedy), None, *cuts) for (value, greedy), cuts in cut]
+            if kind == "loglikelihood_rolling":
+                return [Answer(value) for value in found]
+            return [
+                Answer(text=text, cut_prompt=self._leaves_too_little(*request.args))
+                for text, request in zip(found, requests, strict=True)
+            ]
 
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            with self._counted(len(requests)):
-                return super().loglikelihood(requests, disable_tqdm)
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
+        def _passes(self, kind: str, requests: Any) -> int:
+            if kind != "loglikelihood_rolling":
+                return len(requests)
             lengths = [len(self.tok_encode(request.args[0])) for request in requests]
-            windows = sum(-(-length // self.max_length) for length in lengths)
-            with self._counted(windows):
-                return super().loglikelihood_rolling(requests, disable_tqdm)
+            return sum(-(-length // self.max_length) for length in lengths)
 
-        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            with self._counted(len(requests)):
-                return super().generate_until(requests, disable_tqdm)
+        def _leaves_too_little(self, prompt: str, how: dict[str, Any]) -> bool:
+            room = int(normalize_gen_kwargs(how, self.max_gen_toks)["max_gen_toks"])
+            return len(self.tok_encode(prompt)) > int(self.max_length) - room
 
         def _loglikelihood_tokens(self, requests: Any, *more: Any, **named: Any) -> Any:
             fitting = []
             for request, context, answer in requests:
-                self.too_long += len(context) + len(answer) > self.max_length + 1
-                self.cut_answers += len(answer) > self.max_length
+                too_long = len(context) + len(answer) > self.max_length + 1
+                self._cuts.append((too_long, len(answer) > self.max_length))
                 fitting.append((request, context, answer[: self.max_length]))
             return super()._loglikelihood_tokens(fitting, *more, **named)
 
@@ -64,16 +78,9 @@ def watched_model(tell: Tell, **arguments: Any) -> Any:
             self._count(len(context))
             return result
 
-        @contextmanager
-        def _counted(self, total: int) -> Iterator[None]:
-            self._done, self._total = 0, total
-            yield
-            # Continuations of one token after the same context share a pass.
-            self._count(total - self._done)
-
         def _count(self, more: int) -> None:
             self._done = min(self._done + more, self._total)
-            tell(self._done, self._total)
+            self._tell(self._done, self._total)
 
     return Watched(**arguments)
 

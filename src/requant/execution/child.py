@@ -14,6 +14,7 @@ from requant.execution.launcher import load_request
 from requant.execution.stage import StageContext
 from requant.machine.library_noise import log_only_errors
 from requant.machine.processes import die_with
+from requant.store import Store
 
 MAX_TEXT = 3500
 """Bytes of an error as JSON: one write of a line shorter than a pipe's 4096 bytes is never torn."""
@@ -90,7 +91,15 @@ def main(asked: Path, events: Path) -> int:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             out = request.out if rank == 0 else request.work / f"out-of-rank-{rank}"
             out.mkdir(exist_ok=True)
-            context = StageContext(out, request.work, request.seed, request.device, reporter)
+            context = StageContext(
+                out,
+                request.work,
+                request.seed,
+                request.device,
+                reporter,
+                store=None if request.store is None else Store(request.store),
+                forced=request.forced,
+            )
             reporter.done(stage.execute(section, context, **request.folders))
         except Exception as error:
             traceback.print_exc()

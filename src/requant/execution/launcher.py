@@ -44,6 +44,9 @@ class StageRequest(BaseModel):
     work: Path
     seed: int
     device: str
+    store: Path | None
+    """The state folder, where the stage may keep answers of models."""
+    forced: bool
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def in_own_process(stage: Stage, launch: Launch) -> Callable[..., Metrics]:
             work=context.work,
             seed=context.seed,
             device=context.device,
+            store=None if context.store is None else context.store.root.resolve(),
+            forced=context.forced,
         )
         asked = context.work / "request.json"
         asked.write_text(request.model_dump_json())

@@ -102,6 +102,7 @@ def perform(
                 device=device,
                 reporter=reporter,
                 labels={**asked, **made_in, **why},
+                forced=force,
                 execute=execute or stage.execute,
             )
 
@@ -117,6 +118,7 @@ def _make(
     device: str,
     reporter: Reporter,
     labels: Mapping[str, str],
+    forced: bool,
     execute: Callable[..., Metrics],
 ) -> StageRecord:
     """Execute, publish and record; see `perform`, which holds the locks."""
@@ -129,7 +131,15 @@ def _make(
     work = store.work_path(key.digest)
     work.mkdir(parents=True, exist_ok=True)
     recorder = _CurveRecorder(reporter)
-    context = StageContext(out=draft, work=work, seed=seed, device=device, reporter=recorder)
+    context = StageContext(
+        out=draft,
+        work=work,
+        seed=seed,
+        device=device,
+        reporter=recorder,
+        store=store,
+        forced=forced,
+    )
     try:
         for ref in inputs.values():
             check_sizes(store, ref)

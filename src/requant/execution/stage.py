@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from requant.figures import Wording
+from requant.store import Store
 
 Metrics = dict[str, float]
 
@@ -36,6 +37,10 @@ class StageContext:
     device: str
     """cpu or cuda."""
     reporter: Reporter
+    store: Store | None = None
+    """Where answers of models are kept from night to night; None keeps none."""
+    forced: bool = False
+    """Do again what is known."""
 
 
 @dataclass(frozen=True)

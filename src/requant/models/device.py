@@ -55,6 +55,17 @@ def device_index(device: str) -> str | int:
     return torch.cuda.current_device() if device == "cuda" else device
 
 
+def free_memory(device: str) -> int:
+    """Return the bytes that are free for models on a device."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().available)
+
+
 def clear_memory() -> None:
     """Give memory of models that are no longer referenced back to the device."""
     import torch

@@ -1,9 +1,7 @@
 """evaluate: lm-eval on every model of the night, and their paired comparison."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from requant.canonical import canonical_json
 from requant.config.evaluation import Evaluate
@@ -12,15 +10,20 @@ from requant.data.artifact import EVALUATION
 from requant.data.overlap import past_heldout
 from requant.data.rows import answer
 from requant.errors import ContractError
-from requant.evaluation.artifact import MODELS, POOLS, accuracy
+from requant.evaluation.answers import LIBRARIES
+from requant.evaluation.artifact import MODELS, POOLS, WITH_ADAPTER, accuracy
 from requant.evaluation.blocks import Ids, drawn, first_block
-from requant.evaluation.lm_eval import local_tasks, score_model, task_manager
+from requant.evaluation.lm_eval import local_tasks, task_manager
 from requant.evaluation.looking import judged_scores
+from requant.evaluation.night_verdict import CANDIDATE, references
 from requant.evaluation.results import of_all_documents, write_results
 from requant.evaluation.scores import TaskScores
+from requant.evaluation.subject import Subject, ask, subject
 from requant.evaluation.tasks import write_perplexity_task
 from requant.execution.past_nights import DATASETS, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext
+from requant.models.device import free_memory
+from requant.models.headers import weight_files
 
 
 def execute(
@@ -39,7 +42,7 @@ def execute(
         section: Which tasks, how many documents.
         context: Where to.
         data: Artifact of prepare_data.
-        adapter: peft folder, for the role `adapted` alone.
+        adapter: peft folder, for the roles `adapted` and `base_adapted`.
         **inputs: Folders by role: models, any of `MODELS`; `past_data_<n>`, the dataset artifact of
             an earlier night, 1 being last night's.
 
@@ -70,14 +73,21 @@ def execute(
     manager = task_manager(work, section.tasks)
     order = drawn(pools, context.seed, section.limit)
     pools = {task: len(places) for task, places in order.items()}
-    chain = [name for name in MODELS if name in models]
     first = first_block(order, section.first_documents)
+    subjects = {
+        name: subject(
+            name, models[name], adapter if name in WITH_ADAPTER else None, section, context
+        )
+        for name in MODELS
+        if name in models
+    }
+    held = _held(subjects, section, order, context.device)
     scores = {}
-    for number, name in enumerate(chain, 1):
-        adapter_used = adapter if name == "adapted" else None
-        asked = _Asked(name, models[name], adapter_used, first, section.tasks)
-        unit = f"requests of {name}, model {number} of {len(chain)}"
-        scores[name] = _score(section, context, manager, asked, unit)
+    for number, (name, each) in enumerate(subjects.items(), 1):
+        unit = f"requests of {name}, model {number} of {len(subjects)}"
+        scores[name] = ask(each, section, context, manager, first, section.tasks, unit)
+        if name not in held:
+            each.model.close()
         context.reporter.message(f"{name}: {_headline(scores[name])}")
     if whole := of_all_documents(scores):
         context.reporter.message(
@@ -86,8 +96,10 @@ def execute(
 
     def more(name: str, documents: Ids) -> dict[str, TaskScores]:
         unit = f"requests of {name}, {sum(map(len, documents.values()))} more documents"
-        asked = _Asked(name, models[name], None, documents, ())
-        return _score(section, context, manager, asked, unit)
+        found = ask(subjects[name], section, context, manager, documents, (), unit)
+        if name not in held:
+            subjects[name].model.close()
+        return found
 
     judged = judged_scores(scores, section, order, more, context.reporter.message)
     (context.out / POOLS).write_bytes(canonical_json(pools))
@@ -100,17 +112,20 @@ def execute(
     }
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A model, and what it is asked."""
+def _held(
+    subjects: Mapping[str, Subject], section: Evaluate, order: Ids, device: str
+) -> frozenset[str]:
+    """Return the models that stay loaded: those of which more documents may be wanted, if they fit.
 
-    name: str
-    folder: Path
-    adapter: Path | None
-    documents: Ids
-    """Documents of the generated tasks."""
-    tasks: Sequence[str]
-    """By name, whole."""
+    Half of the free memory is left to what they compute. On a CPU 16-bit weights take twice their
+    file's size.
+    """
+    judged = {CANDIDATE, *references(subjects, section.gate)} & subjects.keys()
+    if all(len(places) <= section.first_documents for places in order.values()):
+        return frozenset()
+    files = [path for name in judged for path in weight_files(subjects[name].folder)]
+    needed = sum(path.stat().st_size for path in files) * (2 if device == "cpu" else 1)
+    return frozenset(judged if needed <= free_memory(device) / 2 else ())
 
 
 def _write_past(past: Sequence[Path], data: Path, limit: int, context: StageContext) -> Metrics:
@@ -134,45 +149,6 @@ def _age(role: str) -> int:
     return nights_ago(DATASETS, role)
 
 
-def _score(
-    section: Evaluate, context: StageContext, manager: Any, asked: _Asked, unit: str
-) -> dict[str, TaskScores]:
-    from requant.models.device import clear_memory
-    from requant.models.load import load_model, with_adapters
-    from requant.models.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(asked.folder)
-    model = load_model(asked.folder, context.device)
-    if asked.adapter is not None:
-        model = with_adapters(model, [(asked.adapter, 1.0)])
-    # Generated tasks have no few-shot examples to give: few_shot is for the tasks by name.
-    runs = (
-        (list(asked.documents), 0, tokenizer.chat_template is not None, asked.documents),
-        (list(asked.tasks), section.few_shot, section.chat_template, None),
-    )
-    scores: dict[str, TaskScores] = {}
-    for tasks, few_shot, chat_template, documents in runs:
-        if tasks:
-            scores |= score_model(
-                model,
-                tokenizer,
-                tasks,
-                manager,
-                name=asked.name,
-                batch_size=section.batch_size,
-                few_shot=few_shot,
-                limit=section.limit,
-                documents=documents,
-                chat_template=chat_template,
-                seed=context.seed,
-                tell=lambda done, total: context.reporter.progress(done, total, unit),
-                say=context.reporter.message,
-            )
-    del model
-    clear_memory()
-    return scores
-
-
 def _headline(tasks: Mapping[str, TaskScores]) -> str:
     return ", ".join(
         f"{task} {metric} {estimate.value:.4g}"
@@ -183,20 +159,9 @@ def _headline(tasks: Mapping[str, TaskScores]) -> str:
 
 STAGE = Stage(
     name="evaluate",
-    version=5,
+    version=6,
     kind="evaluation",
-    libraries=(
-        "lm_eval",
-        "torch",
-        "transformers",
-        "tokenizers",
-        "datasets",
-        "scipy",
-        "bitsandbytes",
-        "gptqmodel",
-        "optimum",
-        "peft",
-    ),
+    libraries=(*LIBRARIES, "datasets", "scipy"),
     execute=execute,
     artifact="evaluation",
     headline=(accuracy,),

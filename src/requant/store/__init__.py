@@ -2,6 +2,7 @@
 
     objects/<dd>/<digest>/  the files + manifest.json; digest = sha256 of the canonical manifest
     actions/<key>.json      which stage key produced which digest, with figures and timings
+    answers/<key>.json      where a model's answers lie, so that no night asks it twice
     attempts/<key>.json     what came of work that is not done: it runs, failed or was killed
     pins/  deployments/     what no collection may take; what serves
     work/<key>/             resumable scratch of a stage, deleted when its artifact is published

@@ -4,11 +4,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.errors import TransientError
+from requant.errors import ArtifactError, TransientError
+from requant.store.answers import answer_notes, read_kept
 from requant.store.attempts import Attempt, all_attempts, in_progress, in_words
 from requant.store.layout import Store
 from requant.store.locks import Say, acquire, holder_of, is_held
@@ -25,6 +26,7 @@ class Garbage:
     """What a collection would delete."""
 
     records: tuple[Path, ...]
+    """And notes of what models answered that are gone."""
     folders: tuple[Path, ...]
     bytes: int
     """Size of the folders."""
@@ -74,7 +76,7 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
         found += artifacts
         strange += others
     scratch, others = _folders(store.work_path("x").parent, "[0-9a-f]{64}")
-    drafts, more = _folders(store.tmp, "[0-9a-f]{64}-.*|discarded-.*")
+    drafts, more = _folders(store.tmp, "[0-9a-f]{64}-.*|(discarded|answers)-.*")
     strange += [*others, *more]
     running = {item.key: item for item in all_attempts(store) if in_progress(store, item.key)}
     records, no_records = read_records(store)
@@ -90,12 +92,14 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
     kept_keys = {record.key for record in kept}
     # A forced stage may have taken the record of a pinned artifact for new bytes.
     digests = {record.digest for record in kept} | pins
+    answers, idle = _answers(store, digests)
+    digests |= answers
     done = {record.key for record in records}
     folders = [] if held_back else [path for path in found if path.name not in digests]
     folders += [*drafts, *(path for path in scratch if path.name in done)]
     folders = [path for path in folders if path.exists() and not _in_use(path, running)]
     return Garbage(
-        records=tuple(store.record_path(key) for key in sorted(done - kept_keys)),
+        records=(*(store.record_path(key) for key in sorted(done - kept_keys)), *idle),
         folders=tuple(sorted(folders)),
         bytes=sum(_size(folder) for folder in folders),
         strange=tuple(sorted(strange)),
@@ -121,11 +125,33 @@ def _folders(parent: Path, pattern: str) -> tuple[list[Path], list[Path]]:
     return ours, [path for path in entries if path not in ours]
 
 
+def _answers(store: Store, digests: Set[str]) -> tuple[set[str], list[Path]]:
+    """Split what models answered: artifacts whose models are kept, and notes nobody needs.
+
+    A note that cannot be believed saves nobody any time.
+    """
+    kept, idle = set(), []
+    for path in answer_notes(store):
+        try:
+            note = read_kept(store, path)
+        except FileNotFoundError:
+            continue
+        except ArtifactError:
+            idle.append(path)
+            continue
+        if digests >= set(note.of["inputs"].values()):
+            kept.add(note.digest)
+        else:
+            idle.append(path)
+    return kept, idle
+
+
 def _torn(store: Store) -> Iterator[Path]:
     """Find what `write_durably` was killed over."""
     longest_ago = time.time() - WRITING_SECONDS
     attempts, results = store.attempt_path("x").parent, store.results_path()
-    for folder in (store.actions, attempts, store.pins, store.deployments, results):
+    answers = store.answers_path("x").parent
+    for folder in (store.actions, answers, attempts, store.pins, store.deployments, results):
         for path in sorted(folder.glob(".*")):
             ours = re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name) and path.is_file()
             if ours and not path.is_symlink() and path.stat().st_mtime < longest_ago:

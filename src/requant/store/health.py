@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from requant.errors import ArtifactError
+from requant.store.answers import KIND, answer_notes, read_kept
 from requant.store.attempts import attempt_files, load_attempt
 from requant.store.documents import read_sealed
 from requant.store.layout import ArtifactRef, Store
@@ -44,8 +45,8 @@ def examine(
 ) -> Health:
     """Check every artifact that is recorded or pinned, and every document of the state folder.
 
-    Documents are records, pins, the gate's ledgers, Prefect's results, notes of deployments and of
-    attempts.
+    Documents are records, pins, the gate's ledgers, Prefect's results, notes of deployments, of
+    attempts and of what models answered.
 
     Args:
         store: The store.
@@ -61,12 +62,14 @@ def examine(
     harmed = _refused(lambda ref: check(store, ref), watch(list(refs.values())))
     results, deployments = result_files(store), sorted(store.deployments.glob("[!.]*"))
     attempts, ledgers = attempt_files(store), sorted(store.ledgers.glob("[!.]*"))
+    answers = answer_notes(store)
     by_key = {record.key: record for record in records}
     others = (
         *_refused(lambda path: _check_result(store, path, by_key), results),
         *_refused(lambda path: _check_deployment(store, path), deployments),
         *_refused(_check_attempt, attempts),
         *_refused(lambda path: read_looks(store, path.stem), ledgers),
+        *_refused(lambda path: _check_answers(store, path, check), answers),
     )
     return Health(
         artifacts=len(refs),
@@ -75,7 +78,7 @@ def examine(
             len(found)
             for found in (
                 *(records, no_records, pins, no_pins),
-                *(results, deployments, attempts, ledgers),
+                *(results, deployments, attempts, ledgers, answers),
             )
         ),
         doubtful=(*no_records, *no_pins, *others),
@@ -110,6 +113,17 @@ def _check_deployment(store: Store, path: Path) -> None:
             f"{error}; `requant deploy CONFIG` deploys what serves again and writes it anew, or "
             "remove it where nothing is deployed"
         ) from error
+
+
+def _check_answers(store: Store, path: Path, check: Callable[[Store, ArtifactRef], object]) -> None:
+    try:
+        kept = read_kept(store, path)
+    except FileNotFoundError:
+        return
+    try:
+        check(store, store.ref(KIND, kept.digest))
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}; no night believes these answers, it asks anew") from error
 
 
 def _check_attempt(path: Path) -> None:

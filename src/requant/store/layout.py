@@ -12,7 +12,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 OWN = frozenset(
     {
-        *("objects", "actions", "attempts", "pins", "ledgers", "deployments", "work", "tmp"),
+        *("objects", "actions", "answers", "attempts", "pins", "ledgers", "deployments"),
+        *("work", "tmp"),
         *("locks", "results", "preflight", "services", "access", "logs", "reports", "sealed"),
         *("prefect", "prefect-pages", "mlartifacts"),
     }
@@ -109,6 +110,10 @@ class Store:
     def sealed_mark(self) -> Path:
         """Empty file: every document here is sealed. A store of an earlier version has none."""
         return self.root / "sealed"
+
+    def answers_path(self, key: str) -> Path:
+        """File that says where a model's answers are."""
+        return self.root / "answers" / f"{key}.json"
 
     @property
     def pins(self) -> Path:

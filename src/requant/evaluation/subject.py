@@ -1,0 +1,121 @@
+"""One model of an evaluation: who it is, and what it is asked."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from requant.config.evaluation import Evaluate
+from requant.evaluation.answering import answering_model
+from requant.evaluation.answers import identity, recall, remember
+from requant.evaluation.blocks import Ids
+from requant.evaluation.lm_eval import score_model
+from requant.evaluation.lm_eval_model import watched_model
+from requant.evaluation.scores import TaskScores
+from requant.execution.stage import StageContext
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of the night."""
+
+    name: str
+    """Its role."""
+    folder: Path
+    adapter: Path | None
+    model: Any
+    """From `requant.evaluation.answering.answering_model`."""
+    identity: dict[str, Any] | None
+    """What its answers are kept under; None where they are not kept."""
+
+
+def subject(
+    name: str, folder: Path, adapter: Path | None, section: Evaluate, context: StageContext
+) -> Subject:
+    """Make a model that can be asked; it is loaded when the first answer is not known.
+
+    Log-likelihoods are summed in float32 whatever the model computes in: a sum of hundreds of
+    bfloat16 terms has two significant digits.
+
+    Args:
+        name: Its role.
+        folder: Of its weights and tokenizer.
+        adapter: peft folder beside its weights.
+        section: Says how many sequences a forward pass takes.
+        context: Of the stage.
+    """
+    from requant.models.load import load_model, with_adapters
+    from requant.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+
+    def opened() -> Any:
+        model = load_model(folder, context.device)
+        if adapter is not None:
+            model = with_adapters(model, [(adapter, 1.0)])
+        return watched_model(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=section.batch_size,
+            softmax_dtype="float32",
+        )
+
+    who = identity(folder, adapter, context.device, context.seed) if context.store else None
+    known = recall(context.store, who) if context.store and who and not context.forced else {}
+    return Subject(name, folder, adapter, answering_model(tokenizer, known, opened), who)
+
+
+def ask(
+    subject: Subject,
+    section: Evaluate,
+    context: StageContext,
+    manager: Any,
+    documents: Ids,
+    tasks: Sequence[str],
+    unit: str,
+) -> dict[str, TaskScores]:
+    """Evaluate a model, and keep what it answered for other nights.
+
+    Args:
+        subject: The model.
+        section: Says how it is asked.
+        context: Of the stage.
+        manager: From `requant.evaluation.lm_eval.task_manager`.
+        documents: Of the generated tasks.
+        tasks: By name, whole.
+        unit: What is counted, for who watches.
+    """
+    model = subject.model
+    # Generated tasks have no few-shot examples to give: few_shot is for the tasks by name.
+    chat = model.tokenizer.chat_template is not None
+    runs = (
+        (list(documents), 0, chat, documents),
+        (list(tasks), section.few_shot, section.chat_template, None),
+    )
+    before, known = model.asked, model.asked_before
+    scores: dict[str, TaskScores] = {}
+    for names, few_shot, chat_template, chosen in runs:
+        if names:
+            scores |= score_model(
+                model,
+                names,
+                manager,
+                name=subject.name,
+                few_shot=few_shot,
+                limit=section.limit,
+                documents=chosen,
+                chat_template=chat_template,
+                seed=context.seed,
+                tell=lambda done, total: context.reporter.progress(done, total, unit),
+                say=context.reporter.message,
+            )
+    if found := model.asked_before - known:
+        context.reporter.message(
+            f"{subject.name}: {found} of {model.asked - before} requests were answered before"
+        )
+    if context.store and subject.identity:
+        # A full disk costs the next night time, not this one its figures.
+        with suppress(OSError):
+            remember(context.store, subject.identity, model.learnt)
+    return scores
