@@ -14,11 +14,13 @@ from requant.config import STAGE_NAMES, Config
 from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
 from requant.evaluation.artifact import CHAIN, MODELS, measured, read_paired, read_scores
+from requant.evaluation.survival import in_words, survival
 from requant.models.folder import MERGE_NAME
 from requant.names import artifact_key, markdown, markdown_block
 from requant.report.headline import headline
 from requant.report.lineage import lineage_html
 from requant.report.night import StageRow, StageState, night_report
+from requant.report.survival import survival_markdown, survival_table
 from requant.report.verdict import verdict_markdown
 from requant.store import StageRecord, Store, materialise, read_file
 from requant.store.durable import write_durably
@@ -59,6 +61,10 @@ class NightSummary(BaseModel):
     """Address of the list of all nights, likewise."""
     to_deploy: int | None
     """Version that became champion and is not deployed yet."""
+    survival: tuple[tuple[str, ...], ...] = ()
+    """Which step cost what: a heading and a row a step."""
+    survival_words: tuple[str, ...] = ()
+    """A sentence a task."""
 
 
 def write_pages(
@@ -77,6 +83,7 @@ def write_pages(
     names = {row.stage for row in reached}
     # Of a promotion that failed by an error there is a row like a stage's.
     promoted = () if "promote" in names else (_promotion_row(promotion, promotes(night.config)),)
+    ledger = survival(_evaluation(night.store, records)[1])
     missing = [StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in names]
     rows = [*reached, *missing, *promoted]
 
@@ -89,10 +96,10 @@ def write_pages(
         )
 
     def draw_report() -> str:
-        scores, paired = _evaluation(night.store, records)
+        scores, _ = _evaluation(night.store, records)
         merged = _merged_tensors(night.store, records)
         decision = promotion.decision if promotion else None
-        return night_report(title, rows, scores, paired, merged, notes, decision)
+        return night_report(title, rows, scores, ledger, merged, notes, decision)
 
     failure = "\n\n".join(f"{row.stage} {row.state}: {row.error}" for row in rows if row.error)
     lineage = _drawn("lineage", draw_lineage, failure)
@@ -105,6 +112,8 @@ def write_pages(
         mlflow_page=tracking.run_page(night.parent),
         mlflow_nights=tracking.nights_page(night.parent),
         to_deploy=promotion.version.version if promotion and promotion.to_deploy else None,
+        survival=tuple(map(tuple, survival_table(ledger))),
+        survival_words=tuple(in_words(ledger)),
     )
     write_durably(path, report.encode())
     write_durably(path.with_name("lineage.html"), lineage.encode())
@@ -186,7 +195,13 @@ def publish_artifacts(
         key=f"night-{key}",
         description=f"Verdict and stages of {night.config.name}",
     )
-    scores, _ = _evaluation(night.store, records)
+    scores, paired = _evaluation(night.store, records)
+    if told := survival_markdown(survival(paired)):
+        create_markdown_artifact(
+            told,
+            key=f"survival-{key}",
+            description=f"Which step of {night.config.name} cost what",
+        )
     if scores:
         create_table_artifact(
             _score_rows(scores),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requant.evaluation.artifact import WITH_ADAPTER
 from requant.models.folder import MERGE_NAME
 from requant.names import tracking_key
 from requant.report.lineage import causes_first, parents
@@ -105,8 +106,13 @@ def scores_on_models(
         role, _, score = name.partition("/")
         if not score or role not in chain:
             continue
-        model = models[inputs[role].digest]
-        score = tracking_key(score)
+        # What it says is the adapter's doing; the model beside it has a role of its own.
+        adapter = inputs.get("adapter") if role in WITH_ADAPTER else None
+        owner = (adapter or inputs[role]).digest
+        if owner not in models:
+            continue
+        model = models[owner]
+        score = tracking_key(score if role != "base_adapted" else f"on_the_original/{score}")
         if any(old.key == score and old.value == value for old in model.metrics or ()):
             continue
         step = chain.index(role)

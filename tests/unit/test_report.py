@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from requant.evaluation.survival import survival
 from requant.figures import figure
 from requant.report.drawing import CURVE_HEIGHT, CURVE_WIDTH, drawn_curve
 from requant.report.headline import headline
@@ -36,7 +37,9 @@ PAIRED = [
     {"earlier": "base", "later": "requantized", "task": "choice", "metric": "acc"}
     | {"higher_is_better": True}
     | {"mean": 0.1, "stderr": 0.02, "low": 0.06, "high": 0.14, "n": 64}
+    | {"better": 9, "worse": 2, "rate": None}
 ]
+LEDGER = survival(PAIRED)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,7 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
         "kept_share": 0.9871,
         "changed_share": 1.0,
     }
-    page = night_report("<script>tiny</script>", rows, SCORES, PAIRED, [tensor])
+    page = night_report("<script>tiny</script>", rows, SCORES, LEDGER, [tensor])
 
     assert "<td>parity_kl</td>" in page
     assert "Each of the 1 merged tensors" in page
@@ -151,9 +154,10 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
     assert len(page) < 50_000
     assert "not measured" in page
     assert "base → requantized" in page
+    assert "choice: no step cost anything beyond chance" in page
     assert '<td class="better">better</td>' in page
     assert page.count("<polyline") == 2
-    assert page == night_report("<script>tiny</script>", rows, SCORES, PAIRED, [tensor])
+    assert page == night_report("<script>tiny</script>", rows, SCORES, LEDGER, [tensor])
 
 
 def test_report_of_a_night_that_got_nowhere_has_no_empty_tables() -> None:

@@ -28,6 +28,14 @@ def print_summary(summary: "NightSummary", prefect_page: str, state: Path) -> No
         seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
         rows.add_row(row.stage, row.state, seconds, (row.digest or "")[:12], row.headline)
     show(rows)
+    if summary.survival:
+        heading, *steps = summary.survival
+        ledger = table(*heading)
+        for step in steps:
+            ledger.add_row(*step)
+        show(ledger)
+    for line in summary.survival_words:
+        typer.echo(line)
     for row in summary.rows:
         # What failed a night its error says.
         if row.state == "refused":

@@ -1,6 +1,6 @@
 """The scores of all models of a night: compared pair by pair, and written as an artifact."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ ModelScores = Mapping[str, Mapping[str, TaskScores]]
 
 
 def write_results(
-    out: Path, scores: ModelScores, judged: ModelScores, say: Callable[[str], None]
+    out: Path, scores: ModelScores, judged: ModelScores, paired: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write scores.json, paired.json and samples/<model>.<task>.parquet.
 
@@ -28,7 +28,7 @@ def write_results(
         out: Existing folder.
         scores: Of all models, on the same documents.
         judged: The same, with what more documents the gate wanted of some.
-        say: Hears which of them cannot be compared, and why.
+        paired: From `compare`.
     """
     table = {
         model: {
@@ -38,7 +38,7 @@ def write_results(
         for model, tasks in scores.items()
     }
     (out / SCORES).write_bytes(canonical_json(table))
-    (out / PAIRED).write_bytes(canonical_json(compare(scores, say)))
+    (out / PAIRED).write_bytes(canonical_json(list(paired)))
     (out / SAMPLES).mkdir()
     for model, tasks in judged.items():
         for task, result in tasks.items():
@@ -47,16 +47,20 @@ def write_results(
 
 
 def compare(scores: ModelScores, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Compare each model with the one before it, and the last with the first and the judges.
+    """Compare each model with the one before it and with the first, and the last with the judges.
+
+    Args:
+        scores: Of all models, on the same documents.
+        say: Hears which of them cannot be compared, and why.
 
     Returns:
         For each pair and task: earlier, later, task, metric, higher_is_better and the fields of
-        `requant.statistics.Paired`.
+        `requant.statistics.Paired`, of the task's metric; better and worse, documents whose score
+        went up and down; rate, where there are likelihoods: a `Paired` in nats a byte.
     """
     chain = [name for name in CHAIN if name in scores]
-    pairs = list(pairwise(chain))
-    if len(chain) > 2:
-        pairs.append((chain[0], chain[-1]))
+    steps = list(pairwise(chain))
+    pairs = steps + [(chain[0], name) for name in chain[2:]]
     pairs += [(name, chain[-1]) for name in JUDGES if name in scores and chain]
     rows = []
     for earlier, later in pairs:
@@ -68,15 +72,22 @@ def compare(scores: ModelScores, say: Callable[[str], None]) -> list[dict[str, A
                 continue
             if result.terms is None or not found:
                 continue
-            difference = paired_difference([after.score - before.score for before, after in found])
+            changes = [after.score - before.score for before, after in found]
+            rates = [after.fine - before.fine for before, after in found]
+            upward = result.terms.higher_is_better
             rows.append(
                 {
                     "earlier": earlier,
                     "later": later,
                     "task": task,
                     "metric": result.terms.metric,
-                    "higher_is_better": result.terms.higher_is_better,
-                    **asdict(difference),
+                    "higher_is_better": upward,
+                    **asdict(paired_difference(changes)),
+                    "better": sum((change > 0) == upward for change in changes if change),
+                    "worse": sum((change < 0) == upward for change in changes if change),
+                    "rate": asdict(paired_difference(rates))
+                    if result.terms.kind == "log_likelihood"
+                    else None,
                 }
             )
     return rows

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from requant.evaluation.artifact import Scores, measured
+from requant.evaluation.survival import Survival
 from requant.figures import figure
 from requant.gate import Decision
 from requant.report.drawing import drawn_curve
 from requant.report.headline import headline
 from requant.report.page import render
+from requant.report.survival import survival_page
 from requant.report.verdict import verdict_figures
-from requant.statistics import verdict
 from requant.store import StageRecord
 from requant.store.records import Curve
 from requant.wording import duration
@@ -52,7 +53,7 @@ def night_report(
     title: str,
     rows: Sequence[StageRow],
     scores: Scores | None = None,
-    paired: Sequence[Mapping[str, Any]] = (),
+    ledger: Survival | None = None,
     merged: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
     decision: Decision | None = None,
@@ -63,9 +64,7 @@ def night_report(
         title: Of the night.
         rows: Stages in the order of the chain.
         scores: Content of the evaluation's scores.json.
-        paired: Content of the evaluation's paired.json: entries with earlier, later, task, metric,
-            higher_is_better, mean (of `later` minus `earlier` over the same documents), stderr,
-            low and high (95%; None on a single document), n.
+        ledger: Which step changed what.
         merged: Content of the merged model's merge.json: a row for each tensor.
         notes: What a person should know although nothing failed, a line each.
         decision: The gate's on the night's model.
@@ -81,7 +80,7 @@ def night_report(
         gate=verdict_figures(decision, told=any(row.error for row in rows)) if decision else None,
         score_table=score_table(scores or {}),
         models=list(scores or {}),
-        steps=[_step(entry) for entry in paired],
+        survival=survival_page(ledger) if ledger else None,
         merge=[
             (name, figure(value)) for name, value in merge.items() if name != "parity_of_result"
         ],
@@ -147,24 +146,6 @@ def _cell(score: Mapping[str, float | bool | None] | None) -> dict[str, str] | N
         return None
     stderr = (score or {}).get("stderr")
     return {"value": figure(value), "stderr": figure(stderr) if stderr is not None else ""}
-
-
-def _step(entry: Mapping[str, Any]) -> dict[str, Any]:
-    mean, low, high = (entry[name] for name in ("mean", "low", "high"))
-    known = low is not None and high is not None
-    # Whisker and dot on an axis whose middle is zero and whose ends are the interval's farther end.
-    ends = (low, mean, high) if known else (mean, mean, mean)
-    reach = max(map(abs, ends)) or 1.0
-    return {
-        "step": f"{entry['earlier']} → {entry['later']}",
-        "task": entry["task"],
-        "metric": entry["metric"],
-        "mean": f"{mean:+.4g}",
-        "interval": f"{low:+.4g} to {high:+.4g}" if known else "",
-        "n": entry["n"],
-        "verdict": verdict(low, high, higher_is_better=bool(entry["higher_is_better"])),
-        "whisker": [f"{50 + 45 * end / reach:.1f}" for end in ends],
-    }
 
 
 def _loss_first(item: tuple[str, Curve]) -> tuple[bool, str]:

@@ -16,9 +16,10 @@ from requant.evaluation.blocks import Ids, drawn, first_block
 from requant.evaluation.lm_eval import local_tasks, task_manager
 from requant.evaluation.looking import judged_scores
 from requant.evaluation.night_verdict import CANDIDATE, references
-from requant.evaluation.results import of_all_documents, write_results
+from requant.evaluation.results import compare, of_all_documents, write_results
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.subject import Subject, ask, subject
+from requant.evaluation.survival import figures, in_words, survival
 from requant.evaluation.tasks import write_perplexity_task
 from requant.execution.past_nights import DATASETS, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext
@@ -47,7 +48,8 @@ def execute(
             an earlier night, 1 being last night's.
 
     Returns:
-        `<model>/<task>/<metric>` -> value; past_rows and past_rows_trained_on (held-out rows of
+        `<model>/<task>/<metric>` -> value; what each step changed, as
+        `requant.evaluation.survival.figures`; past_rows and past_rows_trained_on (held-out rows of
         earlier nights that were evaluated, and that were left out because tonight trains on them).
 
     Raises:
@@ -103,13 +105,21 @@ def execute(
 
     judged = judged_scores(scores, section, order, more, context.reporter.message)
     (context.out / POOLS).write_bytes(canonical_json(pools))
-    write_results(context.out, scores, judged, context.reporter.message)
-    return counts | {
-        f"{model}/{task}/{metric}": estimate.value
-        for model, tasks in scores.items()
-        for task, result in tasks.items()
-        for metric, estimate in result.metrics.items()
-    }
+    paired = compare(scores, context.reporter.message)
+    write_results(context.out, scores, judged, paired)
+    ledger = survival(paired)
+    for line in in_words(ledger):
+        context.reporter.message(line)
+    return (
+        counts
+        | figures(ledger)
+        | {
+            f"{model}/{task}/{metric}": estimate.value
+            for model, tasks in scores.items()
+            for task, result in tasks.items()
+            for metric, estimate in result.metrics.items()
+        }
+    )
 
 
 def _held(
