@@ -1,8 +1,9 @@
 """What a person reads of a night: summary, report, lineage page, and Prefect's artifacts."""
 
 import html
-import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,18 @@ from pydantic import BaseModel, ConfigDict
 from requant.config import STAGE_NAMES, Config
 from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
-from requant.evaluation.artifact import CHAIN, MODELS, measured, read_paired, read_scores
-from requant.evaluation.survival import in_words, survival
-from requant.models.folder import MERGE_NAME
+from requant.evaluation.artifact import CHAIN, Scores, measured
+from requant.evaluation.survival import Survival, in_words
 from requant.names import artifact_key, markdown, markdown_block
 from requant.report.headline import headline
 from requant.report.lineage import lineage_html
 from requant.report.night import StageRow, StageState, night_report
 from requant.report.survival import survival_markdown, survival_table
 from requant.report.verdict import verdict_markdown
-from requant.store import StageRecord, Store, materialise, read_file
+from requant.store import StageRecord, Store
 from requant.store.durable import write_durably
 from tasks import tracking
+from tasks.nightly.findings import findings_of, ledger_of
 from tasks.promote import Promotion
 from tasks.stage_task import Night
 from tasks.tracking.nights import BASE_PERPLEXITY, NIGHT_PERPLEXITY, SIZE
@@ -61,6 +62,17 @@ class NightSummary(BaseModel):
     """Address of the list of all nights, likewise."""
     to_deploy: int | None
     """Version that became champion and is not deployed yet."""
+    line: str = ""
+    """Name of the model line."""
+    title: str = ""
+    ended: float = 0.0
+    """Seconds since the epoch."""
+    outcome: str = ""
+    """What came of it, in two words."""
+    reason: str = ""
+    """Why it failed or was refused, on one line."""
+    figures: dict[str, float] = {}
+    """What nights are compared by."""
     survival: tuple[tuple[str, ...], ...] = ()
     """Which step cost what: a heading and a row a step."""
     survival_words: tuple[str, ...] = ()
@@ -83,27 +95,22 @@ def write_pages(
     names = {row.stage for row in reached}
     # Of a promotion that failed by an error there is a row like a stage's.
     promoted = () if "promote" in names else (_promotion_row(promotion, promotes(night.config)),)
-    ledger = survival(_evaluation(night.store, records)[1])
+    links = cache(lambda: _links(night, records))
     missing = [StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in names]
     rows = [*reached, *missing, *promoted]
 
     def draw_lineage() -> str:
-        return lineage_html(
-            records,
-            links=_links(night, records),
-            cached=[row.stage for row in rows if row.state == "cached"],
-            title=title,
-        )
+        cached = [row.stage for row in rows if row.state == "cached"]
+        return lineage_html(records, links=links(), cached=cached, title=title)
 
     def draw_report() -> str:
-        scores, _ = _evaluation(night.store, records)
-        merged = _merged_tensors(night.store, records)
-        decision = promotion.decision if promotion else None
-        return night_report(title, rows, scores, ledger, merged, notes, decision)
+        found = findings_of(night.store, records, promotion)
+        return night_report(title, rows, found, notes, links())
 
     failure = "\n\n".join(f"{row.stage} {row.state}: {row.error}" for row in rows if row.error)
     lineage = _drawn("lineage", draw_lineage, failure)
     report = _drawn("report", draw_report, failure)
+    ledger = ledger_of(night.store, records)
     path = night.store.report_path(night.parent.flow_run_id)
     summary = NightSummary(
         rows=tuple(_summary_row(row) for row in rows),
@@ -112,6 +119,12 @@ def write_pages(
         mlflow_page=tracking.run_page(night.parent),
         mlflow_nights=tracking.nights_page(night.parent),
         to_deploy=promotion.version.version if promotion and promotion.to_deploy else None,
+        line=night.config.name,
+        title=title,
+        ended=time.time(),
+        outcome=night_verdict(rows, promotion),
+        reason=_reason(rows),
+        figures=night_figures(records) | _compared(ledger),
         survival=tuple(map(tuple, survival_table(ledger))),
         survival_words=tuple(in_words(ledger)),
     )
@@ -170,6 +183,22 @@ def night_figures(records: list[StageRecord]) -> dict[str, float]:
     return figures if size is None else figures | {SIZE: size}
 
 
+def _compared(ledger: Survival) -> dict[str, float]:
+    """Return what the night won and kept, by names for people."""
+    kept = {task: ledger.survived(task) for task in ledger.tasks}
+    return {
+        **{f"{task}: gain kept": share for task, share in kept.items() if share is not None},
+        **{f"{step.task} {step.name}": step.change.mean for step in ledger.judged},
+    }
+
+
+def _reason(rows: Sequence[StageRow]) -> str:
+    """Say on one line why a night ended as it did; empty where it went well."""
+    lines = next((row.error.splitlines() for row in rows if row.error), [])
+    # A refusal is a heading and its reasons.
+    return " ".join(line.removeprefix("- ") for line in lines[:2])
+
+
 def night_verdict(rows: list[StageRow], promotion: Promotion | None) -> str:
     """Say in two words what came of a night."""
     ended = [row for row in rows if row.error]
@@ -195,13 +224,13 @@ def publish_artifacts(
         key=f"night-{key}",
         description=f"Verdict and stages of {night.config.name}",
     )
-    scores, paired = _evaluation(night.store, records)
-    if told := survival_markdown(survival(paired)):
+    if told := survival_markdown(ledger_of(night.store, records)):
         create_markdown_artifact(
             told,
             key=f"survival-{key}",
             description=f"Which step of {night.config.name} cost what",
         )
+    scores = findings_of(night.store, records).scores
     if scores:
         create_table_artifact(
             _score_rows(scores),
@@ -234,7 +263,7 @@ def _stage_table(summary: NightSummary, verdict: str) -> str:
     return "\n".join([*lines, "", link, "", f"Report: `{summary.report}`"])
 
 
-def _score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
+def _score_rows(scores: Scores) -> list[dict[str, Any]]:
     return [
         {
             "task": task,
@@ -249,7 +278,7 @@ def _score_rows(scores: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _with_error(estimate: dict[str, float | None]) -> str:
+def _with_error(estimate: Mapping[str, float | bool | None]) -> str:
     error = estimate["stderr"]
     return f"{estimate['value']:.4g}" + (f" ± {error:.2g}" if error is not None else "")
 
@@ -287,22 +316,3 @@ def _promotion_row(promotion: Promotion | None, enabled: bool) -> StageRow:
         headline=promotion.reason.partition("\n")[0]
         or f"version {promotion.version.version}: {promotion.outcome}",
     )
-
-
-def _merged_tensors(store: Store, records: list[StageRecord]) -> list[dict[str, Any]]:
-    for record in records:
-        if (
-            record.stage == "merge_fp16"
-            and (materialise(store, record.digest) / MERGE_NAME).exists()
-        ):
-            return list(json.loads(read_file(store, record.digest, MERGE_NAME)))
-    return []
-
-
-def _evaluation(store: Store, records: list[StageRecord]) -> tuple[Any, Any]:
-    folders = [materialise(store, item.digest) for item in records if item.stage == "evaluate"]
-    if not folders:
-        return None, ()
-    scores = read_scores(folders[0])
-    # The file is canonical JSON, sorted by name; a reader follows the chain.
-    return {model: scores[model] for model in MODELS if model in scores}, read_paired(folders[0])

@@ -22,6 +22,7 @@ from tests.support.pickles import Bomb, armed
 
 NAMES = (
     "actions",
+    "answers",
     "results",
     "pins",
     "ledgers",
@@ -88,8 +89,11 @@ def poison(state: Path, first: int) -> int:
         (state / "services" / name).touch()
     (state / "deployments" / "micro.json").touch()
     (state / "pins" / "night").touch()
+    for letter in "abcdef":
+        (state / "reports" / letter).mkdir(parents=True, exist_ok=True)
+        (state / "reports" / letter / "summary.json").touch()
     kinds = cycle(POISONS[first:] + POISONS[:first])
-    small = sorted(path for name in NAMES for path in (state / name).rglob("*"))
+    small = sorted(path for name in (*NAMES, "reports") for path in (state / name).rglob("*"))
     small = [path for path in small if not path.is_dir()]
     # Of every other artifact the list of its files too.
     small += sorted((state / "objects").glob("*/*/manifest.json"))[::2]
@@ -128,7 +132,10 @@ def test_no_command_runs_or_hangs_on_what_lies_in_the_state_folder(
         "down": [],
     }
     arguments: dict[str, list[str]] = {
-        **{name: [str(config)] for name in ("status", "promote", "rollback", "deploy", "init")},
+        **{
+            name: [str(config)]
+            for name in ("status", "report", "promote", "rollback", "deploy", "init")
+        },
         **{name: [*words, "--state", str(state)] for name, words in of_state.items()},
         "schema": [],
         "merge": ["--base", objects[base], "--adapter", objects[adapter], "--out", "out"],

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from requant.evaluation.examples import Example
 from requant.evaluation.survival import survival
 from requant.figures import figure
 from requant.report.drawing import CURVE_HEIGHT, CURVE_WIDTH, drawn_curve
 from requant.report.headline import headline
-from requant.report.night import ROUNDING, StageRow, night_report, score_table
+from requant.report.night import ROUNDING, Findings, StageRow, night_report, score_table
+from requant.report.nights import NightEntry, nights_report
 from requant.statistics import verdict
 from requant.store import StageRecord, Store
 from requant.wording import duration
@@ -39,7 +41,15 @@ PAIRED = [
     | {"mean": 0.1, "stderr": 0.02, "low": 0.06, "high": 0.14, "n": 64}
     | {"better": 9, "worse": 2, "rate": None}
 ]
-LEDGER = survival(PAIRED)
+TENSOR = {
+    "tensor": "q_proj.weight",
+    "update_norm": 0.25,
+    "rounding_ratio": 0.0126,
+    "kept_share": 0.9871,
+    "changed_share": 1.0,
+}
+EXAMPLE = Example("What is <b>?", "a letter", {"requantized": "A letter.", "base": ""})
+FOUND = Findings(SCORES, survival(PAIRED), [EXAMPLE], [TENSOR])
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +135,7 @@ def test_scores_keep_a_cell_for_each_model() -> None:
 def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
     rows = [StageRow(stage, "done", record) for stage, record in night.items()]
     rows[-1] = StageRow("evaluate", "off")
-    tensor = {
-        "tensor": "q_proj.weight",
-        "update_norm": 0.25,
-        "rounding_ratio": 0.0126,
-        "kept_share": 0.9871,
-        "changed_share": 1.0,
-    }
-    page = night_report("<script>tiny</script>", rows, SCORES, LEDGER, [tensor])
+    page = night_report("<script>tiny</script>", rows, FOUND)
 
     assert "<td>parity_kl</td>" in page
     assert "Each of the 1 merged tensors" in page
@@ -154,10 +157,15 @@ def test_report_stands_alone(night: dict[str, StageRecord]) -> None:
     assert len(page) < 50_000
     assert "not measured" in page
     assert "base → requantized" in page
+    assert "What is &lt;b&gt;?" in page
+    # In the order of the chain, not of the alphabet.
+    assert page.index("<pre>(nothing)</pre>") < page.index("<pre>A letter.</pre>")
+    assert "optimisation.max_steps" in page
+    assert 'class="box adapter"' in page
     assert "choice: no step cost anything beyond chance" in page
     assert '<td class="better">better</td>' in page
     assert page.count("<polyline") == 2
-    assert page == night_report("<script>tiny</script>", rows, SCORES, LEDGER, [tensor])
+    assert page == night_report("<script>tiny</script>", rows, FOUND)
 
 
 def test_report_of_a_night_that_got_nowhere_has_no_empty_tables() -> None:
@@ -187,8 +195,23 @@ def test_figures_that_are_not_finite_are_drawn_and_counted(
     update = {"metrics": {"loss_first": value, "loss_last": value}, "curves": {"loss": curve}}
     broken = night["train_adapter"].model_copy(update=update)
     scores = {"base": {"t": {"acc": {"value": value, "stderr": value}}}}
-    page = night_report("x", [StageRow("train_adapter", "done", broken)], scores)
+    page = night_report("x", [StageRow("train_adapter", "done", broken)], Findings(scores))
     assert "(1 points are not finite)" in page
     assert not re.search(r'points="[^"]*(nan|inf)', page)
     nothing = broken.model_copy(update={"curves": {"loss": ((0, value), (1, value))}})
     assert "<polyline" not in night_report("x", [StageRow("train_adapter", "done", nothing)])
+
+
+def test_many_nights_stand_on_one_page_the_last_first() -> None:
+    nights = [
+        NightEntry("tiny 1", 0.0, "promoted", "", "a/report.html", {"size": 0.4}),
+        NightEntry("tiny 2", 86400.0, "refused", "old <text> lost", "b/report.html", {"size": 0.5}),
+    ]
+    page = nights_report("tiny", nights, ["x: is no summary of a night"])
+    assert page.index("1970-01-02 00:00") < page.index("1970-01-01 00:00")
+    assert '<a href="b/report.html">tiny 2</a>' in page
+    assert "old &lt;text&gt; lost" in page
+    assert "x: is no summary of a night" in page
+    assert page.count("<polyline") == 1
+    assert not re.search(r"<script|<link|<img|https?://|@import|url\(", page)
+    assert "No night of this line has ended yet" in nights_report("tiny", [])

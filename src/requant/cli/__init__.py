@@ -31,7 +31,14 @@ def main(
 
 
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
-    "Nights": (nights.run, nights.status, nights.explain, nights.init, nights.schema),
+    "Nights": (
+        nights.run,
+        nights.status,
+        nights.explain,
+        nights.report,
+        nights.init,
+        nights.schema,
+    ),
     "Operations": (
         operations.up,
         operations.down,

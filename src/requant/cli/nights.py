@@ -2,7 +2,7 @@
 
 import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -145,6 +145,22 @@ def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:
     for item in key_difference(before.key_fields, last.key_fields):
         rows.add_row(item.field, str(item.before), str(item.after))
     show(rows)
+
+
+def report(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    nights: Annotated[int, typer.Option(min=1, help="the latest so many")] = 30,
+) -> None:
+    """Write one page of the last nights: what came of each, and how the figures went."""
+    with errors():
+        loaded = load(config, overrides)
+        open_store(loaded.state)
+        prepare_environment()
+        from tasks.nightly.nights import write_nights
+
+        page = write_nights(loaded, nights)
+    typer.echo(page)
 
 
 def schema() -> None:

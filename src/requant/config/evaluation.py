@@ -35,6 +35,10 @@ class Evaluate(Section):
         "and beside the original; it shows which step cost what",
         json_schema_extra=NOT_IN_KEY,
     )
+    examples: int = Field(
+        3, ge=0, le=20, description="held-out questions that base, champion and result answer"
+    )
+    example_tokens: Positive = Field(96, description="tokens of such an answer at most")
     gate: Gate = Gate()
     few_shot: int = Field(0, ge=0, le=64, description="examples in the prompt of `tasks`")
     chat_template: bool = Field(

@@ -13,6 +13,9 @@ SAMPLES = "samples"
 POOLS = "pools.json"
 """Task -> documents that there are of it, of which samples may hold fewer."""
 
+EXAMPLES = "examples.json"
+"""A few held-out questions, and what models answer to them."""
+
 CHAIN = ("base", "quantized", "adapted", "base_adapted", "merged", "continued", "requantized")
 """Tonight's models, in the order of the chain: the original; what the adapter was trained on, alone
 and with the adapter beside its weights; the original with the adapter beside its weights; and what

@@ -75,7 +75,7 @@ def ask(
     tasks: Sequence[str],
     unit: str,
 ) -> dict[str, TaskScores]:
-    """Evaluate a model, and keep what it answered for other nights.
+    """Evaluate a model.
 
     Args:
         subject: The model.
@@ -114,8 +114,20 @@ def ask(
         context.reporter.message(
             f"{subject.name}: {found} of {model.asked - before} requests were answered before"
         )
+    return scores
+
+
+def settle(subject: Subject, context: StageContext, *, hold: bool) -> None:
+    """Keep what a model answered for other nights, and give its memory back unless it is to stay.
+
+    Args:
+        subject: The model.
+        context: Of the stage.
+        hold: It may be asked again.
+    """
     if context.store and subject.identity:
         # A full disk costs the next night time, not this one its figures.
         with suppress(OSError):
-            remember(context.store, subject.identity, model.learnt)
-    return scores
+            remember(context.store, subject.identity, subject.model.learnt)
+    if not hold:
+        subject.model.close()

@@ -115,6 +115,19 @@ def lineage_html(
         cached: Stages that were not executed.
         title: Of the night.
     """
+    return render(
+        "lineage.html.j2",
+        title=title or "lineage",
+        boxes=lineage_boxes(records, links, cached),
+    )
+
+
+def lineage_boxes(
+    records: Sequence[StageRecord],
+    links: Mapping[str, str] | None = None,
+    cached: Iterable[str] = (),
+) -> list[dict[str, Any]]:
+    """Return what a page draws of a night's artifacts, one box each; see `lineage_html`."""
     hits = frozenset(cached)
     owners = _makers(records)
     # Data first: then most boxes follow what they were made from, and the arrow between is true.
@@ -122,11 +135,7 @@ def lineage_html(
     boxes = [_box(record, owners, links or {}, record.stage in hits) for record in ordered]
     for above, box in pairwise(boxes):
         box["arrow"] = above["digest"] in {item["anchor"] for item in box["made_from"]}
-    return render(
-        "lineage.html.j2",
-        title=title or "lineage",
-        boxes=boxes,
-    )
+    return boxes
 
 
 def _box(

@@ -11,14 +11,15 @@ from requant.data.overlap import past_heldout
 from requant.data.rows import answer
 from requant.errors import ContractError
 from requant.evaluation.answers import LIBRARIES
-from requant.evaluation.artifact import MODELS, POOLS, WITH_ADAPTER, accuracy
+from requant.evaluation.artifact import CHAIN, MODELS, POOLS, WITH_ADAPTER, accuracy
 from requant.evaluation.blocks import Ids, drawn, first_block
+from requant.evaluation.examples import ask_examples, chosen_rows, write_examples
 from requant.evaluation.lm_eval import local_tasks, task_manager
 from requant.evaluation.looking import judged_scores
 from requant.evaluation.night_verdict import CANDIDATE, references
 from requant.evaluation.results import compare, of_all_documents, write_results
 from requant.evaluation.scores import TaskScores
-from requant.evaluation.subject import Subject, ask, subject
+from requant.evaluation.subject import Subject, ask, settle, subject
 from requant.evaluation.survival import figures, in_words, survival
 from requant.evaluation.tasks import write_perplexity_task
 from requant.execution.past_nights import DATASETS, nights_ago
@@ -35,7 +36,7 @@ def execute(
     adapter: Path | None = None,
     **inputs: Path,
 ) -> Metrics:
-    """Write scores.json, paired.json and samples/<model>.<task>.parquet into `context.out`.
+    """Write scores.json, paired.json, examples.json and samples/<model>.<task>.parquet.
 
     The generated tasks go through the model's chat template where it has one, as training did.
 
@@ -84,12 +85,15 @@ def execute(
         if name in models
     }
     held = _held(subjects, section, order, context.device)
-    scores = {}
+    scores, said = {}, {}
+    shown = chosen_rows(data, section.examples, context.seed)
+    speakers = {"base", "champion", *[name for name in CHAIN if name in models][-1:]}
     for number, (name, each) in enumerate(subjects.items(), 1):
         unit = f"requests of {name}, model {number} of {len(subjects)}"
         scores[name] = ask(each, section, context, manager, first, section.tasks, unit)
-        if name not in held:
-            each.model.close()
+        if shown and name in speakers:
+            said[name] = ask_examples(each.model, shown, section.example_tokens)
+        settle(each, context, hold=name in held)
         context.reporter.message(f"{name}: {_headline(scores[name])}")
     if whole := of_all_documents(scores):
         context.reporter.message(
@@ -99,14 +103,14 @@ def execute(
     def more(name: str, documents: Ids) -> dict[str, TaskScores]:
         unit = f"requests of {name}, {sum(map(len, documents.values()))} more documents"
         found = ask(subjects[name], section, context, manager, documents, (), unit)
-        if name not in held:
-            subjects[name].model.close()
+        settle(subjects[name], context, hold=name in held)
         return found
 
     judged = judged_scores(scores, section, order, more, context.reporter.message)
     (context.out / POOLS).write_bytes(canonical_json(pools))
     paired = compare(scores, context.reporter.message)
     write_results(context.out, scores, judged, paired)
+    write_examples(context.out, shown, said)
     ledger = survival(paired)
     for line in in_words(ledger):
         context.reporter.message(line)

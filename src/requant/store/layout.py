@@ -156,9 +156,17 @@ class Store:
         """Log file of this name."""
         return self.root / "logs" / name
 
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
     def report_path(self, run: str) -> Path:
         """The HTML report of one flow run; its lineage page lies beside it."""
-        return self.root / "reports" / run / "report.html"
+        return self.reports / run / "report.html"
+
+    def nights_path(self, line: str) -> Path:
+        """The page of all nights of a model line."""
+        return self.reports / f"{line}.html"
 
     def ref(self, kind: str, digest: str) -> ArtifactRef:
         """Make the reference of an artifact in this store."""

@@ -1,0 +1,180 @@
+"""Evaluating a night's models, against lm-eval's command lines and against their forwards alone."""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.measurement import ROOT, Measurement
+
+COMMAND_LINES_LIMIT = 0.5
+FORWARDS_LIMIT = 1.2
+ROLES = ("base", "merged", "requantized")
+ROUNDS = 2
+
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 2048,
+    "dtype": "bfloat16",
+}
+"""The shape of SmolLM2-135M."""
+
+MAKE = """
+from benchmarks.evaluation import make
+make({folder!r})
+"""
+EVALUATE = """
+from benchmarks.evaluation import evaluate
+evaluate({folder!r}, record={record})
+"""
+FORWARDS = """
+from benchmarks.evaluation import forwards
+forwards({folder!r})
+"""
+
+
+def measure() -> Measurement:
+    """Time, in processes of their own and in turn, with imports and loading.
+
+    - the stage evaluate on three models, 24 documents of each generated task;
+    - lm-eval's command line, once a model, on the same documents;
+    - what the stage fed to the models, fed to them by a process that does nothing else.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _python(MAKE.format(folder=str(folder)))
+        _python(EVALUATE.format(folder=str(folder), record=True))
+        seconds: dict[str, list[float]] = {"stage": [], "lines": [], "forwards": []}
+        for _ in range(ROUNDS):
+            seconds["lines"].append(sum(_command_line(folder, role) for role in ROLES))
+            seconds["stage"].append(_python(EVALUATE.format(folder=str(folder), record=False)))
+            seconds["forwards"].append(_python(FORWARDS.format(folder=str(folder))))
+    stage, lines, alone = (statistics.median(each) for each in seconds.values())
+    return Measurement(
+        claim="evaluating three models of SmolLM2-135M's shape",
+        measured=(
+            f"{stage:.0f} s: {stage / lines:.2f} of lm-eval's command lines ({lines:.0f} s), "
+            f"{stage / alone:.2f} of the forwards alone ({alone:.0f} s)"
+        ),
+        limit=f"at most {COMMAND_LINES_LIMIT} and {FORWARDS_LIMIT}",
+        holds=stage <= COMMAND_LINES_LIMIT * lines and stage <= FORWARDS_LIMIT * alone,
+    )
+
+
+def make(folder: str) -> None:
+    """Make models of random weights, one a role, and a dataset artifact from real text."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+
+    from requant.config import PrepareBase, PrepareData
+    from requant.models.tokenizer import load_tokenizer
+    from requant.stages import prepare_base, prepare_data
+
+    root = Path(folder)
+    tiny = {"kind": "stdlib", "hidden_size": 64, "layers": 1, "heads": 2, "max_steps": 1}
+    base = PrepareBase.model_validate({"source": tiny})
+    prepare_base.execute(base, _context(root / "tiny"))
+    data = PrepareData.model_validate({"max_evaluation_rows": 24})
+    prepare_data.execute(data, _context(root / "data"))
+    tokenizer = load_tokenizer(root / "tiny" / "out")
+    config = LlamaConfig(**{**MODEL, "eos_token_id": tokenizer.eos_token_id})
+    assert isinstance(config, AutoConfig | LlamaConfig)
+    for seed, role in enumerate(ROLES):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model.save_pretrained(root / role)
+        tokenizer.save_pretrained(root / role)
+
+
+def evaluate(folder: str, *, record: bool) -> None:
+    """Run the stage; write down what it feeds to the models, if asked to."""
+    import torch
+
+    from requant.config import Evaluate
+    from requant.models import load
+    from requant.stages import evaluate as stage
+
+    root = Path(folder)
+    fed: list[tuple[str, torch.Tensor]] = []
+    load_model = load.load_model
+
+    def recording(path: Path, device: str) -> torch.nn.Module:
+        model = load_model(path, device)
+        model.register_forward_pre_hook(
+            lambda module, args, named: fed.append(
+                (str(path), args[0] if args else named["input_ids"])
+            ),
+            with_kwargs=True,
+        )
+        return model
+
+    if record:
+        load.load_model = recording  # type: ignore[assignment]
+    out = tempfile.mkdtemp(dir=root)
+    models = {role: root / role for role in ROLES}
+    # Nothing is registered, so that no model is looked at a second time.
+    section = Evaluate(gate={"guard": [], "target": []}, first_documents=24)
+    stage.execute(section, _context(Path(out)), data=root / "data" / "out", **models)
+    if record:
+        torch.save(fed, root / "fed.pt")
+        work = Path(out) / "work" / "tasks"
+        (root / "tasks").symlink_to(work)
+
+
+def forwards(folder: str) -> None:
+    """Feed the models what the stage did, and take the logarithms that are summed."""
+    import torch
+
+    from requant.models.load import load_model
+
+    fed = torch.load(Path(folder, "fed.pt"))
+    for path in dict.fromkeys(path for path, _ in fed):
+        model = load_model(Path(path), "cpu")
+        with torch.no_grad():
+            for _, tokens in (each for each in fed if each[0] == path):
+                torch.log_softmax(model(tokens).logits, dim=-1)
+
+
+def _context(folder: Path):
+    from benchmarks.pipeline_overhead import Silent
+    from requant.execution.stage import StageContext
+
+    for part in ("out", "work"):
+        (folder / part).mkdir(parents=True)
+    return StageContext(folder / "out", folder / "work", 0, "cpu", Silent())
+
+
+def _command_line(folder: Path, role: str) -> float:
+    tasks = sorted(path.stem for path in (folder / "tasks").glob("*.yaml"))
+    return _python(
+        "from lm_eval.__main__ import cli_evaluate; cli_evaluate()",
+        *("run", "--model", "hf", "--model_args", f"pretrained={folder / role},dtype=float32"),
+        *("--tasks", ",".join(tasks), "--include_path", str(folder / "tasks")),
+        *("--batch_size", "8", "--device", "cpu"),
+    )
+
+
+def _python(code: str, *arguments: str) -> float:
+    """Run code in a process of its own; return its wall time in seconds."""
+    import time
+
+    started = time.monotonic()
+    process = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if process.returncode:
+        raise RuntimeError(f"{code}: failed:\n{process.stdout}{process.stderr}")
+    return time.monotonic() - started
