@@ -10,9 +10,13 @@ import pytest
 from scipy.stats import ttest_rel
 
 from requant.config.evaluation import Evaluate
+from requant.data.samples import read_rows
 from requant.errors import ConfigError, ContractError, ParityError
+from requant.evaluation.artifact import read_paired
+from requant.evaluation.examples import read_examples
 from requant.evaluation.pairs import joined
 from requant.evaluation.samples import read_samples
+from requant.evaluation.survival import survival
 from requant.stages import evaluate
 from requant.statistics import paired_difference
 from requant.store.manifest import describe
@@ -53,7 +57,15 @@ def test_every_model_has_every_metric(evaluated: tuple[Path, dict[str, float]]) 
         "old_perplexity/word_perplexity",
         "old_perplexity/byte_perplexity",
     }
-    assert set(metrics) == {f"{m}/{n}" for m in ("base", "merged", "requantized") for n in names}
+    wanted = {f"{model}/{name}" for model in ("base", "merged", "requantized") for name in names}
+    tasks = {name.partition("/")[0] for name in names}
+    wanted |= {
+        f"{model}/{task}/step_{figure}"
+        for model in ("merged", "requantized")
+        for task in tasks
+        for figure in ("change", "low", "high", "better", "worse")
+    }
+    assert set(metrics) == wanted
     assert all(math.isfinite(value) for value in metrics.values())
     scores = json.loads((out / "scores.json").read_text())
     acc = scores["base"]["describe_choice"]["acc_norm"]
@@ -63,6 +75,35 @@ def test_every_model_has_every_metric(evaluated: tuple[Path, dict[str, float]]) 
         metrics["merged/heldout_perplexity/byte_perplexity"]
         != metrics["base/heldout_perplexity/byte_perplexity"]
     )
+
+
+def test_a_step_there_and_back_again_is_in_the_ledger(
+    evaluated: tuple[Path, dict[str, float]],
+) -> None:
+    ledger = survival(read_paired(evaluated[0]))
+    there, back = (step for step in ledger.steps if step.task == "old_perplexity")
+    assert (there.name, back.name) == ("up to merge_fp16", "up to requantize_gptq")
+    assert there.change.mean == pytest.approx(-back.change.mean)
+    assert there.better + there.worse == there.change.n == 12
+    assert (there.better, there.worse) == (back.worse, back.better)
+    assert ledger.totals[-1].change.mean == 0
+    assert ledger.survived("old_perplexity") in {None, 0}
+
+
+def test_three_models_answer_the_same_held_out_questions(
+    evaluated: tuple[Path, dict[str, float]], tiny_data: Path
+) -> None:
+    examples = read_examples(evaluated[0])
+    assert len(examples) == Evaluate().examples
+    rows = {
+        row["messages"][-1]["content"].strip() for row in read_rows(tiny_data / "heldout.jsonl")
+    }
+    for each in examples:
+        assert each.wanted in rows
+        assert each.question
+        # The same weights write the same.
+        assert each.answers["base"] == each.answers["requantized"]
+        assert each.answers.keys() == {"base", "requantized"}
 
 
 def test_samples_add_up_to_the_scores(
@@ -140,9 +181,9 @@ def test_evaluation_is_reproducible(
     assert describe(contexts[0].out) == describe(contexts[1].out)
     steps = contexts[0].reporter.steps  # type: ignore[attr-defined]
     assert {unit for _, _, unit in steps} == {"requests of base, model 1 of 1"}
-    # Four documents of four choices; eight texts in twelve windows. The passes through the model
-    # alone reach what was foreseen, and the end of the work says it again.
-    assert sorted(total for done, total, _ in steps if done == total) == [12, 12, 16, 16]
+    # Four documents of four choices; eight texts in twelve windows; three answers. The passes
+    # through the model alone reach what was foreseen, and the end of the work says it again.
+    assert sorted(total for done, total, _ in steps if done == total) == [3, 3, 12, 12, 16, 16]
     assert steps[0][0] < steps[0][1]
     files = [
         out / "samples" / "base.describe_choice.parquet" for out in (contexts[0].out, evaluated[0])
@@ -202,9 +243,10 @@ def test_a_figure_of_all_documents_is_kept_and_said_not_to_be_compared(
     assert 0 <= metrics["base/whole/brier_score"] <= 2
     pairs = json.loads((context.out / "paired.json").read_text())
     assert [(pair["task"], pair["metric"]) for pair in pairs] == [("later", "acc_norm")]
-    assert context.reporter.messages[-2] == (  # type: ignore[attr-defined]
+    said = (
         "not compared document by document, as no metric is a number for each: whole (brier_score)"
     )
+    assert said in context.reporter.messages  # type: ignore[attr-defined]
 
 
 def test_text_without_a_space_and_answers_longer_than_the_model_are_evaluated(

@@ -14,6 +14,8 @@ from requant.data.formats import Row
 from requant.data.rows import answer, question
 from requant.data.samples import read_rows
 from requant.evaluation.artifact import EXAMPLES
+from requant.machine.library_noise import no_library_noise
+from requant.outside.tokenizer_patterns import naming_patterns
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ def ask_examples(model: Any, rows: Sequence[Row], tokens: int) -> list[str]:
         tokens: Of an answer at most.
     """
     how = {"until": [], "max_gen_toks": tokens, "do_sample": False}
-    requests = [SimpleNamespace(args=(_prompt(model, row), how)) for row in rows]
-    return [text.strip() for text in model.generate_until(requests)]
+    with no_library_noise(), naming_patterns(model.tokenizer, "evaluate.examples"):
+        requests = [SimpleNamespace(args=(_prompt(model, row), how)) for row in rows]
+        return [text.strip() for text in model.generate_until(requests)]
 
 
 def write_examples(out: Path, rows: Sequence[Row], said: Mapping[str, Sequence[str]]) -> None:
