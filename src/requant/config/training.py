@@ -1,6 +1,7 @@
 """train_adapter and continue_train: what is trained, and for how long."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -66,6 +67,11 @@ class TrainAdapter(Section):
     )
     optimisation: Optimisation
 
+    @model_validator(mode="before")
+    @classmethod
+    def _length_where_off(cls, given: Any) -> Any:
+        return _with_length_where_off(given)
+
 
 class ContinueTrain(Section):
     """Optional training of the merged 16-bit model.
@@ -93,6 +99,11 @@ class ContinueTrain(Section):
         0.1, description="loss that rounding adds, as a share of what the training gains"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _length_where_off(cls, given: Any) -> Any:
+        return _with_length_where_off(given)
+
     @model_validator(mode="after")
     def _layers_fit_scope(self) -> "ContinueTrain":
         if (self.scope == "top_layers") != (self.layers is not None):
@@ -101,3 +112,10 @@ class ContinueTrain(Section):
                 "give layers with scope top_layers, and only there"
             )
         return self
+
+
+def _with_length_where_off(given: Any) -> Any:
+    """Give a stage that is off a length of training, which nobody has to think of for it."""
+    if isinstance(given, Mapping) and given.get("enabled") is False:
+        return {"optimisation": {"max_steps": 1}, **given}
+    return given
