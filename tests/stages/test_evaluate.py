@@ -276,3 +276,48 @@ def test_text_without_a_space_and_answers_longer_than_the_model_are_evaluated(
     assert {pair["metric"] for pair in pairs if pair["task"] == "old_perplexity"} == {
         "log_likelihood"
     }
+
+
+def test_tasks_of_the_users_own_run_with_their_code_and_generate(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    rows = [{"ask": f"Say {word}.", "answer": word} for word in ("one", "two", "three")]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "utils.py").write_text(
+        "def prepare(docs):\n    return docs.map(lambda row: {'ask': row['ask'].upper()})\n"
+    )
+    (folder / "says.yaml").write_text(
+        """
+task: says
+dataset_path: json
+dataset_kwargs: {data_files: {test: rows.jsonl}}
+test_split: test
+output_type: generate_until
+process_docs: !function utils.prepare
+doc_to_text: "{{ask}}"
+doc_to_target: "{{answer}}"
+generation_kwargs: {max_gen_toks: 5, until: ["."]}
+metric_list: [{metric: exact_match}]
+"""
+    )
+    section = Evaluate(tasks=("says",), task_folder=folder, task_code=True, limit=3)
+    contexts = [make_context(tmp_path / str(number)) for number in range(2)]
+    metrics = evaluate.execute(
+        section, contexts[0], data=tiny_data, base=tiny_base, requantized=tiny_base
+    )
+    assert metrics["base/says/exact_match"] == 0
+    assert metrics["requantized/says/step_change"] == 0
+    found = read_samples(contexts[0].out / "samples" / "base.says.parquet")[1]
+    assert len(found.documents) == 3
+    before = evaluate.STAGE.content_digests(section)
+    (folder / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert evaluate.STAGE.content_digests(section) != before
+    with pytest.raises(ConfigError, match=r"evaluate\.task_code: true allows it"):
+        evaluate.execute(
+            Evaluate(tasks=("says",), task_folder=folder),
+            contexts[1],
+            data=tiny_data,
+            base=tiny_base,
+        )

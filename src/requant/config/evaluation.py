@@ -4,7 +4,7 @@ from pydantic import Field, model_validator
 
 from requant.config.gate import Gate
 from requant.config.given_names import TaskName
-from requant.config.section import NOT_IN_KEY, Positive, Section
+from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Section
 
 
 class Evaluate(Section):
@@ -20,6 +20,14 @@ class Evaluate(Section):
     past_rows: Positive = Field(256, description="of them in all, shared by the nights")
     tasks: tuple[TaskName, ...] = Field(
         (), description="further lm-eval task names; most need the hub"
+    )
+    task_folder: LocalPath | None = Field(
+        None,
+        description="folder of lm-eval task files of your own, to be named in `tasks`",
+        json_schema_extra=NOT_IN_KEY,
+    )
+    task_code: bool = Field(
+        False, description="files of task_folder may name functions (!function), which are run"
     )
     first_documents: Positive = Field(
         64, description="of each task, drawn by seed, for every model of the night"

@@ -49,17 +49,20 @@ def local_tasks(folder: Path, work: Path) -> dict[str, int]:
     return counts
 
 
-def task_manager(work: Path, tasks: Sequence[str]) -> Any:
-    """Index the copies in `work`, and lm-eval's own tasks only where some are named.
+def task_manager(work: Path, tasks: Sequence[str], *, defaults: bool) -> Any:
+    """Index the copies in `work`; tasks are loaded, with their documents, once for all models.
 
-    Tasks are loaded, with their documents, once for all models.
+    Args:
+        work: Of task files.
+        tasks: Named ones.
+        defaults: Index lm-eval's own tasks too, thousands of files.
 
     Raises:
         ConfigError: If lm-eval has no task of a name.
     """
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(work), include_defaults=bool(tasks))
+    manager = TaskManager(include_path=str(work), include_defaults=defaults)
     # Patterns such as arc_* are for its command line alone.
     unknown = [task for task in tasks if task not in manager.task_index]
     if unknown:

@@ -27,10 +27,18 @@ class MalformedYaml(ValueError):
     """A text is not YAML, or more than is read of it; the text says what and where."""
 
 
-def parse_yaml(text: str) -> Any:
+class Function(str):
+    """The name of a function that lm-eval would run: `!function module.name`."""
+
+
+def parse_yaml(text: str, *, functions: bool = False) -> Any:
     """Parse YAML: a key given twice, an alias, and what is nested deeper than any is refused.
 
     An alias says a part again: nine of nine are a billion entries in a file of one screen.
+
+    Args:
+        text: Of a file.
+        functions: Take lm-eval's tag `!function` for a `Function`, of which nothing is run.
 
     Raises:
         MalformedYaml: In one line, with line and column where there are any, and without values: a
@@ -41,7 +49,7 @@ def parse_yaml(text: str) -> Any:
         raise MalformedYaml(f"has {len(text)} characters, at most {MAX_CHARACTERS} are read")
     try:
         _check_events(text)
-        return yaml.load(text, _UniqueKeys)
+        return yaml.load(text, _WithFunctions if functions else _UniqueKeys)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -102,3 +110,30 @@ class _UniqueKeys(yaml.SafeLoader):
                 raise _refused(key, f"{shown(key.value)} is given twice; keep one")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+class _WithFunctions(_UniqueKeys):
+    """Knows the names of functions, and imports none."""
+
+
+def _named(loader: yaml.SafeLoader, node: yaml.Node) -> Function:
+    if not isinstance(node, yaml.ScalarNode):
+        raise _refused(node, "!function takes a name")
+    return Function(loader.construct_scalar(node))
+
+
+_WithFunctions.add_constructor("!function", _named)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes names of functions as they were read."""
+
+
+_Dumper.add_representer(
+    Function, lambda dumper, value: dumper.represent_scalar("!function", str(value))
+)
+
+
+def dump_yaml(value: Any) -> str:
+    """Write what `parse_yaml` read."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

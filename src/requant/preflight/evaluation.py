@@ -10,19 +10,29 @@ from typing import Any
 
 from requant.config import Config
 from requant.config.fit import generated_tasks
+from requant.errors import ArtifactError, ConfigError
+from requant.evaluation.own_tasks import own_tasks
 from requant.evaluation.task_index import corpus_only, leaf_tasks
 from requant.preflight.known_looks import unless_known
 from requant.preflight.problem import Problem
+from requant.store import describe
 from requant.wording import few
 
-VERSION = 4
+VERSION = 5
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 
 
 def evaluation_problems(config: Config) -> Iterator[Problem]:
     """Look the names in `evaluate.tasks` up, and the guards that are not made from the data."""
     section = config.evaluate
-    if not section.enabled or not section.tasks:
+    folder = section.task_folder
+    if not section.enabled or not (section.tasks or folder):
+        return
+    try:
+        own = own_tasks(folder, code=section.task_code) if folder else {}
+        files = describe(folder).digest if folder else ""
+    except (ConfigError, ArtifactError) as error:
+        yield Problem("evaluate.task_folder", str(error).removeprefix("evaluate.task_folder: "))
         return
     made = generated_tasks(config)
     # A misspelt one would be found on the day that promote.auto is switched on.
@@ -33,11 +43,22 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
         "look": "tasks",
         "version": VERSION,
         "tasks": list(section.tasks),
+        "task_folder": files,
         "guard": guard,
         "lm_eval": version("lm_eval"),
     }
+    if taken := sorted(own.keys() & set(made)):
+        yield Problem(
+            "evaluate.task_folder",
+            f"{own[taken[0]]} defines {taken[0]!r}, which is a task made from the data; rename it",
+        )
+        return
+    if own and not own.keys() & set(section.tasks):
+        text = f"{folder} defines {few(sorted(own))}, and evaluate.tasks names none of them"
+        yield Problem("evaluate.task_folder", f"{text}; name those that are to be evaluated")
+        return
     yield from unless_known(
-        config.state, what, lambda: task_problems(_index(), section.tasks, guard, made)
+        config.state, what, lambda: task_problems(_index(folder), section.tasks, guard, made)
     )
 
 
@@ -74,14 +95,13 @@ def task_problems(
 
 
 @cache
-def _index() -> Mapping[str, Any]:
-    """Index lm-eval's own tasks: thousands of files, seconds each time."""
+def _index(folder: Path | None) -> Mapping[str, Any]:
+    """Index lm-eval's own tasks and the user's: thousands of files, seconds each time."""
     from requant.evaluation.lm_eval import task_manager
 
     with TemporaryDirectory() as empty:
-        # Any name that exists makes it index lm-eval's own.
-        index: Mapping[str, Any] = task_manager(Path(empty), ("hellaswag",)).task_index
-    return index
+        found: Mapping[str, Any] = task_manager(folder or Path(empty), (), defaults=True).task_index
+    return found
 
 
 def _unknown(index: Mapping[str, Any], task: str) -> Problem:

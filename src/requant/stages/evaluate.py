@@ -17,6 +17,7 @@ from requant.evaluation.examples import ask_examples, chosen_rows, write_example
 from requant.evaluation.lm_eval import local_tasks, task_manager
 from requant.evaluation.looking import judged_scores
 from requant.evaluation.night_verdict import CANDIDATE, references
+from requant.evaluation.own_tasks import copy_own_tasks, own_tasks
 from requant.evaluation.results import compare, of_all_documents, write_results
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.subject import Subject, ask, settle, subject
@@ -26,6 +27,7 @@ from requant.execution.past_nights import DATASETS, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.models.device import free_memory
 from requant.models.headers import weight_files
+from requant.store import describe
 
 
 def execute(
@@ -73,7 +75,10 @@ def execute(
         counts = _write_past(past, data, section.past_rows, context)
         for folder in (data / EVALUATION, context.work / "past"):
             pools |= local_tasks(folder, work)
-    manager = task_manager(work, section.tasks)
+    own = own_tasks(section.task_folder, code=section.task_code) if section.task_folder else {}
+    if section.task_folder:
+        copy_own_tasks(section.task_folder, work)
+    manager = task_manager(work, section.tasks, defaults=not own.keys() >= set(section.tasks))
     order = drawn(pools, context.seed, section.limit)
     pools = {task: len(places) for task, places in order.items()}
     first = first_block(order, section.first_documents)
@@ -171,12 +176,25 @@ def _headline(tasks: Mapping[str, TaskScores]) -> str:
     )
 
 
+def content_digests(section: Evaluate) -> dict[str, str]:
+    """Return the digest of the user's own task files.
+
+    Raises:
+        ConfigError: If they cannot be used.
+    """
+    if section.task_folder is None:
+        return {}
+    own_tasks(section.task_folder, code=section.task_code)
+    return {"task_folder": describe(section.task_folder).digest}
+
+
 STAGE = Stage(
     name="evaluate",
     version=6,
     kind="evaluation",
     libraries=(*LIBRARIES, "datasets", "scipy"),
     execute=execute,
+    content_digests=content_digests,
     artifact="evaluation",
     headline=(accuracy,),
     data_use="evaluation",
