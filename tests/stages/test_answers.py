@@ -71,7 +71,7 @@ def test_what_was_answered_is_not_asked_again(
 
 
 def test_only_new_documents_are_asked(
-    run: Run, tiny_data: Path, tmp_path: Path, store: Store
+    run: Run, tiny_data: Path, tmp_path: Path, store: Store, model: Path
 ) -> None:
     run()
     data = tmp_path / "data"
@@ -82,7 +82,10 @@ def test_only_new_documents_are_asked(
     _, reporter = run(data=data)
     assert told(reporter) == ["base: 71 of 72 requests were answered before"]
     (note,) = answer_notes(store)
-    assert read_kept(store, note).of["inputs"].keys() == {"model"}
+    kept = read_kept(store, note)
+    assert kept.of["inputs"].keys() == {"model"}
+    # What it took the place of is gone.
+    assert {path.name for path in store.objects.glob("*/*")} == {model.name, kept.digest}
 
 
 def test_an_altered_answer_is_asked_again(run: Run, store: Store) -> None:

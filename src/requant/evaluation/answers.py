@@ -11,9 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from requant.canonical import digest_of
 from requant.errors import ArtifactError
 from requant.store import Store, locked
-from requant.store.answers import find_answers, keep_answers
+from requant.store.answers import answers_lock, find_answers, keep_answers
 from requant.store.manifest import MANIFEST_NAME
 from requant.store.objects import read_manifest
 
@@ -95,6 +96,11 @@ def recall(store: Store, of: Mapping[str, Any]) -> Answers:
         store: Where it is kept.
         of: From `identity`.
     """
+    with locked(answers_lock(store)):
+        return _recalled(store, of)
+
+
+def _recalled(store: Store, of: Mapping[str, Any]) -> Answers:
     folder = find_answers(store, of)
     return {} if folder is None else _read(folder / FILE)
 
@@ -113,17 +119,17 @@ def remember(store: Store, of: Mapping[str, Any], answers: Answers) -> None:
     if not sound:
         return
     draft = store.tmp / f"answers-{uuid.uuid4().hex}"
-    with locked(store.lock_path("answers")):
+    with locked(answers_lock(store)):
         draft.mkdir(parents=True)
         try:
-            _write(draft / FILE, recall(store, of) | sound)
+            _write(draft / FILE, _recalled(store, of) | sound, of)
             keep_answers(store, of, draft)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
 
 
-def _write(path: Path, answers: Answers) -> None:
-    """Write a row a request, sorted: the same answers give the same bytes."""
+def _write(path: Path, answers: Answers, of: Mapping[str, Any]) -> None:
+    """Write a row a request, sorted: the same answers of the same model give the same bytes."""
     import pyarrow
     from pyarrow import parquet
 
@@ -135,7 +141,8 @@ def _write(path: Path, answers: Answers) -> None:
             ("text", pyarrow.string()),
             ("cut_prompt", pyarrow.bool_()),
             ("cut_answer", pyarrow.bool_()),
-        ]
+        ],
+        metadata={"requant.of": digest_of(dict(of))},
     )
     rows = [{"request": key, **asdict(answers[key])} for key in sorted(answers)]
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)

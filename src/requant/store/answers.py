@@ -10,7 +10,7 @@ from requant.errors import ArtifactError
 from requant.store.content import materialise
 from requant.store.documents import read_sealed, write_sealed
 from requant.store.layout import Store
-from requant.store.objects import publish, verify
+from requant.store.objects import discard, publish, verify
 
 KIND = "answers"
 
@@ -42,16 +42,27 @@ def find_answers(store: Store, of: Mapping[str, Any]) -> Path | None:
 
 
 def keep_answers(store: Store, of: Mapping[str, Any], folder: Path) -> None:
-    """Publish a folder of answers; it takes the place of what was kept before.
+    """Publish a folder of answers; what was kept before is deleted.
 
     Args:
-        store: Where to; the caller holds `store.lock_path("answers")`.
+        store: Where to; the caller holds `answers_lock`.
         of: All that decides them.
-        folder: Below `store.tmp`. Consumed.
+        folder: Below `store.tmp`. Consumed. No other model's has the same bytes.
     """
+    path = store.answers_path(digest_of(dict(of)))
+    try:
+        before = store.object_path(read_kept(store, path).digest)
+    except (FileNotFoundError, ArtifactError):
+        before = None
     ref = publish(store, KIND, folder)
-    content = {"of": dict(of), "digest": ref.digest}
-    write_sealed(store, store.answers_path(digest_of(dict(of))), content)
+    write_sealed(store, path, {"of": dict(of), "digest": ref.digest})
+    if before is not None and before.exists() and before.name != ref.digest:
+        discard(store, before)
+
+
+def answers_lock(store: Store) -> Path:
+    """Held by who reads answers, or writes them."""
+    return store.lock_path("answers")
 
 
 def read_kept(store: Store, path: Path) -> Kept:
