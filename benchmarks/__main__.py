@@ -6,7 +6,7 @@ from importlib import import_module
 from rich.console import Console
 from rich.table import Table
 
-CLAIMS = ("hashing", "merge", "pipeline_overhead", "cached_rerun", "gate_years")
+CLAIMS = ("hashing", "merge", "pipeline_overhead", "cached_rerun", "evaluation", "gate_years")
 
 
 def main() -> None:

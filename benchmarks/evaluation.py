@@ -4,7 +4,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measurement import ROOT, Measurement
 
@@ -73,21 +75,23 @@ def measure() -> Measurement:
 def make(folder: str) -> None:
     """Make models of random weights, one a role, and a dataset artifact from real text."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from requant.config import PrepareBase, PrepareData
+    from requant.config.base import PrepareBase
+    from requant.config.data import PrepareData
     from requant.models.tokenizer import load_tokenizer
     from requant.stages import prepare_base, prepare_data
 
     root = Path(folder)
-    tiny = {"kind": "stdlib", "hidden_size": 64, "layers": 1, "heads": 2, "max_steps": 1}
+    shape = {"hidden_size": 64, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 64}
+    tiny = {"kind": "stdlib", "vocab_size": 4096, "steps": 1, **shape}
     base = PrepareBase.model_validate({"source": tiny})
     prepare_base.execute(base, _context(root / "tiny"))
-    data = PrepareData.model_validate({"max_evaluation_rows": 24})
+    source = {"kind": "stdlib", "night": 1, "nights": 3}
+    data = PrepareData.model_validate({"source": source, "max_evaluation_rows": 24})
     prepare_data.execute(data, _context(root / "data"))
     tokenizer = load_tokenizer(root / "tiny" / "out")
     config = LlamaConfig(**{**MODEL, "eos_token_id": tokenizer.eos_token_id})
-    assert isinstance(config, AutoConfig | LlamaConfig)
     for seed, role in enumerate(ROLES):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -99,7 +103,7 @@ def evaluate(folder: str, *, record: bool) -> None:
     """Run the stage; write down what it feeds to the models, if asked to."""
     import torch
 
-    from requant.config import Evaluate
+    from requant.config.evaluation import Evaluate
     from requant.models import load
     from requant.stages import evaluate as stage
 
@@ -107,22 +111,21 @@ def evaluate(folder: str, *, record: bool) -> None:
     fed: list[tuple[str, torch.Tensor]] = []
     load_model = load.load_model
 
-    def recording(path: Path, device: str) -> torch.nn.Module:
+    def recording(path: Path, device: str) -> Any:
         model = load_model(path, device)
-        model.register_forward_pre_hook(
-            lambda module, args, named: fed.append(
-                (str(path), args[0] if args else named["input_ids"])
-            ),
-            with_kwargs=True,
-        )
+
+        def note(module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            fed.append((str(path), given[0] if given else named["input_ids"]))
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
         return model
 
     if record:
         load.load_model = recording  # type: ignore[assignment]
     out = tempfile.mkdtemp(dir=root)
     models = {role: root / role for role in ROLES}
-    # Nothing is registered, so that no model is looked at a second time.
-    section = Evaluate(gate={"guard": [], "target": []}, first_documents=24)
+    # All there are at once, so that the gate looks at none a second time.
+    section = Evaluate.model_validate({"first_documents": 24, "examples": 0})
     stage.execute(section, _context(Path(out)), data=root / "data" / "out", **models)
     if record:
         torch.save(fed, root / "fed.pt")
@@ -144,8 +147,15 @@ def forwards(folder: str) -> None:
                 torch.log_softmax(model(tokens).logits, dim=-1)
 
 
-def _context(folder: Path):
-    from benchmarks.pipeline_overhead import Silent
+class Silent:
+    """A reporter that nobody hears."""
+
+    def metrics(self, *_: object, **__: object) -> None: ...
+    def progress(self, *_: object, **__: object) -> None: ...
+    def message(self, *_: object, **__: object) -> None: ...
+
+
+def _context(folder: Path) -> Any:
     from requant.execution.stage import StageContext
 
     for part in ("out", "work"):
@@ -165,8 +175,6 @@ def _command_line(folder: Path, role: str) -> float:
 
 def _python(code: str, *arguments: str) -> float:
     """Run code in a process of its own; return its wall time in seconds."""
-    import time
-
     started = time.monotonic()
     process = subprocess.run(
         [sys.executable, "-c", code, *arguments],
