@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from requant.config.quantizing import RequantizeGptq
 from requant.data.samples import read_rows
-from requant.errors import ConfigError
+from requant.errors import ConfigError, ContractError
 from requant.models.load import load_model
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.calibration import sample_calibration
@@ -168,3 +168,27 @@ def test_a_hessian_that_cannot_be_inverted_is_damped_and_said(
     [line] = [line for line in said if "took more damping" in line]
     assert line.startswith(f"{metrics['layers_damped']:.0f} layers took more damping than damp")
     assert "block 0 " in line
+
+
+def test_the_candidate_closest_to_16_bit_is_shipped(
+    tmp_path: Path, plain: Made, tiny_base: Path, tiny_data: Path
+) -> None:
+    poor: dict[str, Any] = {"group_size": -1, "mse": 8.0}
+    out, metrics, said = requantize(tmp_path, tiny_base, tiny_data, candidates=[poor, {"mse": 0.0}])
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (plain[0] / name).read_bytes()
+    assert metrics["candidate"] == 2
+    kls = [
+        line.rpartition("KL ")[2] for line in said if line.startswith("candidate ") and "KL" in line
+    ]
+    assert float(kls[0]) > float(kls[1]) == pytest.approx(metrics["candidate_kl"], rel=1e-3)
+    assert said.index("candidate 2 is shipped") < said.index("measuring fidelity")
+    assert not any((tmp_path / "work").glob("candidate-*"))
+
+
+def test_candidates_need_rows_to_choose_by(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    with pytest.raises(ContractError) as caught:
+        requantize(tmp_path, tiny_base, tiny_data, calibration_rows=60, candidates=[{"mse": 2.0}])
+    assert "are left to choose by after 60 that calibrate, expected at least 8" in str(caught.value)

@@ -1,6 +1,6 @@
 """quantize_base and requantize_gptq: to how few bits, and how far from the original."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,24 @@ class GptqFields(Section):
         return self
 
 
+class Candidate(Section):
+    """Fields of `requantize_gptq` that one of several tries changes."""
+
+    group_size: Literal[-1, 16, 32, 64, 128] | None = None
+    desc_act: bool | None = None
+    act_group_aware: bool | None = None
+    symmetric: bool | None = None
+    mse: float | None = Field(None, ge=0.0, le=8.0)
+    gptaq_alpha: float | None = Field(None, ge=0.0, le=1.0)
+    damp_percent: float | None = Field(None, gt=0.0, lt=1.0)
+    calibration_rows: Positive | None = None
+    general_share: Fraction | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Return what was changed."""
+        return self.model_dump(exclude_none=True)
+
+
 class QuantizeBase(GptqFields):
     """The cheap base the adapter is trained on; all but enabled, method and limit is of gptq only.
 
@@ -82,6 +100,12 @@ class RequantizeGptq(GptqFields):
     """
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
+    candidates: tuple[Candidate, ...] = Field(
+        (), description="tries that change these fields; the one closest to 16 bit is shipped"
+    )
+    candidate_rows: Positive = Field(
+        64, description="training rows that calibrate no candidate, on which they are compared"
+    )
     tensor_parallel: Positive = Field(
         1,
         description="GPUs a server splits the model over; checked, not written",

@@ -100,7 +100,8 @@ def sample_calibration(
     train = read_rows(data / TRAIN)
     general = read_rows(data / GENERAL) if general_share else []
     reasons = dict.fromkeys(("measured", "repeated", "control"), 0)
-    pieces = _taken(general, round(rows * general_share), seed, words, measured, reasons)
+    wanted = general_texts(data, rows, general_share)
+    pieces = _taken(general, wanted, seed, words, measured, reasons)
     taken = _taken(train, rows - len(pieces), seed, words, measured, reasons)
     if not taken:
         raise ContractError(
@@ -118,6 +119,12 @@ def sample_calibration(
         dropped=Dropped(**reasons),
         seed=seed,
     )
+
+
+def general_texts(data: Path, rows: int, general_share: float) -> int:
+    """Say how many of `rows` are to be general text, of which a dataset artifact may have less."""
+    wanted = round(rows * general_share)
+    return min(wanted, len(read_rows(data / GENERAL))) if wanted else 0
 
 
 def encode_calibration(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:

@@ -23,7 +23,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         kl (nats per token, 16 bit against 4 bit), agreement (share of tokens with the same most
         likely token), loss_16bit, loss_4bit, size_ratio, unquantized_share (of the
         blocks' parameters, such as routed experts, that stay in 16 bit), and what
-        `requant.quantization.calibrated.quantize_calibrated` gives.
+        `requant.quantization.best_of.quantize_best` gives.
 
     Raises:
         ConfigError: If group_size does not divide the in_features of a layer, or the calibration
@@ -33,16 +33,11 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     """
     from requant.comparison.folders import compare_folders, size_ratio
     from requant.models.pairing import check_pairing
-    from requant.quantization.calibrated import quantize_calibrated
+    from requant.quantization.best_of import quantize_best
     from requant.quantization.quantizable import unquantized
 
-    calibration = quantize_calibrated(
-        section,
-        "requantize_gptq",
-        context,
-        model=model,
-        data=data,
-        dtype=_dtype(section.dtype, model),
+    calibration = quantize_best(
+        section, context, model=model, data=data, dtype=_dtype(section.dtype, model)
     )
     check_pairing(model, context.out)
     skipped = unquantized(context.out)
