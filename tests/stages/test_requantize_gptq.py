@@ -13,7 +13,12 @@ from requant.config.quantizing import RequantizeGptq
 from requant.data.samples import read_rows
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.models.tokenizer import load_tokenizer
-from requant.quantization.calibration import sample_calibration
+from requant.quantization.calibration import (
+    MIN_TOKENS,
+    Dropped,
+    encode_calibration,
+    sample_calibration,
+)
 from requant.stages import requantize_gptq
 from requant.store.manifest import describe
 from tests.stages.conftest import make_context
@@ -49,9 +54,9 @@ def test_the_same_bytes_twice_and_its_figures(
     assert metrics["agreement"] > 0.5
     assert abs(metrics["loss_4bit"] - metrics["loss_16bit"]) < 0.2
     assert metrics["size_ratio"] < 1
-    assert metrics["calibration_rows"] == ROWS
+    assert (metrics["calibration_rows"], metrics["calibration_general"]) == (ROWS - 5, 5)
     assert metrics["calibration_tokens"] > ROWS
-    assert len(json.loads((out / "calibration.json").read_text())["rows"]) == ROWS
+    assert len(json.loads((out / "calibration.json").read_text())["rows"]) == ROWS - 5
 
 
 def test_a_master_is_as_large_as_what_is_served(tmp_path: Path, tiny_base: Path) -> None:
@@ -91,7 +96,7 @@ def test_rows_that_are_measured_on_are_not_calibrated_on(
     tokenizer = load_tokenizer(tiny_base)
     calibration = sample_calibration(tokenizer, data, 4, seed=0)
     assert sorted(calibration.rows) == [2, 3]
-    assert calibration.dropped == 2
+    assert calibration.dropped == Dropped(measured=2)
     write_rows(data / "train.jsonl", [shouted])
     with pytest.raises(ContractError, match=r"all 1 rows .* are also held out or evaluated on"):
         sample_calibration(tokenizer, data, 4, seed=0)
@@ -103,8 +108,11 @@ def test_a_group_size_that_does_not_divide_is_refused_before_work(
     with pytest.raises(ConfigError) as caught:
         requantize(tmp_path, tiny_base, tiny_data, group_size=128)
     text = str(caught.value)
-    assert "group_size=128 does not divide in_features=64 of model.layers.0.mlp.gate_proj" in text
-    assert "valid for this model: 32, 64" in text
+    assert (
+        "group_size=128 does not divide in_features=64 of model.layers.*.mlp.gate_proj (2), "
+        in text
+    )
+    assert "model.layers.*.self_attn.v_proj (2); valid for this model: 16, 32, 64" in text
     assert not any((tmp_path / "out").iterdir())
     assert not any((tmp_path / "work").iterdir())
 
@@ -152,17 +160,16 @@ def test_an_untied_output_layer_stays_as_it_is(
 
 
 def test_cuts_of_calibration_text_are_counted(tiny_base: Path) -> None:
-    from requant.quantization.gptq import MIN_CALIBRATION_TOKENS, encode_calibration
-
     tokenizer = load_tokenizer(tiny_base)
     texts = ["short", "a longer text of several words that is cut, and cut again " * 4]
     whole = tokenizer(texts[1], add_special_tokens=False)["input_ids"]
-    taken, used = encode_calibration(tokenizer, texts, 20)
-    assert taken == [whole[:20]]
-    assert (used.tokens, used.cut, used.lost_tokens, used.too_short) == (20, 1, len(whole) - 20, 1)
-    assert str(used) == (
+    taken = encode_calibration(tokenizer, texts, 20)
+    assert taken.ids == (tuple(whole[:20]),)
+    assert (taken.tokens, taken.cut, taken.too_short) == (20, 1, 1)
+    assert taken.lost_tokens == len(whole) - 20
+    assert str(taken) == (
         f"calibration: 20 tokens; 1 texts cut, {len(whole) - 20} tokens lost, 1 texts of at most "
-        f"{MIN_CALIBRATION_TOKENS} tokens left out"
+        f"{MIN_TOKENS} tokens left out"
     )
     with pytest.raises(ContractError, match="none of 1 texts has more than 10 tokens"):
         encode_calibration(tokenizer, texts[:1], 20)

@@ -95,12 +95,13 @@ def _check_merge(config: "Config") -> None:
             f"merge_fp16.base: {merge.base!r} with quantize_base.enabled=false: nothing was "
             "quantized; set merge_fp16.base=original"
         )
-    same_grid = quantize.method == "gptq" and again.enabled and again.bits == 4
+    same_grid = quantize.method == "gptq" and again.enabled and again.bits == quantize.bits
     if merge.base != "original" and same_grid and again.group_size == quantize.group_size:
         raise ValueError(
             f"merge_fp16.base: {merge.base!r} with quantize_base.method='gptq' and "
-            f"requantize_gptq.group_size={again.group_size}: weights that lie on a 4-bit grid are "
-            "rounded to the same grid again, which takes back most of what was trained; set "
+            f"requantize_gptq.group_size={again.group_size}: weights that lie on a "
+            f"{again.bits}-bit grid are rounded to the same grid again, which takes back most of "
+            "what was trained; set "
             "merge_fp16.base=original, or another group_size or quantize_base.method"
         )
 

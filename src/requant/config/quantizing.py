@@ -1,14 +1,85 @@
 """quantize_base and requantize_gptq: to how few bits, and how far from the original."""
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from requant.config.section import NOT_IN_KEY, Positive, Relative, Section
+from requant.config.section import NOT_IN_KEY, Fraction, Positive, Relative, Section
 
 
-class QuantizeBase(Section):
-    """The cheap base the adapter is trained on.
+class GptqFields(Section):
+    """GPTQ (Frantar et al. 2023, arXiv:2210.17323): named as GPTQModel names it.
+
+    What each choice buys on SmolLM2-135M, measured: docs/requantize.md.
+    """
+
+    bits: Literal[2, 3, 4, 8] = Field(4, description="bits per weight")
+    group_size: Literal[-1, 16, 32, 64, 128] = Field(
+        128, description="weights per scale; must divide in_features; -1: one scale a row"
+    )
+    desc_act: bool = Field(
+        False, description="round all columns by decreasing activation; slower to serve"
+    )
+    act_group_aware: bool = Field(
+        True,
+        description="round by decreasing activation, whole groups at a time; costs nothing to "
+        "serve; desc_act takes its place",
+    )
+    symmetric: bool = Field(True, description="no zero point; vLLM's Marlin kernels take no other")
+    mse: float = Field(
+        2.4,
+        ge=0.0,
+        le=8.0,
+        description="exponent of the error that each group's scale is searched for; 0: no search",
+    )
+    gptaq_alpha: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of a layer's input error corrected; 0 is GPTQ"
+    )
+    damp_percent: float = Field(0.05, gt=0.0, lt=1.0, description="of the mean Hessian diagonal")
+    damp_auto_increment: float = Field(
+        0.01, gt=0.0, lt=1.0, description="added at each try to invert the Hessian"
+    )
+    calibration_rows: Positive = Field(
+        128, description="training conversations and general texts together"
+    )
+    calibration_length: int = Field(512, ge=16, le=32768, description="tokens; longer rows are cut")
+    general_share: Fraction = Field(
+        0.33, description="share of calibration_rows that is old text nobody measures on"
+    )
+    calibration_min_tokens: Positive | None = Field(
+        None, description="refused below; null: the in_features of the widest layer"
+    )
+
+    @model_validator(mode="after")
+    def _one_order(self) -> Self:
+        if self.desc_act and self.act_group_aware and "act_group_aware" in self.model_fields_set:
+            raise ValueError(
+                "act_group_aware: true with desc_act=true are two orders of the columns; "
+                "set one of them to false"
+            )
+        return self
+
+
+class Candidate(Section):
+    """Fields of `requantize_gptq` that one of several tries changes."""
+
+    group_size: Literal[-1, 16, 32, 64, 128] | None = None
+    desc_act: bool | None = None
+    act_group_aware: bool | None = None
+    symmetric: bool | None = None
+    mse: float | None = Field(None, ge=0.0, le=8.0)
+    gptaq_alpha: float | None = Field(None, ge=0.0, le=1.0)
+    damp_percent: float | None = Field(None, gt=0.0, lt=1.0)
+    calibration_rows: Positive | None = None
+    general_share: Fraction | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Return what was changed."""
+        return self.model_dump(exclude_none=True)
+
+
+class QuantizeBase(GptqFields):
+    """The cheap base the adapter is trained on; all but enabled, method and limit is of gptq only.
 
     SmolLM2-135M-Instruct is 0.30 nats per token from its NF4 (69% agreement), 0.021 from int8.
     """
@@ -17,29 +88,29 @@ class QuantizeBase(Section):
         True, description="false trains on the original", json_schema_extra=NOT_IN_KEY
     )
     method: Literal["nf4", "int8", "gptq"] = Field("nf4", description="bitsandbytes or GPTQModel")
-    group_size: Literal[32, 64, 128] = Field(128, description="weights per scale, gptq only")
-    calibration_rows: Positive = Field(128, description="conversations, gptq only")
     fidelity_max_kl: Relative = Field(
         1.0, description="nats per token, original against quantized base, where there is a dataset"
     )
 
 
-class RequantizeGptq(Section):
-    """GPTQ (Frantar et al. 2023) of the 16-bit result, calibrated on the training distribution.
+class RequantizeGptq(GptqFields):
+    """GPTQ of the 16-bit result, calibrated on the training distribution and on old text.
 
     SmolLM2-135M-Instruct is 0.106 nats per token from its 4 bit (groups of 64, 83% agreement).
     """
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
-    bits: Literal[4, 8] = Field(4, description="bits per weight")
-    group_size: Literal[32, 64, 128] = Field(
-        128, description="weights per scale; must divide in_features"
+    candidates: tuple[Candidate, ...] = Field(
+        (), description="tries that change these fields; the one closest to 16 bit is shipped"
     )
-    desc_act: bool = Field(False, description="quantize by decreasing activation; slower to serve")
-    symmetric: bool = Field(True, description="no zero point")
-    damp_percent: float = Field(0.05, gt=0.0, lt=1.0, description="of the mean Hessian diagonal")
-    calibration_rows: Positive = Field(128, description="conversations from the training set")
-    calibration_length: int = Field(512, ge=16, le=32768, description="tokens; longer rows are cut")
+    candidate_rows: Positive = Field(
+        64, description="training rows that calibrate no candidate, on which they are compared"
+    )
+    tensor_parallel: Positive = Field(
+        1,
+        description="GPUs a server splits the model over; checked, not written",
+        json_schema_extra=NOT_IN_KEY,
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto",
         description="of what is not quantized; auto keeps each tensor's own, and of a float32 "

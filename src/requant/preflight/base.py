@@ -210,7 +210,9 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
     quantizing = {
         "quantize_base": quantizing_problems(facts.layers, size) if quantize.enabled else [],
         "requantize_gptq": (
-            quantizing_problems(facts.layers, again.group_size) if again.enabled else []
+            quantizing_problems(facts.layers, again.group_size, again.tensor_parallel)
+            if again.enabled
+            else []
         ),
     }
     for section, problems in quantizing.items():

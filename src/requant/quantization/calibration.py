@@ -1,71 +1,108 @@
-"""Calibration text for GPTQ: from the training distribution, never from what is measured on."""
+"""Calibration text for GPTQ: the training distribution and general text, never what is measured."""
 
 import hashlib
 import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from requant.data.artifact import TRAIN
-from requant.data.chat_template import dialect, read_rules, render
+from requant.data.artifact import GENERAL, TRAIN
+from requant.data.chat_template import Dialect, dialect, read_rules, render
 from requant.data.checks import check_control
-from requant.data.overlap import answers, measured_texts
+from requant.data.formats import Row
+from requant.data.overlap import NGRAM, OVERLAP, Measured, answers, measured_texts, normalised
 from requant.data.samples import read_rows
-from requant.errors import ContractError
+from requant.errors import ConfigError, ContractError
+from requant.outside.tokenizer_patterns import naming_patterns
+
+MIN_TOKENS = 10
+"""GPTQModel drops sequences up to this length."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Sampled rows that calibration did not take, by the first reason that held."""
+
+    measured: int = 0
+    """An answer is measured on, word for word or in half of its n-grams."""
+    repeated: int = 0
+    """The same text was taken already."""
+    control: int = 0
+    """Control tokens are spelled, which only ids could keep apart."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.measured} that are measured on, {self.repeated} taken already, "
+            f"{self.control} that spell control tokens"
+        )
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Conversations through the chat template, and where they came from."""
+    """Conversations through the chat template, general text, and where they came from."""
 
     texts: tuple[str, ...]
     rows: tuple[int, ...]
-    """Line numbers in train.jsonl, from 0, in the order of `texts`."""
-    dropped: int
-    """Sampled rows that are also held out or evaluated on, or that spell control tokens."""
+    """Line numbers in train.jsonl, from 0, in the order of the first of `texts`."""
+    general: tuple[int, ...]
+    """Line numbers in general.jsonl, from 0, in the order of the rest of `texts`."""
+    dropped: Dropped
     seed: int
 
-    def as_record(self) -> dict[str, Any]:
-        """What to keep beside a model, so that its calibration can be repeated and checked."""
-        digest = hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
-        return {
-            "seed": self.seed,
-            "rows": list(self.rows),
-            "dropped": self.dropped,
-            "sha256": digest,
-        }
+
+@dataclass(frozen=True)
+class Encoded:
+    """Calibration texts as token ids, and what of them was used."""
+
+    ids: tuple[tuple[int, ...], ...]
+    cut: int
+    """Texts longer than the limit."""
+    lost_tokens: int
+    """Tokens of the cut texts beyond the limit."""
+    too_short: int
+    """Texts that GPTQModel does not take."""
+
+    @property
+    def tokens(self) -> int:
+        """How many are read."""
+        return sum(map(len, self.ids))
+
+    def __str__(self) -> str:
+        return (
+            f"calibration: {self.tokens} tokens; {self.cut} texts cut, {self.lost_tokens} tokens "
+            f"lost, {self.too_short} texts of at most {MIN_TOKENS} tokens left out"
+        )
 
 
-def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Calibration:
-    """Sample training conversations that nobody measures on.
+def sample_calibration(
+    tokenizer: Any, data: Path, rows: int, seed: int, general_share: float = 0.0
+) -> Calibration:
+    """Sample training conversations and general text that nobody measures on.
 
-    A row is dropped when the normalised text of one of its answers is an answer in heldout.jsonl
-    or a value in an evaluation document.
+    A row is dropped when an answer of it, evened out, is an answer in heldout.jsonl or a value in
+    an evaluation document, or shares `OVERLAP` of its runs of `NGRAM` words with them. Questions
+    are not looked at: a system prompt that all rows share would drop all of them.
 
     Args:
         tokenizer: With the chat template of the model.
         data: Dataset artifact.
-        rows: At most this many are taken.
+        rows: At most this many are taken, both kinds together.
         seed: Of the order in which rows are tried.
+        general_share: Share of `rows` that is general text, where there is enough.
 
     Raises:
         ContractError: If no row is left.
     """
-    train = read_rows(data / TRAIN)
-    measured = measured_texts(data)
     words = dialect(tokenizer, read_rules(data))
-    order = random.Random(seed).sample(range(len(train)), len(train))
-    taken: list[int] = []
-    dropped = 0
-    for index in order:
-        if len(taken) == rows:
-            break
-        # Only ids could keep control tokens that a text spells apart, and this is text.
-        spells_control = check_control(words, train[index])
-        if not spells_control and measured.isdisjoint(answers(train[index])):
-            taken.append(index)
-        else:
-            dropped += 1
+    measured = Measured(measured_texts(data))
+    train = read_rows(data / TRAIN)
+    general = read_rows(data / GENERAL) if general_share else []
+    reasons = dict.fromkeys(("measured", "repeated", "control"), 0)
+    wanted = general_texts(data, rows, general_share)
+    pieces = _taken(general, wanted, seed, words, measured, reasons)
+    taken = _taken(train, rows - len(pieces), seed, words, measured, reasons)
     if not taken:
         raise ContractError(
             f"calibration: all {len(train)} rows of {data / TRAIN} are also held out or "
@@ -74,12 +111,122 @@ def sample_calibration(tokenizer: Any, data: Path, rows: int, seed: int) -> Cali
         )
     return Calibration(
         texts=tuple(
-            train[index]["text"]
-            if "text" in train[index]
-            else render(words, train[index]["messages"], train[index])
-            for index in taken
+            row["text"] if "text" in row else render(words, row["messages"], row)
+            for row in (*(train[index] for index in taken), *(general[index] for index in pieces))
         ),
         rows=tuple(taken),
-        dropped=dropped,
+        general=tuple(pieces),
+        dropped=Dropped(**reasons),
         seed=seed,
     )
+
+
+def general_texts(data: Path, rows: int, general_share: float) -> int:
+    """Say how many of `rows` are to be general text, of which a dataset artifact may have less."""
+    wanted = round(rows * general_share)
+    return min(wanted, len(read_rows(data / GENERAL))) if wanted else 0
+
+
+def encode_calibration(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
+    """Encode calibration texts, cut them, leave out what GPTQModel would, and count both.
+
+    Raises:
+        ContractError: If no text is long enough.
+    """
+    with naming_patterns(tokenizer, "calibration"):
+        encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    usable = tuple(tuple(ids[:max_length]) for ids in encoded if len(ids) > MIN_TOKENS)
+    if not usable:
+        raise ContractError(
+            f"calibration: none of {len(texts)} texts has more than {MIN_TOKENS} "
+            "tokens; give longer conversations"
+        )
+    over = [len(ids) - max_length for ids in encoded if len(ids) > max_length]
+    return Encoded(usable, len(over), sum(over), len(encoded) - len(usable))
+
+
+def check_tokens(encoded: Encoded, floor: int, section: str) -> None:
+    """Refuse a calibration from which GPTQ cannot know the layers' inputs.
+
+    Args:
+        encoded: The calibration.
+        floor: Tokens it needs at least.
+        section: Of the configuration, for the error.
+
+    Raises:
+        ConfigError: With the figure, what was expected and the way out.
+    """
+    if encoded.tokens >= floor:
+        return
+    raise ConfigError(
+        f"{section}: {len(encoded.ids)} texts of calibration have {encoded.tokens} tokens, "
+        f"expected at least {floor} ({section}.calibration_min_tokens): with fewer, 4 bit is no "
+        f"better than rounding to the nearest; raise {section}.calibration_rows or "
+        f"{section}.calibration_length, give prepare_data more rows, or lower the floor"
+    )
+
+
+def calibration_record(calibration: Calibration, encoded: Encoded) -> dict[str, Any]:
+    """Say what to keep beside a model, so that its calibration can be repeated and checked."""
+    lengths = sorted(map(len, encoded.ids))
+    digest = hashlib.sha256("\0".join(calibration.texts).encode()).hexdigest()
+    return {
+        "seed": calibration.seed,
+        "rows": list(calibration.rows),
+        "general": list(calibration.general),
+        "dropped": vars(calibration.dropped),
+        "overlap": {"ngram": NGRAM, "share": OVERLAP},
+        "texts": len(encoded.ids),
+        "tokens": encoded.tokens,
+        "lengths": {"least": lengths[0], "median": median(lengths), "most": lengths[-1]},
+        "cut": encoded.cut,
+        "lost_tokens": encoded.lost_tokens,
+        "too_short": encoded.too_short,
+        "sha256": digest,
+    }
+
+
+def calibration_metrics(calibration: Calibration, encoded: Encoded) -> dict[str, float]:
+    """Flat figures for a stage's record."""
+    dropped = calibration.dropped
+    return {
+        "calibration_rows": float(len(calibration.rows)),
+        "calibration_general": float(len(calibration.general)),
+        "calibration_tokens": float(encoded.tokens),
+        "calibration_cut": float(encoded.cut),
+        "calibration_lost_tokens": float(encoded.lost_tokens),
+        "calibration_dropped": float(sum(vars(dropped).values())),
+        "calibration_measured": float(dropped.measured),
+    }
+
+
+def _taken(
+    rows: Sequence[Row],
+    count: int,
+    seed: int,
+    words: Dialect,
+    measured: Measured,
+    reasons: dict[str, int],
+) -> list[int]:
+    """Choose rows in an order by the seed; count in `reasons` those that were passed over."""
+    taken: list[int] = []
+    seen: set[str] = set()
+    for index in _shuffled(range(len(rows)), seed):
+        if len(taken) >= count:
+            break
+        row, text = rows[index], normalised(rows[index])
+        if measured.holds(answers(row)):
+            reasons["measured"] += 1
+        elif text in seen:
+            reasons["repeated"] += 1
+        elif check_control(words, row):
+            reasons["control"] += 1
+        else:
+            taken.append(index)
+            seen.add(text)
+    return taken
+
+
+def _shuffled(numbers: Iterable[int], seed: int) -> Iterator[int]:
+    order = list(numbers)
+    yield from random.Random(seed).sample(order, len(order))

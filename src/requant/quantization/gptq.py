@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.errors import ContractError
 from requant.execution.stage import Reporter
 from requant.machine.library_noise import no_library_noise
 from requant.models.config import read_model_config
@@ -18,56 +17,57 @@ from requant.models.device import clear_memory, compute_dtype
 from requant.models.folder import stored_dtype
 from requant.models.load import import_gptqmodel
 from requant.models.skeleton import empty_model, read_causal_config
-from requant.models.tokenizer import load_tokenizer
-from requant.outside.tokenizer_patterns import naming_patterns
+from requant.quantization.calibration import MIN_TOKENS
 from requant.quantization.gptq_files import assemble
 from requant.quantization.gptq_workers import errors_of_workers
 from requant.quantization.quantizable import check_quantizable, fused_experts
+from requant.quantization.scales import searched_scales
+from requant.quantization.settings import GptqSettings, gptqmodel_settings
 
 if TYPE_CHECKING:
     import torch
 
 CALIBRATION_BATCH = 8
 """Sequences per calibration forward pass."""
-MIN_CALIBRATION_TOKENS = 10
-"""GPTQModel drops sequences up to this length."""
+GPTAQ_BATCH = 1
+"""GPTQModel takes the padding out of a layer's inputs, and leaves it in what GPTAQ holds them
+against."""
 
 
 @dataclass(frozen=True)
-class CalibrationUse:
-    """What of the calibration texts was used."""
+class Rounding:
+    """How the layers were rounded, where that was not as asked."""
 
-    tokens: int
-    cut: int
-    """Texts longer than the limit."""
-    lost_tokens: int
-    """Tokens of the cut texts beyond the limit."""
-    too_short: int
-    """Texts that GPTQModel does not take."""
+    damped: Mapping[str, float]
+    """Layers whose Hessian was positive definite with more damping only, and how much."""
+    to_nearest: tuple[str, ...]
+    """Layers that too few tokens reached (experts), or whose Hessian no damping mended."""
 
-    def __str__(self) -> str:
-        return (
-            f"calibration: {self.tokens} tokens; {self.cut} texts cut, {self.lost_tokens} tokens "
-            f"lost, {self.too_short} texts of at most {MIN_CALIBRATION_TOKENS} tokens left out"
-        )
+    def lines(self) -> list[str]:
+        """Say what a person should know of it, one line a kind."""
+        found = []
+        if self.damped:
+            each = ", ".join(f"{name} ({damp:g})" for name, damp in self.damped.items())
+            found.append(f"{len(self.damped)} layers took more damping than damp_percent: {each}")
+        if self.to_nearest:
+            found.append(
+                f"{len(self.to_nearest)} layers are rounded to the nearest, as too few calibration "
+                f"tokens reached them: {', '.join(self.to_nearest)}; raise calibration_rows"
+            )
+        return found
 
 
 def quantize_gptq(
     model_folder: Path,
     out: Path,
-    texts: Sequence[str],
+    calibration: Sequence[Sequence[int]],
+    settings: GptqSettings,
     *,
-    bits: int,
-    group_size: int,
-    desc_act: bool,
-    symmetric: bool,
-    damp_percent: float,
-    max_length: int,
     device: str,
     work: Path,
     reporter: Reporter,
     dtype: str | None = None,
-) -> CalibrationUse:
+) -> Rounding:
     """Quantize the linear layers of the blocks; everything else stays as it is.
 
     Nothing in it is random: the same model and texts give the same bytes on one kind of machine.
@@ -75,91 +75,55 @@ def quantize_gptq(
     Args:
         model_folder: The 16-bit model.
         out: Existing empty folder; gets a checkpoint that transformers, vLLM and AutoGPTQ load.
-        texts: Calibration documents, already through the chat template.
-        bits: Per weight, 4 or 8.
-        group_size: Weights along in_features that share a scale.
-        desc_act: Quantize columns by decreasing activation.
-        symmetric: No zero point.
-        damp_percent: Added to the Hessian's diagonal, as a share of its mean.
-        max_length: Tokens; longer texts are cut.
+        calibration: Token ids of documents, already through the chat template, [texts][tokens].
+        settings: How to round.
         device: cpu or cuda.
         work: Scratch on the filesystem of `out`.
-        reporter: Is told of each block.
+        reporter: Is told of each block, and of layers that were not rounded as asked.
         dtype: torch name of the floating dtype that what is not quantized is written in; None
             keeps each tensor's own.
 
     Returns:
-        What of the calibration texts was used; it is said, too.
+        Which layers were not rounded as asked.
 
     Raises:
-        ConfigError: If `group_size` does not divide the in_features of a layer.
-        ContractError: If the model is quantized already, incomplete, or no text is long enough.
+        ConfigError: If the group size does not divide the in_features of a layer.
+        ContractError: If the model is quantized already, or incomplete.
         ParityError: If a scale comes out as NaN or infinity.
     """
-    check_quantizable(model_folder, group_size)
-    calibration, used = encode_calibration(load_tokenizer(model_folder), texts, max_length)
-    reporter.message(str(used))
+    check_quantizable(model_folder, settings.group_size)
     network = empty_model(read_causal_config(model_folder))
     draft = work / "gptq"
     shutil.rmtree(draft, ignore_errors=True)
-    _run_gptqmodel(
+    rounding = _run_gptqmodel(
         model_folder,
         draft,
         calibration,
-        settings={
-            "bits": bits,
-            "group_size": group_size,
-            "desc_act": desc_act,
-            "act_group_aware": not desc_act,
-            "sym": symmetric,
-            "damp_percent": damp_percent,
-            # transformers holds all experts of a block in one tensor, and fills it with random
-            # numbers where the files hold packed ones.
-            "dynamic": {f"-:{re.escape(name)}\\..*": {} for name in fused_experts(network)} or None,
-        },
+        settings,
+        # transformers holds all experts of a block in one tensor, and fills it with random numbers
+        # where the files hold packed ones.
+        left_out=[f"{re.escape(name)}\\..*" for name in fused_experts(network)],
         device=device,
         work=work,
         reporter=reporter,
     )
+    for line in rounding.lines():
+        reporter.message(line)
     assemble(model_folder, draft, out, network.base_model_prefix, dtype)
-    return used
-
-
-def encode_calibration(
-    tokenizer: Any, texts: Sequence[str], max_length: int
-) -> tuple[list[list[int]], CalibrationUse]:
-    """Encode calibration texts, cut them, leave out what GPTQModel would, and count both.
-
-    Raises:
-        ContractError: If no text is long enough.
-    """
-    with naming_patterns(tokenizer, "calibration"):
-        encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    usable = [ids[:max_length] for ids in encoded if len(ids) > MIN_CALIBRATION_TOKENS]
-    if not usable:
-        raise ContractError(
-            f"calibration: none of {len(texts)} texts has more than {MIN_CALIBRATION_TOKENS} "
-            "tokens; give longer conversations"
-        )
-    over = [len(ids) - max_length for ids in encoded if len(ids) > max_length]
-    return usable, CalibrationUse(
-        tokens=sum(map(len, usable)),
-        cut=len(over),
-        lost_tokens=sum(over),
-        too_short=len(encoded) - len(usable),
-    )
+    return rounding
 
 
 def _run_gptqmodel(
     model_folder: Path,
     draft: Path,
     calibration: Sequence[Sequence[int]],
+    settings: GptqSettings,
     *,
-    settings: Mapping[str, Any],
+    left_out: Sequence[str],
     device: str,
     work: Path,
     reporter: Reporter,
-) -> None:
+) -> Rounding:
     import_gptqmodel()
     from gptqmodel.looper import loop_processor, module_looper
 
@@ -167,11 +131,11 @@ def _run_gptqmodel(
     loop_processor._PROJECT_LOG_DIR = work / "gptqmodel-logs"
     # It writes a file to time the disk, and calls a disk that others use too an ERROR.
     module_looper.io_write_performance = lambda: None
-    with no_library_noise(), errors_of_workers():
+    with no_library_noise(), errors_of_workers(), searched_scales():
         from gptqmodel import GPTQModel, QuantizeConfig
 
         config = QuantizeConfig(
-            **settings,
+            **gptqmodel_settings(settings, left_out),
             device=device,
             # The default compiles a C++ extension first, which takes 50 s; torch needs 4 s for the
             # largest layer of a 14B model.
@@ -193,14 +157,30 @@ def _run_gptqmodel(
         model.layer_callback = layer_complete
         model.quantize(
             [{"input_ids": list(ids), "attention_mask": [1] * len(ids)} for ids in calibration],
-            batch_size=CALIBRATION_BATCH,
-            calibration_data_min_length=MIN_CALIBRATION_TOKENS,
+            batch_size=GPTAQ_BATCH if settings.gptaq_alpha else CALIBRATION_BATCH,
+            calibration_data_min_length=MIN_TOKENS,
         )
         # It prints both configurations.
         with redirect_stdout(io.StringIO()):
             model.save(str(draft))
+        rounding = _rounding(model.quant_log, settings)
         del model
     clear_memory()
+    return rounding
+
+
+def _rounding(log: Sequence[Mapping[str, Any]], settings: GptqSettings) -> Rounding:
+    """Read GPTQModel's own log: a layer each, with the damping it took and its loss."""
+    damped: dict[str, float] = {}
+    to_nearest: list[str] = []
+    for entry in log:
+        name, damp = f"block {entry['layer']} {entry['module']}", float(entry["damp"])
+        # It writes a word where a layer has no loss, because it was rounded without its Hessian.
+        if "fallback" in str(entry["loss"]):
+            to_nearest.append(name)
+        elif damp > settings.damp_percent + 1e-5:
+            damped[name] = damp
+    return Rounding(damped, () if settings.round_to_nearest else tuple(to_nearest))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ Conv1D (GPT-2)                 refused: the weights lie the other way round
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from requant.models.pairing import check_model_folder
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.wording import few
 
-GROUP_SIZES = (32, 64, 128)
+GROUP_SIZES = (16, 32, 64, 128)
 NUMBER = re.compile(r"\.\d+\.")
 
 
@@ -35,6 +35,8 @@ class Layers:
     """Conv1D layers."""
     renamed: tuple[str, ...] = ()
     """Linear layers whose weights have another name in the files."""
+    split: tuple[str, ...] = ()
+    """Linear layers whose in_features tensor parallelism splits over GPUs (row-parallel)."""
 
 
 def layers_of(model: Any, names: Iterable[str]) -> Layers:
@@ -46,6 +48,13 @@ def layers_of(model: Any, names: Iterable[str]) -> Layers:
     """
     from torch.nn import Linear
 
+    rowwise = [
+        re.escape(pattern).replace(r"\*", r"\d+")
+        for pattern, style in (getattr(model.config, "base_model_tp_plan", None) or {}).items()
+        if style == "rowwise"
+    ]
+    split = re.compile("|".join(f"(?:.*\\.)?{pattern}" for pattern in rowwise or [r"(?!)"]))
+
     stored = set(names)
     inside = {name: module for name, module in model.named_modules() if NUMBER.search(name)}
     linear = {name: module for name, module in inside.items() if isinstance(module, Linear)}
@@ -55,6 +64,7 @@ def layers_of(model: Any, names: Iterable[str]) -> Layers:
         renamed=tuple(
             name for name in linear if file_name(name, model.base_model_prefix, stored) is None
         ),
+        split=tuple(name for name in linear if split.fullmatch(name)),
     )
 
 
@@ -81,12 +91,15 @@ def file_name(module: str, prefix: str, stored: Iterable[str]) -> str | None:
     return None
 
 
-def quantizing_problems(layers: Layers, group_size: int | None) -> list[tuple[str, str]]:
-    """Say why layers cannot be quantized: the section's field, and the reason with a way out.
+def quantizing_problems(
+    layers: Layers, group_size: int | None, tensor_parallel: int = 1
+) -> list[tuple[str, str]]:
+    """Say all that speaks against quantizing: the section's field, and the reason with a way out.
 
     Args:
         layers: Of the model.
         group_size: Of GPTQ; None for bitsandbytes.
+        tensor_parallel: GPUs that a server splits the quantized model over.
     """
     if layers.turned:
         return [
@@ -100,41 +113,97 @@ def quantizing_problems(layers: Layers, group_size: int | None) -> list[tuple[st
         ]
     if group_size is None:
         return []
+    problems = []
     if layers.renamed:
-        return [
+        problems.append(
             (
                 "enabled",
                 f"its files name {len(layers.renamed)} of its linear layers otherwise than "
                 f"transformers ({few(layers.renamed)}), so that what GPTQ makes of them could not "
                 "be loaded; set requantize_gptq.enabled=false, and quantize_base.method=nf4",
             )
-        ]
-    unfit = {name: count for name, count in layers.features.items() if count % group_size}
-    if not unfit:
-        return []
-    alike: dict[int, list[str]] = {}
-    for name, count in sorted(unfit.items()):
-        alike.setdefault(count, []).append(name)
-    where = ", ".join(f"in_features={count} of {few(names)}" for count, names in alike.items())
-    sizes = set(layers.features.values())
-    valid = [str(size) for size in GROUP_SIZES if all(count % size == 0 for count in sizes)]
-    way_out = ", ".join(valid) or (
-        "none, set requantize_gptq.enabled=false and quantize_base.method=nf4"
-    )
-    return [
-        ("group_size", f"{group_size} does not divide {where}; valid for this model: {way_out}")
+        )
+    unfit = [name for name, count in layers.features.items() if count % abs(group_size)]
+    if unfit:
+        problems.append(
+            (
+                "group_size",
+                f"{group_size} does not divide {_listed(layers, unfit)}; valid for this model: "
+                + _valid(lambda size: _divides(layers, size)),
+            )
+        )
+        return problems
+    uneven = [
+        name for name in layers.split if not _splits(layers, name, group_size, tensor_parallel)
     ]
+    if uneven:
+        problems.append(
+            (
+                "tensor_parallel",
+                f"{tensor_parallel} GPUs cannot share the groups of {group_size} of "
+                f"{_listed(layers, uneven, group_size)}; valid group_size for {tensor_parallel}: "
+                + _valid(
+                    lambda size: (
+                        _divides(layers, size)
+                        and all(
+                            _splits(layers, name, size, tensor_parallel) for name in layers.split
+                        )
+                    ),
+                    "none, serve this model on one GPU (tensor_parallel=1)",
+                ),
+            )
+        )
+    return problems
 
 
-def check_quantizable(model_folder: Path, group_size: int | None) -> None:
+def _divides(layers: Layers, size: int) -> bool:
+    return all(count % size == 0 for count in layers.features.values())
+
+
+def _splits(layers: Layers, name: str, size: int, parts: int) -> bool:
+    """Tell whether every GPU gets whole groups of a layer, or columns where it has one group."""
+    return layers.features[name] % (parts * abs(size)) == 0
+
+
+def _valid(
+    fits: Callable[[int], bool],
+    otherwise: str = "none, set requantize_gptq.enabled=false and quantize_base.method=nf4",
+) -> str:
+    return ", ".join(str(size) for size in GROUP_SIZES if fits(size)) or otherwise
+
+
+def _listed(layers: Layers, names: Iterable[str], group_size: int | None = None) -> str:
+    """Put all layers into words, those of one name and size in different blocks as one kind."""
+    kinds: Counter[tuple[int, str]] = Counter(
+        (layers.features[name], NUMBER.sub(".*.", name)) for name in names
+    )
+    by_size: dict[int, list[str]] = {}
+    for (count, kind), number in sorted(kinds.items()):
+        by_size.setdefault(count, []).append(f"{kind} ({number})")
+    return ", ".join(
+        f"in_features={count}"
+        + (f" ({count // group_size} groups)" if group_size and group_size > 0 else "")
+        + f" of {', '.join(found)}"
+        for count, found in by_size.items()
+    )
+
+
+def check_quantizable(
+    model_folder: Path, group_size: int | None, tensor_parallel: int = 1
+) -> Layers:
     """Refuse what cannot be quantized, from configuration and headers alone.
 
     Args:
         model_folder: The model.
         group_size: Of GPTQ; None for a method without groups.
+        tensor_parallel: GPUs that a server splits the quantized model over.
+
+    Returns:
+        The layers of the model.
 
     Raises:
-        ConfigError: If `group_size` does not divide the in_features of a layer.
+        ConfigError: If `group_size` does not divide the in_features of a layer, or GPUs could not
+            share its groups; all such layers are named.
         ContractError: If the model is quantized already, or its layers are no nn.Linear.
         ArtifactError: If it is no complete model folder.
     """
@@ -144,13 +213,15 @@ def check_quantizable(model_folder: Path, group_size: int | None) -> None:
         raise ContractError(
             f"{model_folder}: is quantized already ({method}); give the 16-bit model it was made of"
         )
-    model = empty_model(read_causal_config(model_folder))
-    for field, text in quantizing_problems(
-        layers_of(model, read_headers(model_folder)), group_size
-    ):
-        if field == "group_size":
-            raise ConfigError(f"group_size={text}")
-        raise ContractError(f"{model_folder}: {text}")
+    layers = layers_of(empty_model(read_causal_config(model_folder)), read_headers(model_folder))
+    problems = quantizing_problems(layers, group_size, tensor_parallel)
+    if not problems:
+        return layers
+    text = "\n".join(
+        f"{model_folder}: {words}" if field == "enabled" else f"{field}={words}"
+        for field, words in problems
+    )
+    raise (ContractError if problems[0][0] == "enabled" else ConfigError)(text)
 
 
 @dataclass(frozen=True)

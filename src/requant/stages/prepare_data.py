@@ -1,5 +1,6 @@
 """prepare_data: one night's conversations, a held-out part, and evaluation tasks made from it."""
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +12,11 @@ from requant.config.task_names import (
     OLD_PERPLEXITY,
 )
 from requant.corpus import corpus_digest, topics
-from requant.data.artifact import CARD_NAME, EVALUATION, HELDOUT, TRAIN
+from requant.data.artifact import CARD_NAME, EVALUATION, GENERAL, HELDOUT, TRAIN
 from requant.data.chat_template import write_rules
 from requant.data.formats import Row
-from requant.data.overlap import duplicates
+from requant.data.overlap import Measured, duplicates, even
+from requant.data.plain_text import chunks
 from requant.data.rows import write_jsonl
 from requant.data.sources import (
     Sources,
@@ -27,10 +29,18 @@ from requant.data.sources import (
     split_rows,
 )
 from requant.errors import ConfigError
-from requant.evaluation.tasks import night_documents, write_choice_task, write_perplexity_task
+from requant.evaluation.tasks import (
+    Documents,
+    night_documents,
+    write_choice_task,
+    write_perplexity_task,
+)
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
 from requant.store.manifest import hash_file
+
+GENERAL_PIECES = 256
+"""Of some 150 tokens each: a calibration takes half of them at most."""
 
 
 def execute(section: PrepareData, context: StageContext) -> Metrics:
@@ -38,8 +48,8 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
 
     Returns:
         Counts: train_rows, heldout_rows, rows_with_ignored_fields (columns or fields that nothing
-        reads), duplicate_rows (rows that repeat an earlier one), and `<task>_documents` of each
-        generated task.
+        reads), duplicate_rows (rows that repeat an earlier one), general_rows (pieces of old text
+        for calibration), and `<task>_documents` of each generated task.
 
     Raises:
         ContractError: On a bad row, an overlap with a given held-out part, or an empty part.
@@ -62,12 +72,17 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     write_jsonl(context.out / HELDOUT, heldout)
     write_rules(context.out, rules_of(section))
     (context.out / CARD_NAME).write_bytes(canonical_json(_card(sources)))
-    documents = _write_tasks(section, context, heldout, read_old_text(section))
+    old_text = read_old_text(section)
+    made = night_documents(heldout, old_text, section.max_evaluation_rows, context.seed)
+    general = _general(old_text, made.old, context.seed)
+    write_jsonl(context.out / GENERAL, general)
+    documents = _write_tasks(section, context, made)
     return {
         "train_rows": float(len(train)),
         "heldout_rows": float(len(heldout)),
         "rows_with_ignored_fields": float(sum(bool(row.ignored) for row in sources.everything)),
         "duplicate_rows": float(repeated),
+        "general_rows": float(len(general)),
         **{f"{task}_documents": float(count) for task, count in documents.items()},
     }
 
@@ -126,15 +141,17 @@ def _card(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _write_tasks(
-    section: PrepareData,
-    context: StageContext,
-    heldout: Sequence[Row],
-    old_text: str,
-) -> dict[str, int]:
+def _general(old_text: str, measured: Sequence[str], seed: int) -> list[Row]:
+    """Take pieces of old text that nobody measures on, the order by the seed."""
+    held = Measured(map(even, measured))
+    pieces = [piece for piece in dict.fromkeys(chunks(old_text)) if not held.holds([even(piece)])]
+    taken = random.Random(f"{seed}-general").sample(pieces, min(GENERAL_PIECES, len(pieces)))
+    return [{"text": piece} for piece in taken]
+
+
+def _write_tasks(section: PrepareData, context: StageContext, made: Documents) -> dict[str, int]:
     folder = context.out / EVALUATION
-    limit, choice = section.max_evaluation_rows, choice_task(section.source)
-    made = night_documents(heldout, old_text, limit, context.seed)
+    choice = choice_task(section.source)
     counts = {}
     for task, texts in ((HELDOUT_PERPLEXITY, made.heldout), (OLD_PERPLEXITY, made.old)):
         if texts:
@@ -154,7 +171,7 @@ def _write_tasks(
 
 STAGE = Stage(
     name="prepare_data",
-    version=3,
+    version=4,
     kind="dataset",
     libraries=("datasets",),
     execute=execute,

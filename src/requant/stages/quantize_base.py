@@ -11,9 +11,6 @@ from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
 from requant.models.provenance import weights_digest, write_provenance
 
-CALIBRATION_TOKENS = 512
-"""Per conversation, gptq only."""
-DAMP_PERCENT = 0.05
 FIDELITY_ROWS = 8
 PROBE = "The quick brown fox jumps over the lazy dog."
 
@@ -32,7 +29,8 @@ def execute(
     Returns:
         size_ratio (of the weights' bytes), unquantized_share (of the blocks' parameters, such as
         routed experts, that stay in 16 bit), and with data kl, agreement, loss_reference and
-        loss_candidate of the quantized base against the original (nats per token).
+        loss_candidate of the quantized base against the original (nats per token); of gptq what
+        `requant.quantization.calibrated.quantize_calibrated` gives, too.
 
     Raises:
         ConfigError: If gptq has no data, or its group_size does not divide a layer.
@@ -46,10 +44,11 @@ def execute(
     from requant.quantization.quantizable import check_quantizable, unquantized
 
     gptq = section.method == "gptq"
-    check_quantizable(base, section.group_size if gptq else None)
+    calibration: Metrics = {}
     if gptq:
-        _quantize_gptq(section, context, base, data)
+        calibration = _quantize_gptq(section, context, base, data)
     else:
+        check_quantizable(base, None)
         context.reporter.message(f"quantizing to {section.method}")
         quantize_bitsandbytes(base, context.out, section.method, context.device)
     check_pairing(base, context.out)
@@ -63,6 +62,7 @@ def execute(
     return {
         "size_ratio": size_ratio(context.out, base),
         "unquantized_share": skipped.share,
+        **calibration,
         **found,
     }
 
@@ -89,34 +89,15 @@ def check_base_fidelity(metrics: Metrics, section: QuantizeBase) -> None:
 
 def _quantize_gptq(
     section: QuantizeBase, context: StageContext, base: Path, data: Path | None
-) -> None:
-    from requant.models.tokenizer import load_tokenizer
-    from requant.quantization.calibration import sample_calibration
-    from requant.quantization.gptq import quantize_gptq
+) -> Metrics:
+    from requant.quantization.calibrated import quantize_calibrated
 
     if data is None:
         raise ConfigError(
             "quantize_base.method='gptq' needs calibration text, and this run has no prepare_data; "
             "set quantize_base.method to nf4 or int8, which need none"
         )
-    calibration = sample_calibration(
-        load_tokenizer(base), data, section.calibration_rows, context.seed
-    )
-    context.reporter.message(f"quantizing to gptq on {len(calibration.texts)} conversations")
-    quantize_gptq(
-        base,
-        context.out,
-        calibration.texts,
-        bits=4,
-        group_size=section.group_size,
-        desc_act=False,
-        symmetric=True,
-        damp_percent=DAMP_PERCENT,
-        max_length=CALIBRATION_TOKENS,
-        device=context.device,
-        work=context.work,
-        reporter=context.reporter,
-    )
+    return quantize_calibrated(section, "quantize_base", context, model=base, data=data)
 
 
 def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
@@ -155,7 +136,7 @@ def _not_finite(what: str) -> str:
 
 STAGE = Stage(
     name="quantize_base",
-    version=4,
+    version=5,
     kind="model",
     libraries=(
         "torch",

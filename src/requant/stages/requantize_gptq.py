@@ -7,7 +7,7 @@ from requant.config.quantizing import RequantizeGptq
 from requant.data.artifact import HELDOUT
 from requant.errors import ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
-from requant.models.folder import CALIBRATION_NAME, served_dtype, stored_dtype
+from requant.models.folder import served_dtype, stored_dtype
 
 
 def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data: Path) -> Metrics:
@@ -22,50 +22,27 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     Returns:
         kl (nats per token, 16 bit against 4 bit), agreement (share of tokens with the same most
         likely token), loss_16bit, loss_4bit, size_ratio, unquantized_share (of the
-        blocks' parameters, such as routed experts, that stay in 16 bit), calibration_rows,
-        calibration_tokens, calibration_cut (texts longer than calibration_length),
-        calibration_lost_tokens and calibration_dropped (rows that were also measured on).
+        blocks' parameters, such as routed experts, that stay in 16 bit), and what
+        `requant.quantization.best_of.quantize_best` gives.
 
     Raises:
-        ConfigError: If group_size does not divide the in_features of a layer.
+        ConfigError: If group_size does not divide the in_features of a layer, or the calibration
+            has too few tokens.
         ContractError: If the model is quantized already, or no row is left to calibrate on.
         ParityError: If the 4-bit model is further from the 16-bit one than the limit.
     """
-    from requant.canonical import canonical_json
     from requant.comparison.folders import compare_folders, size_ratio
     from requant.models.pairing import check_pairing
-    from requant.models.tokenizer import load_tokenizer
-    from requant.quantization.calibration import sample_calibration
-    from requant.quantization.gptq import quantize_gptq
-    from requant.quantization.quantizable import check_quantizable, unquantized
+    from requant.quantization.best_of import quantize_best
+    from requant.quantization.quantizable import unquantized
 
-    check_quantizable(model, section.group_size)
-    calibration = sample_calibration(
-        load_tokenizer(model), data, section.calibration_rows, context.seed
-    )
-    context.reporter.message(
-        f"quantizing to {section.bits} bit on {len(calibration.texts)} conversations"
-    )
-    used = quantize_gptq(
-        model,
-        context.out,
-        calibration.texts,
-        bits=section.bits,
-        group_size=section.group_size,
-        desc_act=section.desc_act,
-        symmetric=section.symmetric,
-        damp_percent=section.damp_percent,
-        max_length=section.calibration_length,
-        device=context.device,
-        work=context.work,
-        reporter=context.reporter,
-        dtype=_dtype(section.dtype, model),
+    calibration = quantize_best(
+        section, context, model=model, data=data, dtype=_dtype(section.dtype, model)
     )
     check_pairing(model, context.out)
     skipped = unquantized(context.out)
     if skipped.sizes:
         context.reporter.message(str(skipped))
-    (context.out / CALIBRATION_NAME).write_bytes(canonical_json(calibration.as_record()))
     context.reporter.message("measuring fidelity")
     fidelity = compare_folders(
         model,
@@ -82,11 +59,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         "loss_4bit": fidelity.loss_candidate,
         "size_ratio": size_ratio(context.out, model),
         "unquantized_share": skipped.share,
-        "calibration_rows": float(len(calibration.rows)),
-        "calibration_tokens": float(used.tokens),
-        "calibration_cut": float(used.cut),
-        "calibration_lost_tokens": float(used.lost_tokens),
-        "calibration_dropped": float(calibration.dropped),
+        **calibration,
     }
     check_fidelity(metrics, section)
     return metrics
@@ -120,7 +93,7 @@ def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
 
 STAGE = Stage(
     name="requantize_gptq",
-    version=2,
+    version=3,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "gptqmodel", "optimum", "safetensors"),
     execute=execute,
