@@ -110,7 +110,7 @@ def quantize_gptq(
             "bits": bits,
             "group_size": group_size,
             "desc_act": desc_act,
-            "act_group_aware": not desc_act,
+            "act_group_aware": not desc_act and group_size > 0,
             "sym": symmetric,
             "damp_percent": damp_percent,
             # transformers holds all experts of a block in one tensor, and fills it with random
