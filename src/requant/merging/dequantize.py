@@ -8,11 +8,10 @@ from requant.errors import ContractError
 from requant.merging.updates import Apply, Update
 from requant.models.config import quantization_of, read_model_config
 from requant.models.headers import NF4_STATE, TensorHeader, read_headers
+from requant.quantization.gptq_layout import dequantized, read_parts, stored_below
 
 if TYPE_CHECKING:
     import torch
-
-GPTQ_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def dequantized_updates(quantized: Path, original: Mapping[str, TensorHeader]) -> dict[str, Update]:
@@ -35,7 +34,7 @@ def dequantized_updates(quantized: Path, original: Mapping[str, TensorHeader]) -
         raise ContractError(f"{quantized}: is not quantized; merge into the original instead")
     weights = [name for name in original if _is_quantized(name, method, headers)]
     bits = config["quantization_config"].get("bits", 8)
-    shift = 0 if config["quantization_config"].get("checkpoint_format") == "gptq_v2" else 1
+    below = stored_below(config["quantization_config"])
 
     def update(name: str) -> Update:
         def open_weight() -> Apply:
@@ -44,7 +43,7 @@ def dequantized_updates(quantized: Path, original: Mapping[str, TensorHeader]) -
             elif method == "int8":
                 weight = _int8(name, headers)
             else:
-                weight = _gptq(name.removesuffix("weight"), headers, bits, shift)
+                weight = _gptq(name.removesuffix(".weight"), headers, bits, below)
             return lambda _, rows: weight[rows]
 
         return Update(original[name].shape, open_weight)
@@ -81,24 +80,10 @@ def _int8(name: str, headers: Mapping[str, TensorHeader]) -> "torch.Tensor":
 
 
 def _gptq(
-    module: str, headers: Mapping[str, TensorHeader], bits: int, shift: int
+    module: str, headers: Mapping[str, TensorHeader], bits: int, below: int
 ) -> "torch.Tensor":
-    """GPTQ (arXiv:2210.17323): W = s (q - z); the first format stores z - 1.
-
-    `qweight` is int32 [in * bits / 32, out], `qzeros` int32 [groups, out * bits / 32], `scales`
-    [groups, out], `g_idx` int32 [in].
-    """
-    import torch
-
-    if 32 % bits:
-        raise ContractError(f"{module}: is packed with {bits} bits; expected 2, 4 or 8")
-    packed, zeros, scales, groups = (_load(module + part, headers) for part in GPTQ_PARTS)
-    steps = torch.arange(0, 32, bits)
-    mask = (1 << bits) - 1
-    codes = (packed.unsqueeze(1) >> steps.view(1, -1, 1)) & mask
-    points = ((zeros.unsqueeze(2) >> steps) & mask).flatten(1) + shift
-    distance = codes.flatten(0, 1) - points[groups.long()]
-    return (scales[groups.long()].float() * distance).T.contiguous()
+    """GPTQ (arXiv:2210.17323), see `requant.quantization.gptq_layout`."""
+    return dequantized(read_parts(module, headers), bits, below)
 
 
 def _load(name: str, headers: Mapping[str, TensorHeader]) -> "torch.Tensor":
