@@ -21,8 +21,8 @@ from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import load_tokenizer
 from requant.outside.tokenizer_patterns import naming_patterns
 from requant.quantization.gptq_files import assemble
+from requant.quantization.gptq_grids import mended_grids
 from requant.quantization.gptq_workers import errors_of_workers
-from requant.quantization.gptq_zero_points import zero_points_from_one
 from requant.quantization.quantizable import check_quantizable, fused_experts
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _run_gptqmodel(
     loop_processor._PROJECT_LOG_DIR = work / "gptqmodel-logs"
     # It writes a file to time the disk, and calls a disk that others use too an ERROR.
     module_looper.io_write_performance = lambda: None
-    with no_library_noise(), errors_of_workers(), zero_points_from_one():
+    with no_library_noise(), errors_of_workers(), mended_grids():
         from gptqmodel import GPTQModel, QuantizeConfig
 
         config = QuantizeConfig(
