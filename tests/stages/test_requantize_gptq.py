@@ -47,7 +47,12 @@ def test_the_same_bytes_twice_and_its_figures(
     assert not any(elsewhere.iterdir())
     assert 0 < metrics["kl"] < 0.2
     assert metrics["agreement"] > 0.5
-    assert abs(metrics["loss_4bit"] - metrics["loss_16bit"]) < 0.2
+    change = metrics["loss_candidate"] - metrics["loss_reference"]
+    assert metrics["ln_ppl_ratio"] == pytest.approx(change)
+    assert abs(change) < 0.2
+    assert metrics["kl"] / metrics["rtn_kl"] == pytest.approx(metrics["rtn_ratio"])
+    # 4 bits, and of each 64 weights a scale of 16 and a zero point of 4; g_idx is 32 for an input.
+    assert 4 + 20 / 64 < metrics["bits_per_weight"] < 5
     assert metrics["size_ratio"] < 1
     assert metrics["calibration_rows"] == ROWS
     assert metrics["calibration_tokens"] > ROWS
@@ -121,7 +126,7 @@ def test_a_model_over_the_limit_is_refused_with_its_figures(
 
 @pytest.mark.parametrize("kl", [0.51, float("nan"), float("inf")])
 def test_the_limit_refuses_what_is_not_a_number(kl: float) -> None:
-    figures = {"kl": kl, "loss_16bit": 1.0, "loss_4bit": 2.0, "calibration_tokens": 9.0}
+    figures = {"kl": kl, "loss_reference": 1.0, "loss_candidate": 2.0, "calibration_tokens": 9.0}
     with pytest.raises(ParityError, match=r"loss 1 in 16 bit, 2 quantized; 9 calibration tokens"):
         requantize_gptq.check_fidelity(figures, RequantizeGptq(fidelity_max_kl=0.5))
 

@@ -20,7 +20,7 @@ class QuantizeBase(Section):
     group_size: Literal[32, 64, 128] = Field(128, description="weights per scale, gptq only")
     calibration_rows: Positive = Field(128, description="conversations, gptq only")
     fidelity_max_kl: Relative = Field(
-        1.0, description="nats per token, original against quantized base, where there is a dataset"
+        1.0, description="nats per token, original against quantized base"
     )
 
 
@@ -49,3 +49,6 @@ class RequantizeGptq(Section):
         16, description="held-out conversations the loss is measured on"
     )
     fidelity_max_kl: Relative = Field(0.5, description="nats per token, 16 bit against 4 bit")
+    fidelity_max_rtn_ratio: Relative = Field(
+        1.0, description="KL over that of rounding to nearest on the same grid, uncalibrated"
+    )

@@ -20,24 +20,28 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         data: Dataset artifact: train.jsonl calibrates, heldout.jsonl measures.
 
     Returns:
-        kl (nats per token, 16 bit against 4 bit), agreement (share of tokens with the same most
-        likely token), loss_16bit, loss_4bit, size_ratio, unquantized_share (of the
-        blocks' parameters, such as routed experts, that stay in 16 bit), calibration_rows,
-        calibration_tokens, calibration_cut (texts longer than calibration_length),
-        calibration_lost_tokens and calibration_dropped (rows that were also measured on).
+        As `requant.quantization.fidelity`: kl, kl_p99, agreement, ln_ppl_ratio and their standard
+        errors, loss_reference (16 bit), loss_candidate (quantized), rtn_kl and rtn_ratio (KL of
+        round-to-nearest, and over it), bits_per_weight, weight_error, size_ratio and
+        unquantized_share (of the blocks' parameters, such as routed experts, that stay in 16 bit);
+        calibration_rows, calibration_tokens, calibration_cut (texts longer than
+        calibration_length), calibration_lost_tokens and calibration_dropped (rows that were also
+        measured on).
 
     Raises:
         ConfigError: If group_size does not divide the in_features of a layer.
         ContractError: If the model is quantized already, or no row is left to calibrate on.
-        ParityError: If the 4-bit model is further from the 16-bit one than the limit.
+        ParityError: If the quantized model is further from the 16-bit one than a limit, or a layer
+            does not fit the format, or is read otherwise than it was written.
     """
     from requant.canonical import canonical_json
-    from requant.comparison.folders import compare_folders, size_ratio
+    from requant.comparison.batches import batches_for
     from requant.models.pairing import check_pairing
     from requant.models.tokenizer import load_tokenizer
     from requant.quantization.calibration import sample_calibration
+    from requant.quantization.fidelity import measure_quantization
     from requant.quantization.gptq import quantize_gptq
-    from requant.quantization.quantizable import check_quantizable, unquantized
+    from requant.quantization.quantizable import check_quantizable
 
     check_quantizable(model, section.group_size)
     calibration = sample_calibration(
@@ -62,26 +66,18 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         dtype=_dtype(section.dtype, model),
     )
     check_pairing(model, context.out)
-    skipped = unquantized(context.out)
-    if skipped.sizes:
-        context.reporter.message(str(skipped))
     (context.out / CALIBRATION_NAME).write_bytes(canonical_json(calibration.as_record()))
     context.reporter.message("measuring fidelity")
-    fidelity = compare_folders(
+    measured = measure_quantization(
         model,
         context.out,
-        data / HELDOUT,
-        rows=section.fidelity_rows,
+        batches_for(model, data / HELDOUT, section.fidelity_rows),
         device=context.device,
         reporter=context.reporter,
+        nearest=True,
     )
     metrics = {
-        "kl": fidelity.kl,
-        "agreement": fidelity.agreement,
-        "loss_16bit": fidelity.loss_reference,
-        "loss_4bit": fidelity.loss_candidate,
-        "size_ratio": size_ratio(context.out, model),
-        "unquantized_share": skipped.share,
+        **measured.as_metrics(),
         "calibration_rows": float(len(calibration.rows)),
         "calibration_tokens": float(used.tokens),
         "calibration_cut": float(used.cut),
@@ -106,21 +102,31 @@ def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
     Raises:
         ParityError: With the figures, the limit, the likely cause and the way out.
     """
-    if not exceeds(metrics["kl"], section.fidelity_max_kl):
-        return
-    raise ParityError(
-        f"requantize_gptq: {section.bits} bit differs from 16 bit by {metrics['kl']:.3g} nats per "
-        f"token, limit requantize_gptq.fidelity_max_kl={section.fidelity_max_kl:g} (loss "
-        f"{metrics['loss_16bit']:.4g} in 16 bit, {metrics['loss_4bit']:.4g} quantized; "
-        f"{metrics['calibration_tokens']:.0f} calibration tokens); likely too little calibration "
-        "text or too coarse a grid: raise requantize_gptq.calibration_rows, lower group_size, set "
-        "desc_act, or use bits=8"
+    figures = (
+        f"(loss {metrics['loss_reference']:.4g} in 16 bit, {metrics['loss_candidate']:.4g} "
+        f"quantized; {metrics['calibration_tokens']:.0f} calibration tokens)"
     )
+    if exceeds(metrics["kl"], section.fidelity_max_kl):
+        raise ParityError(
+            f"requantize_gptq: {section.bits} bit differs from 16 bit by {metrics['kl']:.3g} nats "
+            f"per token, limit requantize_gptq.fidelity_max_kl={section.fidelity_max_kl:g} "
+            f"{figures}; likely too little calibration text or too coarse a grid: raise "
+            "requantize_gptq.calibration_rows, lower group_size, set desc_act, or use bits=8"
+        )
+    if exceeds(metrics["rtn_ratio"], section.fidelity_max_rtn_ratio):
+        raise ParityError(
+            f"requantize_gptq: {section.bits} bit differs from 16 bit by {metrics['kl']:.3g} nats "
+            f"per token, {metrics['rtn_ratio']:.3g} times as much as rounding to nearest without "
+            f"calibration ({metrics['rtn_kl']:.3g}), limit "
+            f"requantize_gptq.fidelity_max_rtn_ratio={section.fidelity_max_rtn_ratio:g} {figures}; "
+            "calibration did harm: raise requantize_gptq.calibration_rows with text like what is "
+            "measured on, or raise damp_percent"
+        )
 
 
 STAGE = Stage(
     name="requantize_gptq",
-    version=2,
+    version=3,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "gptqmodel", "optimum", "safetensors"),
     execute=execute,
