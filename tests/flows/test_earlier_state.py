@@ -25,8 +25,8 @@ A new stage that `MICRO` leaves off needs nothing here, though EARLIER does not 
 on runs once, and so does what is downstream: then EARLIER becomes the commit that brings it.
 """
 
-KEPT = {"prepare_base", "quantize_base"}
-"""Stages that take nothing of prepare_data, whose choice task takes answers of like length now."""
+KEPT = {"prepare_base"}
+"""prepare_data's choice task takes answers of like length now; quantize_base records more."""
 
 
 def _history_is_cut() -> bool:

@@ -18,8 +18,10 @@ from requant.models.headers import read_headers
 from requant.models.load import import_gptqmodel, load_model
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.calibration import sample_calibration
+from requant.quantization.dequantize import read_quantized
 from requant.quantization.gptq import quantize_gptq
 from requant.quantization.gptq_layout import dequantized, read_parts
+from requant.quantization.kernel_check import check_kernel
 from requant.stages import prepare_base
 from tests.stages.conftest import MICRO_BASE, SilentReporter, make_context
 from tests.support.gptq_layout import Array, codes_of, layers_of
@@ -198,6 +200,21 @@ def test_a_group_of_zeros_is_held(base: Path, texts: tuple[str, ...], tmp_path: 
     model = planted(base, tmp_path / "model", lambda weight: weight[:2].zero_())
     out = quantize(model, tmp_path / "stage", texts)
     assert not layers_of(out, 4)[VALUES][:2].any()
+
+
+def test_a_layer_that_multiplies_with_something_else_is_refused_by_name(
+    base: Path, texts: tuple[str, ...], tmp_path: Path
+) -> None:
+    quantized = read_quantized(quantize(base, tmp_path, texts, desc_act=True))
+    model = load_model(quantized.folder, "cpu")
+    check_kernel(model, quantized)
+    layer = model.get_submodule(VALUES)
+    layer.scales[1, 3] *= 1.01
+    with pytest.raises(ParityError) as caught:
+        check_kernel(model, quantized)
+    text = str(caught.value)
+    assert text.startswith("GPTQ: 1 of 7 layers multiply with other weights than their files hold")
+    assert f"\n{VALUES}: off by up to " in text
 
 
 def test_three_bits_run_through_the_words() -> None:

@@ -27,7 +27,8 @@ class QuantizeBase(Section):
 class RequantizeGptq(Section):
     """GPTQ (Frantar et al. 2023) of the 16-bit result, calibrated on the training distribution.
 
-    SmolLM2-135M-Instruct is 0.106 nats per token from its 4 bit (groups of 64, 83% agreement).
+    SmolLM2-135M-Instruct is 0.114 nats per token from its 4 bit (groups of 64, 87% agreement), 0.27
+    of the 0.418 of rounding to nearest.
     """
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
@@ -48,7 +49,7 @@ class RequantizeGptq(Section):
     fidelity_rows: Positive = Field(
         16, description="held-out conversations the loss is measured on"
     )
-    fidelity_max_kl: Relative = Field(0.5, description="nats per token, 16 bit against 4 bit")
+    fidelity_max_kl: Relative = Field(0.2, description="nats per token, 16 bit against 4 bit")
     fidelity_max_rtn_ratio: Relative = Field(
         1.0, description="KL over that of rounding to nearest on the same grid, uncalibrated"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from requant.errors import ContractError
 from requant.models.headers import read_headers
@@ -26,6 +27,14 @@ class WeightErrors:
     def worst(self) -> list[tuple[str, float]]:
         """Name the modules that lost most, the worst first."""
         return sorted(self.modules.items(), key=lambda item: (-item[1], item[0]))[:WORST]
+
+    def as_record(self) -> dict[str, Any]:
+        """What to keep beside the model, in the digits that are alike from machine to machine."""
+        return {
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "weight_error": round(self.total, 6),
+            "modules": {name: round(error, 6) for name, error in self.modules.items()},
+        }
 
     def __str__(self) -> str:
         worst = ", ".join(f"{name} {error:.1%}" for name, error in self.worst())

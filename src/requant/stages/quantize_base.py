@@ -132,7 +132,7 @@ def _measure(context: StageContext, base: Path, data: Path | None) -> Metrics:
 
 STAGE = Stage(
     name="quantize_base",
-    version=4,
+    version=5,
     kind="model",
     libraries=(
         "torch",

@@ -4,10 +4,16 @@ from pathlib import Path
 
 from requant.comparison.divergence import divergence_words, exceeds
 from requant.config.quantizing import RequantizeGptq
-from requant.data.artifact import HELDOUT
+from requant.data.artifact import HELDOUT, TRAIN
 from requant.errors import ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
-from requant.models.folder import CALIBRATION_NAME, served_dtype, stored_dtype
+from requant.models.folder import (
+    CALIBRATION_NAME,
+    CARD_NAME,
+    QUANTIZATION_NAME,
+    served_dtype,
+    stored_dtype,
+)
 
 
 def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data: Path) -> Metrics:
@@ -36,12 +42,18 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     """
     from requant.canonical import canonical_json
     from requant.comparison.batches import batches_for
+    from requant.data.samples import read_rows
+    from requant.models.config import read_model_config
+    from requant.models.origin import origin_of
     from requant.models.pairing import check_pairing
+    from requant.models.provenance import weights_digest
     from requant.models.tokenizer import load_tokenizer
     from requant.quantization.calibration import sample_calibration
     from requant.quantization.fidelity import measure_quantization
     from requant.quantization.gptq import quantize_gptq
+    from requant.quantization.model_card import Made, model_card
     from requant.quantization.quantizable import check_quantizable
+    from requant.store.manifest import hash_file
 
     check_quantizable(model, section.group_size)
     calibration = sample_calibration(
@@ -85,6 +97,19 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         "calibration_dropped": float(calibration.dropped),
     }
     check_fidelity(metrics, section)
+    (context.out / QUANTIZATION_NAME).write_bytes(canonical_json(measured.weights.as_record()))
+    made = Made(
+        origin=origin_of(context.out),
+        weights=weights_digest(model),
+        training=hash_file(data / TRAIN),
+        heldout=hash_file(data / HELDOUT),
+        calibration=calibration.as_record()["sha256"],
+        training_rows=len(read_rows(data / TRAIN)),
+        calibration_texts=len(calibration.texts),
+        calibration_tokens=used.tokens,
+        settings=read_model_config(context.out)["quantization_config"],
+    )
+    (context.out / CARD_NAME).write_text(model_card(made, measured), encoding="utf-8")
     return metrics
 
 
