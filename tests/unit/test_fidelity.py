@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 
-from requant.comparison.divergence import compare_log_probs
+from requant.comparison.divergence import Fidelity, compare_log_probs
+from requant.quantization.fidelity import Quantization
+from requant.quantization.quantizable import Unquantized
 from requant.quantization.round_to_nearest import round_to_nearest
+from requant.quantization.weight_errors import WeightErrors
 
 
 def test_the_figures_of_two_distributions() -> None:
@@ -25,6 +28,35 @@ def test_the_figures_of_two_distributions() -> None:
     assert found["kl_error"] == pytest.approx(kl / 100)
     one = compare_log_probs([even], [off], batches[:1]).in_full()
     assert "kl_error" not in one
+
+
+def fidelity(*kl: float) -> Fidelity:
+    """Texts of ten tokens each, with their KL a token."""
+    mean = sum(kl) / len(kl)
+    return Fidelity(
+        mean, 1.0, 1.0, 1.0, 10 * len(kl), texts=tuple((10 * each, 10.0) for each in kl)
+    )
+
+
+def test_calibration_is_held_to_plain_rounding_by_pairs_of_texts() -> None:
+    weights, left = WeightErrors({}, 0.1, 4.5), Unquantized({}, 1)
+    nearest = fidelity(0.4, 0.8, 0.6)
+
+    def measured(*kl: float) -> Quantization:
+        return Quantization(fidelity(*kl), nearest, weights, left, 0.5)
+
+    # Half of it on every text, whatever the texts: 0.5 shows no excess, 0.49 does.
+    half = measured(0.2, 0.4, 0.3)
+    assert half.rtn_ratio == pytest.approx(0.5)
+    assert half.rtn_excess(0.5) == pytest.approx(0, abs=1e-12)
+    assert half.rtn_excess(0.4) > 0 > half.rtn_excess(0.6)
+    # More on one text, less on another: the mean is above, which three texts do not show.
+    mixed = measured(0.9, 0.6, 0.5)
+    assert mixed.rtn_ratio > 1
+    assert mixed.rtn_excess(1.0) < 0
+    assert Quantization(fidelity(0.5), fidelity(0.4), weights, left, 0.5).rtn_excess(
+        1.0
+    ) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -29,6 +29,8 @@ class Fidelity:
     tokens: int
     kl_p99: float = math.nan
     """KL of the token that 99 % of the tokens are below, nats."""
+    texts: tuple[tuple[float, float], ...] = ()
+    """Of each sequence the KL summed over its tokens, nats, and how many these are."""
     paired: Mapping[str, Estimate] = field(default_factory=dict)
     """kl, agreement and loss_change (candidate minus reference, on the same tokens)."""
 
@@ -140,6 +142,7 @@ def compare_log_probs(
         loss_reference=sum(loss_reference) / tokens,
         loss_candidate=sum(loss_candidate) / tokens,
         tokens=int(tokens),
+        texts=tuple(zip(kl, counts, strict=True)),
         kl_p99=float(torch.cat(divergences).quantile(0.99)),
         paired={
             "kl": ratio_estimate(kl, counts),

@@ -1,5 +1,6 @@
 """How far a quantized model is from the one it was made of, by readers that did not write it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,10 @@ from requant.quantization.kernel_check import check_kernel, quantized_layers
 from requant.quantization.quantizable import Unquantized, unquantized
 from requant.quantization.round_to_nearest import round_layers
 from requant.quantization.weight_errors import WeightErrors, weight_errors
+from requant.statistics import ratio_estimate
+
+NOISE = 1e-6
+"""Nats per token that float32 makes of two equal models."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Quantization:
             **compared,
             "bits_per_weight": self.weights.bits_per_weight,
             "weight_error": self.weights.total,
+            "worst_weight_error": self.weights.worst()[0][1],
             "size_ratio": self.size_ratio,
             "unquantized_share": self.left.share,
         }
@@ -46,7 +52,23 @@ class Quantization:
     @property
     def rtn_ratio(self) -> float:
         """KL over that of round-to-nearest; below 1 calibration helped."""
-        return self.outputs.kl / self.nearest.kl if self.nearest else 0.0
+        if self.nearest is None:
+            return math.nan
+        return max(self.outputs.kl, NOISE) / max(self.nearest.kl, NOISE)
+
+    def rtn_excess(self, ratio: float) -> float:
+        """Return what KL is at least above `ratio` times that of round-to-nearest, nats per token.
+
+        The lower end of the 95 % interval over texts, of pairs: of 8 bits both may be what the
+        model's dtype rounds. Of one text the mean.
+        """
+        if self.nearest is None:
+            return math.nan
+        pairs = zip(self.outputs.texts, self.nearest.texts, strict=True)
+        excess = [ours - ratio * theirs for (ours, _), (theirs, _) in pairs]
+        found = ratio_estimate(excess, [count for _, count in self.outputs.texts])
+        low, _ = found.interval(len(excess))
+        return low if len(excess) > 1 else found.mean
 
 
 def measure_quantization(

@@ -28,7 +28,8 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     Returns:
         As `requant.quantization.fidelity`: kl, kl_p99, agreement, ln_ppl_ratio and their standard
         errors, loss_reference (16 bit), loss_candidate (quantized), rtn_kl and rtn_ratio (KL of
-        round-to-nearest, and over it), bits_per_weight, weight_error, size_ratio and
+        round-to-nearest, and over it), rtn_excess (KL above the limit's share of it, at
+        least), bits_per_weight, weight_error, worst_weight_error, size_ratio and
         unquantized_share (of the blocks' parameters, such as routed experts, that stay in 16 bit);
         calibration_rows, calibration_tokens, calibration_cut (texts longer than
         calibration_length), calibration_lost_tokens and calibration_dropped (rows that were also
@@ -90,6 +91,7 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
     )
     metrics = {
         **measured.as_metrics(),
+        "rtn_excess": measured.rtn_excess(section.fidelity_max_rtn_ratio),
         "calibration_rows": float(len(calibration.rows)),
         "calibration_tokens": float(used.tokens),
         "calibration_cut": float(used.cut),
@@ -138,7 +140,7 @@ def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
             f"{figures}; likely too little calibration text or too coarse a grid: raise "
             "requantize_gptq.calibration_rows, lower group_size, set desc_act, or use bits=8"
         )
-    if exceeds(metrics["rtn_ratio"], section.fidelity_max_rtn_ratio):
+    if exceeds(metrics["rtn_excess"], 0.0):
         raise ParityError(
             f"requantize_gptq: {section.bits} bit differs from 16 bit by {metrics['kl']:.3g} nats "
             f"per token, {metrics['rtn_ratio']:.3g} times as much as rounding to nearest without "
