@@ -21,6 +21,7 @@ from requant.quantization.calibration import sample_calibration
 from requant.quantization.dequantize import read_quantized
 from requant.quantization.gptq import quantize_gptq
 from requant.quantization.gptq_layout import dequantized, read_parts
+from requant.quantization.gptq_range import range_faults
 from requant.quantization.kernel_check import check_kernel
 from requant.stages import prepare_base
 from tests.stages.conftest import MICRO_BASE, SilentReporter, make_context
@@ -200,6 +201,18 @@ def test_a_group_of_zeros_is_held(base: Path, texts: tuple[str, ...], tmp_path: 
     model = planted(base, tmp_path / "model", lambda weight: weight[:2].zero_())
     out = quantize(model, tmp_path / "stage", texts)
     assert not layers_of(out, 4)[VALUES][:2].any()
+
+
+def test_a_negative_scale_is_as_good_as_a_positive_one() -> None:
+    import torch
+
+    parts = {
+        "scales": torch.tensor([[-0.5, 0.5, -1e-7, -1e4] * 2], dtype=torch.float16),
+        "qzeros": torch.tensor([[0x77777777]], dtype=torch.int32),
+    }
+    small, large = range_faults(parts, bits=4, below=1)
+    assert small.startswith("2 of 8 scales are below 4.8e-07")
+    assert large.startswith("weights of up to 8e+04 are beyond float16")
 
 
 def test_a_layer_that_multiplies_with_something_else_is_refused_by_name(

@@ -22,12 +22,15 @@ def mended_grids() -> Iterator[None]:
         find_params(self, x, weight=weight)
         if self.requires_groupwise_processing():
             return
+        steps = (1 << int(self.qcfg.bits)) - 1
         if self.qcfg.sym:
             rows = x.flatten(1)
-            positive = (rows.amin(1) >= 0) & (rows.amax(1) > 0)
-            self.scale[positive.reshape(self.scale.shape)] *= 2
+            largest = rows.amax(1).reshape(self.scale.shape)
+            positive = (rows.amin(1) >= 0).reshape(self.scale.shape) & (largest > 0)
+            # A scale that was found otherwise covers them already.
+            clipping = positive & (self.scale.abs() * steps <= largest * 1.001)
+            self.scale[clipping] *= 2
             return
-        steps = (1 << int(self.qcfg.bits)) - 1
         lifted = self.zero < 1
         self.scale[lifted] *= steps / (steps - 1)
         self.zero[lifted] = 1.0

@@ -7,7 +7,8 @@ small scales     are rounded to multiples of 2**-24; below half of that to 0, an
                  weight of the group
 large products   s |q - z| above 65504 are infinite: kernels compute them in float16
 
-A scale of 0 only comes of weights that are not 0: a group of zeros gets that of a group of ones.
+A scale may be negative: kernels multiply by it. One of 0 only comes of weights that are not 0, as
+a group of zeros gets that of a group of ones.
 """
 
 from collections.abc import Mapping
@@ -41,7 +42,7 @@ def range_faults(parts: Mapping[str, "torch.Tensor"], bits: int, below: int) -> 
         bits: Of a code.
         below: By how much less the format stores a zero point.
     """
-    scales = parts["scales"].float()
+    scales = parts["scales"].float().abs()
     points = unpacked(parts["qzeros"], bits)[:, : scales.shape[1]]
     largest = (1 << bits) - 1
     faults = []
