@@ -8,6 +8,7 @@ import pytest
 
 from requant.config.base import PrepareBase
 from requant.errors import ConfigError
+from requant.models.origin import origin_of
 from requant.preflight.base import base_problems, door_problems
 from requant.stages import prepare_base
 from requant.store.manifest import describe
@@ -200,10 +201,66 @@ def test_a_hub_model_is_taken_from_the_cache_when_offline(
     hub_cache(offline_cache, tiny_base, "b" * 40)
     context = make_context(tmp_path)
     prepare_base.execute(from_hub(), context)
+    origin = json.loads((context.out / "origin.json").read_text())
+    assert origin == {"repo": "owner/tiny", "revision": "b" * 40}
+    (context.out / "origin.json").unlink()
     assert describe(context.out) == describe(tiny_base)
-    digests = {"commit": "b" * 40}
-    assert prepare_base.content_digests(from_hub()) == digests
+    digests = prepare_base.content_digests(from_hub())
+    assert digests["commit"] == "b" * 40
     assert prepare_base.content_digests(from_hub("b" * 40)) == digests
+
+
+CARD = """---
+license: other
+license_name: tiny-terms
+license_link: https://example.org/terms
+base_model: somebody/else
+repo: somebody/else
+---
+# A base's own card
+"""
+
+
+def test_the_licence_of_a_bases_card_travels_and_the_card_does_not(
+    tiny_base: Path, tmp_path: Path, offline_cache: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    before = prepare_base.content_digests(from_folder(base))
+    (base / "README.md").write_text(CARD)
+    assert prepare_base.content_digests(from_folder(base)) != before
+    licence = {
+        "license": "other",
+        "license_name": "tiny-terms",
+        "license_link": "https://example.org/terms",
+    }
+    folder = make_context(tmp_path / "folder")
+    prepare_base.execute(from_folder(base), folder)
+    assert json.loads((folder.out / "origin.json").read_text()) == licence
+    hub_cache(offline_cache, base, "b" * 40)
+    hub = make_context(tmp_path / "hub_stage")
+    prepare_base.execute(from_hub(), hub)
+    known = {"repo": "owner/tiny", "revision": "b" * 40, **licence}
+    assert json.loads((hub.out / "origin.json").read_text()) == known
+    assert not any((context.out / "README.md").exists() for context in (folder, hub))
+    # A model of requant's own as the next base: what it knew of its origin stays.
+    again = make_context(tmp_path / "again")
+    prepare_base.execute(from_folder(hub.out), again)
+    assert json.loads((again.out / "origin.json").read_text()) == known
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        b"no front matter",
+        b"---\nlicense: [a, b]\n---\n",
+        b"---\nlicense: *alias\n---\n",
+        b'---\nlicense: "mit\\nbase_model: x"\nlicense_link: "https://user:secret@host/"\n---\n',
+        b"\xff\xfe---",
+    ],
+)
+def test_a_card_that_says_nothing_usable_is_no_origin(card: bytes, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_bytes(card)
+    assert origin_of(tmp_path) == {}
 
 
 def test_a_hub_model_that_is_not_cached_is_refused_offline(offline_cache: Path) -> None:

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from requant.comparison.folders import size_ratio
 from requant.config.quantizing import RequantizeGptq
 from requant.data.samples import read_rows
 from requant.errors import ConfigError, ContractError, ParityError
+from requant.figures import figure
+from requant.models.provenance import weights_digest
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.calibration import (
     MIN_TOKENS,
@@ -20,7 +23,7 @@ from requant.quantization.calibration import (
     sample_calibration,
 )
 from requant.stages import requantize_gptq
-from requant.store.manifest import describe
+from requant.store.manifest import describe, hash_file
 from tests.stages.conftest import make_context
 
 ROWS = 16
@@ -52,11 +55,89 @@ def test_the_same_bytes_twice_and_its_figures(
     assert not any(elsewhere.iterdir())
     assert 0 < metrics["kl"] < 0.2
     assert metrics["agreement"] > 0.5
-    assert abs(metrics["loss_4bit"] - metrics["loss_16bit"]) < 0.2
+    change = metrics["loss_candidate"] - metrics["loss_reference"]
+    assert metrics["ln_ppl_ratio"] == pytest.approx(change)
+    assert abs(change) < 0.2
+    assert metrics["kl"] / metrics["rtn_kl"] == pytest.approx(metrics["rtn_ratio"])
+    # 4 bits, and of each 64 weights a scale of 16 and a zero point of 4; g_idx is 32 for an input.
+    assert 4 + 20 / 64 < metrics["bits_per_weight"] < 5
     assert metrics["size_ratio"] < 1
     assert (metrics["calibration_rows"], metrics["calibration_general"]) == (ROWS - 5, 5)
     assert metrics["calibration_tokens"] > ROWS
     assert len(json.loads((out / "calibration.json").read_text())["rows"]) == ROWS - 5
+
+
+def test_a_card_tells_lineage_data_licence_and_figures(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    model = shutil.copytree(tiny_base, tmp_path / "model")
+    commit = "0123456789" * 4
+    origin = {"license": "other", "license_name": "tiny terms", "license_link": "LICENSE.md"}
+    origin |= {"repo": "owner/tiny", "revision": commit}
+    (model / "origin.json").write_text(json.dumps(origin))
+    (model / "README.md").write_text("# The base's own card, which is true of the base alone\n")
+    out, metrics = requantize(tmp_path / "stage", model, tiny_data)
+    card = (out / "README.md").read_text()
+    front, body = card.removeprefix("---\n").split("\n---\n")
+    assert yaml.safe_load(front) == {
+        "base_model": "owner/tiny",
+        "base_model_relation": "quantized",
+        "license": "other",
+        "license_name": "tiny terms",
+        "license_link": "LICENSE.md",
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["requant", "gptq", "4-bit"],
+    }
+    calibration = json.loads((out / "calibration.json").read_text())
+    for told in (
+        f"https://huggingface.co/owner/tiny) at `{commit}`",
+        "`other` (tiny terms), LICENSE.md",
+        f"`{weights_digest(model)}`",
+        f"Training: {len(read_rows(tiny_data / 'train.jsonl'))} rows",
+        f"sha256 `{hash_file(tiny_data / 'heldout.jsonl')}`",
+        f"{ROWS} texts, {metrics['calibration_tokens']:.0f} tokens",
+        f"sha256 `{calibration['sha256']}`",
+        f"| {figure(metrics['kl'])} | {figure(metrics['kl_error'])} |",
+        f"| {figure(metrics['rtn_kl'])} |",
+    ):
+        assert told in body
+    modules = json.loads((out / "quantization.json").read_text())["modules"]
+    worst = max(modules, key=lambda name: modules[name])
+    assert f"- `{worst}` {modules[worst]:.1%}" in body
+    assert "/tmp" not in card
+    assert "base's own card" not in card
+
+
+def test_a_card_says_that_nothing_names_the_base(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    out, _ = requantize(tmp_path, tiny_base, tiny_data)
+    card = (out / "README.md").read_text()
+    assert "base_model" not in card
+    assert "license" not in card
+    assert "Licence of the base: not stated by it: ask whoever published the base" in card
+
+
+def test_generation_configuration_and_template_are_kept(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    from transformers import GenerationConfig
+
+    model = shutil.copytree(tiny_base, tmp_path / "model")
+    generation = json.loads((model / "generation_config.json").read_text())
+    generation |= {"temperature": 0.3, "do_sample": True, "max_new_tokens": 7}
+    (model / "generation_config.json").write_text(json.dumps(generation))
+    out, _ = requantize(tmp_path / "stage", model, tiny_data)
+    kept = GenerationConfig.from_pretrained(out)
+    assert (kept.temperature, kept.do_sample, kept.max_new_tokens) == (0.3, True, 7)
+    for name in ("generation_config.json", "chat_template.jinja", "tokenizer.json"):
+        assert (out / name).read_bytes() == (model / name).read_bytes()
+    asked = [{"role": "user", "content": "What does sorted return?"}]
+    templates = [
+        load_tokenizer(folder).apply_chat_template(asked, tokenize=False) for folder in (model, out)
+    ]
+    assert templates[0] == templates[1]
 
 
 def test_a_master_is_as_large_as_what_is_served(tmp_path: Path, tiny_base: Path) -> None:
@@ -129,9 +210,20 @@ def test_a_model_over_the_limit_is_refused_with_its_figures(
 
 @pytest.mark.parametrize("kl", [0.51, float("nan"), float("inf")])
 def test_the_limit_refuses_what_is_not_a_number(kl: float) -> None:
-    figures = {"kl": kl, "loss_16bit": 1.0, "loss_4bit": 2.0, "calibration_tokens": 9.0}
+    figures = {"kl": kl, "loss_reference": 1.0, "loss_candidate": 2.0, "calibration_tokens": 9.0}
     with pytest.raises(ParityError, match=r"loss 1 in 16 bit, 2 quantized; 9 calibration tokens"):
         requantize_gptq.check_fidelity(figures, RequantizeGptq(fidelity_max_kl=0.5))
+
+
+def test_a_calibration_that_does_harm_is_refused(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    with pytest.raises(ParityError) as caught:
+        requantize(tmp_path, tiny_base, tiny_data, fidelity_max_rtn_ratio=1e-3)
+    text = str(caught.value)
+    assert "times as much as rounding to nearest without calibration" in text
+    assert "limit requantize_gptq.fidelity_max_rtn_ratio=0.001" in text
+    assert "raise requantize_gptq.calibration_rows" in text
 
 
 def test_a_broken_weight_is_refused(tmp_path: Path, tiny_base: Path, tiny_data: Path) -> None:

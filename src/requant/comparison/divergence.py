@@ -27,6 +27,10 @@ class Fidelity:
     """Cross entropy of the text, nats per token."""
     loss_candidate: float
     tokens: int
+    kl_p99: float = math.nan
+    """KL of the token that 99 % of the tokens are below, nats."""
+    texts: tuple[tuple[float, float], ...] = ()
+    """Of each sequence the KL summed over its tokens, nats, and how many these are."""
     paired: Mapping[str, Estimate] = field(default_factory=dict)
     """kl, agreement and loss_change (candidate minus reference, on the same tokens)."""
 
@@ -34,6 +38,20 @@ class Fidelity:
     def loss_change(self) -> float:
         """How much worse the candidate predicts the text, nats per token."""
         return self.loss_candidate - self.loss_reference
+
+    def in_full(self) -> dict[str, float]:
+        """All figures, with standard errors over sequences where there are two at least.
+
+        ln_ppl_ratio is ln(perplexity of the candidate / of the reference), which is loss_change.
+        """
+        names = {"kl": "kl", "agreement": "agreement", "loss_change": "ln_ppl_ratio"}
+        errors = {f"{name}_error": self.paired[key].error for key, name in names.items()}
+        return {
+            **self.as_metrics(),
+            "kl_p99": self.kl_p99,
+            "ln_ppl_ratio": self.loss_change,
+            **{name: error for name, error in errors.items() if math.isfinite(error)},
+        }
 
     def as_metrics(self, prefix: str = "") -> dict[str, float]:
         """Flat figures for a stage's record."""
@@ -94,7 +112,10 @@ def compare_log_probs(
     Raises:
         ContractError: If the two vocabularies differ in size.
     """
+    import torch
+
     sums = []
+    divergences = []
     for ours, theirs, (_, labels) in zip(reference, candidate, batches, strict=True):
         if ours.shape != theirs.shape:
             raise ContractError(
@@ -102,9 +123,10 @@ def compare_log_probs(
                 "compare models of one tokenizer"
             )
         targets = labels[0, 1:][labels[0, 1:] != IGNORED].unsqueeze(-1)
+        divergences.append((ours.exp() * (ours - theirs)).sum(-1))
         sums.append(
             (
-                float((ours.exp() * (ours - theirs)).sum()),
+                float(divergences[-1].sum()),
                 float((ours.argmax(-1) == theirs.argmax(-1)).sum()),
                 -float(ours.gather(-1, targets).sum()),
                 -float(theirs.gather(-1, targets).sum()),
@@ -120,6 +142,8 @@ def compare_log_probs(
         loss_reference=sum(loss_reference) / tokens,
         loss_candidate=sum(loss_candidate) / tokens,
         tokens=int(tokens),
+        texts=tuple(zip(kl, counts, strict=True)),
+        kl_p99=float(torch.cat(divergences).quantile(0.99)),
         paired={
             "kl": ratio_estimate(kl, counts),
             "agreement": ratio_estimate(agreement, counts),

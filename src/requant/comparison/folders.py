@@ -7,12 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from requant.comparison.batches import Batch, batches_for
-from requant.comparison.divergence import (
-    Fidelity,
-    compare_log_probs,
-    token_log_probs,
-)
+from requant.comparison.batches import Batch
+from requant.comparison.divergence import token_log_probs
 from requant.data.turns import IGNORED
 from requant.execution.progress import told
 from requant.execution.stage import Reporter
@@ -25,30 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 
-def compare_folders(
-    reference: Path, candidate: Path, heldout: Path, *, rows: int, device: str, reporter: Reporter
-) -> Fidelity:
-    """Measure a candidate against a reference, one model in memory at a time.
-
-    Args:
-        reference: Model folder; its tokenizer is used.
-        candidate: Model folder with the same vocabulary.
-        heldout: File of conversations; the first `rows` are used.
-        rows: How many, and how many assistant turns at most.
-        device: cpu or cuda.
-        reporter: Hears how far it is.
-
-    Raises:
-        ContractError: If no row has an answer, or the vocabularies differ.
-    """
-    batches = batches_for(reference, heldout, rows)
-    return compare_log_probs(
-        list(folder_log_probs(reference, told(batches, reporter, "texts of the original"), device)),
-        folder_log_probs(candidate, told(batches, reporter, "texts of the candidate"), device),
-        batches,
-    )
-
-
 def folder_log_probs(
     folder: Path,
     batches: Iterable[Batch],
@@ -57,6 +29,7 @@ def folder_log_probs(
     adapters: Sequence[tuple[Path, float]] = (),
     exact: bool = False,
     vocabulary: int | None = None,
+    in_memory: bool = False,
     watch: Callable[[Any], None] = lambda model: None,
 ) -> Iterator["torch.Tensor"]:
     """Load a model, with adapters beside its weights where they are given, and run it.
@@ -73,6 +46,8 @@ def folder_log_probs(
         exact: Compute in float32 on every device, so that two models that should be equal are.
         vocabulary: Rows the embedding is brought to, where the adapters need another number; new
             ones are zero.
+        in_memory: Whether `watch` reads or changes weights: a model too large for the GPU is then
+            run on the CPU.
         watch: Gets the model before it runs.
 
     Yields:
@@ -82,7 +57,10 @@ def folder_log_probs(
 
     dtype = torch.float32 if exact else compute_dtype(device)
     model = load_model(folder, device, dtype=dtype)
-    if adapters and set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}:
+    if (adapters or in_memory) and set(getattr(model, "hf_device_map", {}).values()) & {
+        "cpu",
+        "disk",
+    }:
         # DoRA reads weights of its base past the hooks that would fetch them.
         model = load_model(folder, "cpu", dtype=dtype)
     if vocabulary is not None:

@@ -24,7 +24,15 @@ PROVENANCE_NAME = "provenance.json"
 CALIBRATION_NAME = "calibration.json"
 MASTER_NAME = "master.json"
 """In which dtype a model is served that is kept in float32 to be trained on."""
-NOTES = frozenset({MANIFEST_NAME, MERGE_NAME, PROVENANCE_NAME, CALIBRATION_NAME, MASTER_NAME})
+QUANTIZATION_NAME = "quantization.json"
+"""What quantization did to each weight."""
+CARD_NAME = "README.md"
+NOTES = frozenset(
+    {
+        *{MANIFEST_NAME, MERGE_NAME, PROVENANCE_NAME, CALIBRATION_NAME, MASTER_NAME},
+        *{QUANTIZATION_NAME, CARD_NAME},
+    }
+)
 """What is true of one artifact and not of what is made from it."""
 
 WEIGHTS = frozenset({".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx"})

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from requant.errors import ContractError, ParityError
+from requant.errors import ContractError
 from requant.models.folder import INDEX_NAME, copy_companions, set_fields
-from requant.models.headers import headers_of, read_headers, weight_files
+from requant.models.headers import TensorHeader, headers_of, read_headers, weight_files
+from requant.quantization.gptq_layout import PARTS, read_parts, stored_below
+from requant.quantization.gptq_range import check_ranges, range_faults
 from requant.quantization.quantizable import file_name
 from requant.wording import few
 
-PACKED = ("g_idx", "qweight", "qzeros", "scales")
 MACHINE_FIELDS = frozenset(
     {
         "auto_forward_data_parallel",
@@ -47,7 +48,7 @@ def assemble(model_folder: Path, draft: Path, out: Path, prefix: str, dtype: str
 
     Raises:
         ContractError: If a quantized layer has no weight in the original's files.
-        ParityError: If a scale came out as NaN or infinity.
+        ParityError: If a layer does not fit what the format and float16 hold.
     """
     copy_companions(model_folder, out, with_index=False)
     written = json.loads((draft / "config.json").read_bytes())["quantization_config"]
@@ -58,27 +59,47 @@ def assemble(model_folder: Path, draft: Path, out: Path, prefix: str, dtype: str
     set_fields(out, {"dtype": dtype} if dtype else {})
     # AutoGPTQ and older servers read the second file.
     _write(out / "quantize_config.json", quantization)
-    _write_weights(model_folder, draft, out, prefix, dtype)
+    packed = _packed_layers(draft, quantization)
+    _write_weights(model_folder, packed, out, prefix, dtype)
+    shutil.rmtree(draft)
+
+
+def _packed_layers(draft: Path, quantization: Mapping[str, Any]) -> dict[str, TensorHeader]:
+    """List the packed tensors of a draft, after every layer of it was checked."""
+    packed = headers_of(sorted(draft.glob("*.safetensors")))
+    below = stored_below(quantization)
+    check_ranges(
+        {
+            module: range_faults(read_parts(module, packed), quantization["bits"], below)
+            for module in _modules(packed)
+        }
+    )
+    return packed
+
+
+def _modules(packed: Mapping[str, TensorHeader]) -> list[str]:
+    return [name.removesuffix(".qweight") for name in packed if name.endswith(".qweight")]
 
 
 def _write_weights(
-    model_folder: Path, draft: Path, out: Path, prefix: str, dtype: str | None
+    model_folder: Path,
+    packed: Mapping[str, TensorHeader],
+    out: Path,
+    prefix: str,
+    dtype: str | None,
 ) -> None:
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    packed = headers_of(sorted(draft.glob("*.safetensors")))
     stored = read_headers(model_folder)
-    modules = [name.removesuffix(".qweight") for name in packed if name.endswith(".qweight")]
-    names = {module: file_name(module, prefix, stored) for module in modules}
+    names = {module: file_name(module, prefix, stored) for module in _modules(packed)}
     if lost := sorted(module for module, name in names.items() if name is None):
         raise ContractError(
             f"GPTQ: {model_folder} holds no weight of {few(lost)} under these names; set "
             "requantize_gptq.enabled=false, and quantize_base.method=nf4"
         )
     of_weight = {f"{name}.weight": module for module, name in names.items()}
-    broken: list[str] = []
     places: dict[str, str] = {}
     for shard in weight_files(model_folder):
         tensors: dict[str, Any] = {}
@@ -89,28 +110,16 @@ def _write_weights(
                     cast = dtype is not None and tensor.is_floating_point()
                     tensors[name] = tensor.to(getattr(torch, str(dtype))) if cast else tensor
                     continue
-                module = of_weight[name]
-                for leaf in PACKED:
-                    with safe_open(packed[f"{module}.{leaf}"].file, framework="pt") as made:
-                        tensor = made.get_tensor(f"{module}.{leaf}")
-                    tensors[f"{name.removesuffix('weight')}{leaf}"] = tensor
-                    if leaf == "scales" and not tensor.isfinite().all():
-                        broken.append(module)
+                parts = read_parts(of_weight[name], packed)
+                tensors |= {name.removesuffix("weight") + part: parts[part] for part in PARTS}
         save_file(tensors, out / shard.name, metadata={"format": "pt"})
         places |= dict.fromkeys(tensors, shard.name)
-    if broken:
-        raise ParityError(
-            f"GPTQ: {len(broken)} layers have NaN or infinite scales: "
-            f"{few(broken)}; likely a broken weight or too little calibration text: "
-            "raise calibration_rows or damp_percent"
-        )
     if len(set(places.values())) > 1:
         size = sum(
             header.end - header.start for header in headers_of(out.glob("*.safetensors")).values()
         )
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
         _write(out / INDEX_NAME, index)
-    shutil.rmtree(draft)
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

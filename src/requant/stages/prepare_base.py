@@ -14,6 +14,8 @@ from requant.models.base_folder import (
     select_files,
 )
 from requant.models.base_view import base_view
+from requant.models.folder import CARD_NAME
+from requant.models.origin import origin_of, write_origin
 from requant.store.manifest import hash_file
 
 
@@ -41,7 +43,15 @@ def execute(section: PrepareBase, context: StageContext) -> Metrics:
     allowed = section.zero_matrices == "allow"
     with base_view(folder, section.leave_out) as view:
         parameters = copy_model(view, context, origin, zero_matrices=allowed)
+    write_origin(context.out, _origin(source, folder))
     return {"parameters": float(parameters)}
+
+
+def _origin(source: FolderBase | HubBase, folder: Path) -> dict[str, str]:
+    if isinstance(source, FolderBase):
+        return origin_of(folder)
+    # A snapshot's folder has its commit's name.
+    return {**origin_of(folder), "repo": source.repo, "revision": folder.name}
 
 
 def fetch_model(source: HubBase) -> Path:
@@ -58,7 +68,7 @@ def fetch_model(source: HubBase) -> Path:
         source.revision,
         "model",
         "prepare_base.source",
-        allow=list(MODEL_FILES),
+        allow=[*MODEL_FILES, CARD_NAME],
         ignore=["*/*", *OTHER_FORMATS],
     )
 
@@ -76,12 +86,13 @@ def content_digests(section: PrepareBase) -> dict[str, str]:
     if isinstance(source, FolderBase):
         with base_view(source.path, section.leave_out) as view:
             files = select_files(view, f"prepare_base.source.path: {source.path}")
-            return {"folder": digest_of({path.name: hash_file(path) for path in files.taken})}
+            hashes = {path.name: hash_file(path) for path in files.taken}
+        return {"folder": digest_of(hashes), "origin": digest_of(origin_of(source.path))}
     from requant.hub import resolve_commit
 
     commit = resolve_commit(source.repo, source.revision, "model", "prepare_base.source")
     left_out = {"left_out": digest_of(sorted(section.leave_out))} if section.leave_out else {}
-    return {"commit": commit, **left_out}
+    return {"commit": commit, "files": digest_of([*MODEL_FILES, CARD_NAME]), **left_out}
 
 
 STAGE = Stage(

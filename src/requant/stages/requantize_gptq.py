@@ -4,10 +4,16 @@ from pathlib import Path
 
 from requant.comparison.divergence import divergence_words, exceeds
 from requant.config.quantizing import RequantizeGptq
-from requant.data.artifact import HELDOUT
+from requant.data.artifact import HELDOUT, TRAIN
 from requant.errors import ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
-from requant.models.folder import served_dtype, stored_dtype
+from requant.models.folder import (
+    CALIBRATION_NAME,
+    CARD_NAME,
+    QUANTIZATION_NAME,
+    served_dtype,
+    stored_dtype,
+)
 
 
 def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data: Path) -> Metrics:
@@ -20,48 +26,65 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         data: Dataset artifact: train.jsonl calibrates, heldout.jsonl measures.
 
     Returns:
-        kl (nats per token, 16 bit against 4 bit), agreement (share of tokens with the same most
-        likely token), loss_16bit, loss_4bit, size_ratio, unquantized_share (of the
-        blocks' parameters, such as routed experts, that stay in 16 bit), and what
-        `requant.quantization.best_of.quantize_best` gives.
+        As `requant.quantization.fidelity`: kl, kl_p99, agreement, ln_ppl_ratio and their standard
+        errors, loss_reference (16 bit), loss_candidate (quantized), rtn_kl and rtn_ratio (KL of
+        round-to-nearest, and over it), rtn_excess (KL above the limit's share of it, at
+        least), bits_per_weight, weight_error, worst_weight_error, size_ratio and
+        unquantized_share (of the blocks' parameters, such as routed experts, that stay in 16 bit);
+        and what `requant.quantization.best_of.quantize_best` gives.
 
     Raises:
         ConfigError: If group_size does not divide the in_features of a layer, or the calibration
             has too few tokens.
         ContractError: If the model is quantized already, or no row is left to calibrate on.
-        ParityError: If the 4-bit model is further from the 16-bit one than the limit.
+        ParityError: If the quantized model is further from the 16-bit one than a limit, or a layer
+            does not fit the format, or is read otherwise than it was written.
     """
-    from requant.comparison.folders import compare_folders, size_ratio
+    from requant.canonical import canonical_json
+    from requant.comparison.batches import batches_for
+    from requant.data.samples import read_rows
+    from requant.models.config import read_model_config
+    from requant.models.origin import origin_of
     from requant.models.pairing import check_pairing
+    from requant.models.provenance import weights_digest
+    from requant.outside.json_text import read_object
     from requant.quantization.best_of import quantize_best
-    from requant.quantization.quantizable import unquantized
+    from requant.quantization.fidelity import measure_quantization
+    from requant.quantization.model_card import Made, model_card
+    from requant.store.manifest import hash_file
 
     calibration = quantize_best(
         section, context, model=model, data=data, dtype=_dtype(section.dtype, model)
     )
     check_pairing(model, context.out)
-    skipped = unquantized(context.out)
-    if skipped.sizes:
-        context.reporter.message(str(skipped))
     context.reporter.message("measuring fidelity")
-    fidelity = compare_folders(
+    measured = measure_quantization(
         model,
         context.out,
-        data / HELDOUT,
-        rows=section.fidelity_rows,
+        batches_for(model, data / HELDOUT, section.fidelity_rows),
         device=context.device,
         reporter=context.reporter,
+        nearest=True,
     )
     metrics = {
-        "kl": fidelity.kl,
-        "agreement": fidelity.agreement,
-        "loss_16bit": fidelity.loss_reference,
-        "loss_4bit": fidelity.loss_candidate,
-        "size_ratio": size_ratio(context.out, model),
-        "unquantized_share": skipped.share,
+        **measured.as_metrics(),
+        "rtn_excess": measured.rtn_excess(section.fidelity_max_rtn_ratio),
         **calibration,
     }
     check_fidelity(metrics, section)
+    (context.out / QUANTIZATION_NAME).write_bytes(canonical_json(measured.weights.as_record()))
+    made = Made(
+        origin=origin_of(context.out),
+        weights=weights_digest(model),
+        training=hash_file(data / TRAIN),
+        heldout=hash_file(data / HELDOUT),
+        calibration=read_object(context.out / CALIBRATION_NAME)["sha256"],
+        training_rows=len(read_rows(data / TRAIN)),
+        calibration_texts=int(calibration["calibration_rows"] + calibration["calibration_general"]),
+        calibration_tokens=int(calibration["calibration_tokens"]),
+        settings=read_model_config(context.out)["quantization_config"],
+    )
+    (context.out / CARD_NAME).write_text(model_card(made, measured), encoding="utf-8")
     return metrics
 
 
@@ -79,21 +102,31 @@ def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
     Raises:
         ParityError: With the figures, the limit, the likely cause and the way out.
     """
-    if not exceeds(metrics["kl"], section.fidelity_max_kl):
-        return
-    raise ParityError(
-        f"requantize_gptq: {section.bits} bit differs from 16 bit by {metrics['kl']:.3g} nats per "
-        f"token, limit requantize_gptq.fidelity_max_kl={section.fidelity_max_kl:g} (loss "
-        f"{metrics['loss_16bit']:.4g} in 16 bit, {metrics['loss_4bit']:.4g} quantized; "
-        f"{metrics['calibration_tokens']:.0f} calibration tokens); likely too little calibration "
-        "text or too coarse a grid: raise requantize_gptq.calibration_rows, lower group_size, set "
-        "desc_act, or use bits=8"
+    figures = (
+        f"(loss {metrics['loss_reference']:.4g} in 16 bit, {metrics['loss_candidate']:.4g} "
+        f"quantized; {metrics['calibration_tokens']:.0f} calibration tokens)"
     )
+    if exceeds(metrics["kl"], section.fidelity_max_kl):
+        raise ParityError(
+            f"requantize_gptq: {section.bits} bit differs from 16 bit by {metrics['kl']:.3g} nats "
+            f"per token, limit requantize_gptq.fidelity_max_kl={section.fidelity_max_kl:g} "
+            f"{figures}; likely too little calibration text or too coarse a grid: raise "
+            "requantize_gptq.calibration_rows, lower group_size, set desc_act, or use bits=8"
+        )
+    if exceeds(metrics["rtn_excess"], 0.0):
+        raise ParityError(
+            f"requantize_gptq: {section.bits} bit differs from 16 bit by {metrics['kl']:.3g} nats "
+            f"per token, {metrics['rtn_ratio']:.3g} times as much as rounding to nearest without "
+            f"calibration ({metrics['rtn_kl']:.3g}), limit "
+            f"requantize_gptq.fidelity_max_rtn_ratio={section.fidelity_max_rtn_ratio:g} {figures}; "
+            "calibration did harm: raise requantize_gptq.calibration_rows with text like what is "
+            "measured on, or raise damp_percent"
+        )
 
 
 STAGE = Stage(
     name="requantize_gptq",
-    version=3,
+    version=4,
     kind="model",
     libraries=("torch", "transformers", "tokenizers", "gptqmodel", "optimum", "safetensors"),
     execute=execute,
