@@ -96,8 +96,8 @@ class QuantizeBase(GptqFields):
 class RequantizeGptq(GptqFields):
     """GPTQ of the 16-bit result, calibrated on the training distribution and on old text.
 
-    SmolLM2-135M-Instruct is 0.114 nats per token from its 4 bit (groups of 64, 87% agreement), 0.27
-    of the 0.418 of rounding to nearest.
+    SmolLM2-135M after a night is 0.081 nats per token from its 4 bit (groups of 64, 85% agreement),
+    where rounding to the nearest is 0.431 away.
     """
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)

@@ -160,8 +160,8 @@ def check_tokens(encoded: Encoded, floor: int, section: str) -> None:
         return
     raise ConfigError(
         f"{section}: {len(encoded.ids)} texts of calibration have {encoded.tokens} tokens, "
-        f"expected at least {floor} ({section}.calibration_min_tokens): with fewer, 4 bit is no "
-        f"better than rounding to the nearest; raise {section}.calibration_rows or "
+        f"expected at least {floor} ({section}.calibration_min_tokens): with fewer, some "
+        f"inputs of a layer are never seen together; raise {section}.calibration_rows or "
         f"{section}.calibration_length, give prepare_data more rows, or lower the floor"
     )
 
