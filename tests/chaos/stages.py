@@ -8,6 +8,7 @@ from pathlib import Path
 
 from requant.config import Config
 from requant.store import Store, all_records
+from requant.store.answers import answer_notes, read_kept
 from requant.store.health import examine
 from tests.chaos.strikes import Length, Phase, Strike, finished, length_of, moments, struck
 from tests.support.chain import micro_config, run_chain
@@ -96,6 +97,11 @@ def restore(reference: Reference, stage: str) -> None:
     store = Store(state)
     store.record_path(reference.keys[stage]).unlink()
     shutil.rmtree(store.object_path(reference.digests[stage]))
+    if stage == "evaluate":
+        # Or no model would be asked anything.
+        for path in answer_notes(store):
+            shutil.rmtree(store.object_path(read_kept(store, path).digest))
+            path.unlink()
 
 
 def check(reference: Reference) -> None:
@@ -111,7 +117,8 @@ def check(reference: Reference) -> None:
     problems = examine(store, deep=True).problems
     assert problems == (), f"not whole: {problems}"
     objects = {path.name for path in store.objects.glob("*/*")}
-    assert objects == set(reference.digests.values()), f"other artifacts: {objects}"
+    answers = {read_kept(store, path).digest for path in answer_notes(store)}
+    assert objects == {*reference.digests.values(), *answers}, f"other artifacts: {objects}"
     left = leftovers(store)
     assert left == [], f"left behind: {left}"
 

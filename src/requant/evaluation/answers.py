@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -118,8 +117,10 @@ def remember(store: Store, of: Mapping[str, Any], answers: Answers) -> None:
     sound = {k: a for k, a in answers.items() if a.value is None or math.isfinite(a.value)}
     if not sound:
         return
-    draft = store.tmp / f"answers-{uuid.uuid4().hex}"
+    draft = store.tmp / "answers-draft"
     with locked(answers_lock(store)):
+        # A night that was killed may have left it.
+        shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         try:
             _write(draft / FILE, _recalled(store, of) | sound, of)
