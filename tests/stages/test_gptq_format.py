@@ -32,7 +32,7 @@ WIDE = MICRO_BASE["source"] | {
     **{"hidden_size": 128, "intermediate_size": 256, "layers": 1, "steps": 8}
 }
 """One block, wide enough for every group size."""
-ALL = list(product((2, 3, 4, 8), (32, 64, 128, -1), (True, False), (False, True), (0.0, 2.4)))
+ALL = list(product((2, 3, 4, 8), (32, 64, 128, -1), (True, False), (False, True)))
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,12 @@ def multiplied_with(model: Any, module: str) -> Array:
     return found
 
 
-@pytest.mark.parametrize(("bits", "group_size", "symmetric", "desc_act", "mse"), ALL)
+@pytest.mark.parametrize(("bits", "group_size", "symmetric", "desc_act"), ALL)
 def test_the_kernel_multiplies_with_what_an_independent_reader_reads(
     bits: int,
     group_size: int,
     symmetric: bool,
     desc_act: bool,
-    mse: float,
     base: Path,
     texts: tuple[str, ...],
     tmp_path: Path,
@@ -90,7 +89,8 @@ def test_the_kernel_multiplies_with_what_an_independent_reader_reads(
         group_size=group_size,
         symmetric=symmetric,
         desc_act=desc_act,
-        mse=mse,
+        # Which signs scales have, too, where they are searched.
+        mse=2.4 * symmetric,
     )
     read = layers_of(out, bits)
     assert len(read) == 7
