@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
+from requant.evaluation.artifact import CHAIN
 from requant.store import Store, all_records
 from tests.e2e.machine import Machine, eventually
 from tests.support.browser import browser_window, follow, keep
@@ -257,7 +258,10 @@ def test_a_person_sees_the_night(machine: Machine, first_night: dict[str, Any]) 
     assert "| promote | done |" in page
     assert f"[the night in MLflow](http://127.0.0.1:{machine.mlflow_port}/#/experiments/" in page
     scores = json.loads(artifacts["scores-tiny"]["data"])
-    assert {"task", "metric", "base", "merged", "continued", "requantized"} == scores[0].keys()
+    assert {"task", "metric", *CHAIN} == scores[0].keys()
+    ledger = artifacts["survival-tiny"]["data"]
+    assert "| requantize_gptq |" in ledger
+    assert "- old_perplexity: " in ledger
     tasks = machine.post("task_runs/filter", chosen)
     assert any(task["name"].startswith("merge_fp16-") for task in tasks)
 
