@@ -74,6 +74,18 @@ def test_headline(night: dict[str, StageRecord], stage: str, text: str) -> None:
     assert headline(night[stage]) == text
 
 
+def test_the_headline_of_an_evaluation_is_what_the_night_won(night: dict[str, StageRecord]) -> None:
+    metrics = {
+        "base/heldout_perplexity/byte_perplexity": 5.437,
+        "requantized/heldout_perplexity/byte_perplexity": 5.247,
+        "requantized/describe_choice/acc_norm": 0.25,
+    }
+    record = night["evaluate"].model_copy(update={"metrics": metrics})
+    assert headline(record) == "byte perplexity 5.437 → 5.247"
+    kept = record.model_copy(update={"metrics": {**metrics, "survived/heldout_perplexity": 0.934}})
+    assert headline(kept) == "byte perplexity 5.437 → 5.247, 93% of the gain ships"
+
+
 @pytest.mark.parametrize("stage", [*CHAIN, "a_stage_of_tomorrow"])
 def test_headline_makes_do_with_other_figures(night: dict[str, StageRecord], stage: str) -> None:
     bare = night["evaluate"].model_copy(update={"stage": stage, "metrics": {}})

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.figures import figure
 
 SCORES = "scores.json"
@@ -48,6 +49,21 @@ def measured(scores: Scores) -> list[tuple[str, str]]:
             for metric in metrics
         }
     )
+
+
+def new_skill(metrics: Mapping[str, float]) -> str:
+    """Say how likely held-out rows are to the base and to the last model, and what of it ships.
+
+    Args:
+        metrics: `<model>/<task>/<metric>` -> value, and `survived/<task>`.
+    """
+    name = f"{HELDOUT_PERPLEXITY}/byte_perplexity"
+    found = [metrics[f"{model}/{name}"] for model in CHAIN if f"{model}/{name}" in metrics]
+    if len(found) < 2:
+        return ""
+    share = metrics.get(f"survived/{HELDOUT_PERPLEXITY}")
+    kept = "" if share is None else f", {share:.0%} of the gain ships"
+    return f"byte perplexity {figure(found[0])} → {figure(found[-1])}{kept}"
 
 
 def accuracy(metrics: Mapping[str, float]) -> str:

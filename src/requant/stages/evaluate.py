@@ -11,7 +11,7 @@ from requant.data.overlap import past_heldout
 from requant.data.rows import answer
 from requant.errors import ContractError
 from requant.evaluation.answers import LIBRARIES
-from requant.evaluation.artifact import CHAIN, MODELS, POOLS, WITH_ADAPTER, accuracy
+from requant.evaluation.artifact import CHAIN, MODELS, POOLS, WITH_ADAPTER, accuracy, new_skill
 from requant.evaluation.blocks import Ids, drawn, first_block
 from requant.evaluation.examples import ask_examples, chosen_rows, write_examples
 from requant.evaluation.lm_eval import local_tasks, task_manager
@@ -196,6 +196,6 @@ STAGE = Stage(
     execute=execute,
     content_digests=content_digests,
     artifact="evaluation",
-    headline=(accuracy,),
+    headline=(new_skill, accuracy),
     data_use="evaluation",
 )
