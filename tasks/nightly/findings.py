@@ -1,6 +1,7 @@
 """What the artifacts of a night say, read for its pages."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from prefect import get_run_logger
@@ -40,10 +41,10 @@ def findings_of(
     )
 
 
-def ledger_of(store: Store, records: list[StageRecord]) -> Survival:
+def ledger_of(found: Callable[[], Findings]) -> Survival:
     """Read which step cost what; what cannot be read is said, and fails nothing."""
     try:
-        return findings_of(store, records).ledger or survival(())
+        return found().ledger or survival(())
     except Exception:
         get_run_logger().exception("which step cost what could not be read")
         return survival(())

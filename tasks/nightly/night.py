@@ -18,7 +18,8 @@ from requant.store import StageRecord, Store, touch_record
 from requant.store.results import StageResult, result_of
 from tasks import tracking
 from tasks.gatekeeping import advice
-from tasks.nightly.pages import judged, night_figures, night_verdict, publish_artifacts, write_pages
+from tasks.nightly.artifacts import publish_artifacts
+from tasks.nightly.pages import judged, night_figures, night_verdict, write_pages
 from tasks.nightly.way_on import of_deployment
 from tasks.promote import Promotion, promote, register, serving_of, standing
 from tasks.retry import retrying

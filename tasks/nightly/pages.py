@@ -1,26 +1,23 @@
-"""What a person reads of a night: summary, report, lineage page, and Prefect's artifacts."""
+"""What a person reads of a night in the state folder: summary, report and lineage page."""
 
 import html
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from prefect import get_run_logger
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import BaseModel, ConfigDict
 
 from requant.config import STAGE_NAMES, Config
 from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
-from requant.evaluation.artifact import CHAIN, Scores, measured
+from requant.evaluation.artifact import CHAIN
 from requant.evaluation.survival import Survival, in_words
-from requant.names import artifact_key, markdown, markdown_block
 from requant.report.headline import headline
 from requant.report.lineage import lineage_html
 from requant.report.night import StageRow, StageState, night_report
-from requant.report.survival import survival_markdown, survival_table
+from requant.report.survival import survival_table
 from requant.report.verdict import verdict_markdown
 from requant.store import StageRecord, Store
 from requant.store.durable import write_durably
@@ -96,6 +93,7 @@ def write_pages(
     # Of a promotion that failed by an error there is a row like a stage's.
     promoted = () if "promote" in names else (_promotion_row(promotion, promotes(night.config)),)
     links = cache(lambda: _links(night, records))
+    found = cache(lambda: findings_of(night.store, records, promotion))
     missing = [StageRow(stage, "not reached") for stage in STAGE_NAMES if stage not in names]
     rows = [*reached, *missing, *promoted]
 
@@ -104,13 +102,12 @@ def write_pages(
         return lineage_html(records, links=links(), cached=cached, title=title)
 
     def draw_report() -> str:
-        found = findings_of(night.store, records, promotion)
-        return night_report(title, rows, found, notes, links())
+        return night_report(title, rows, found(), notes, links())
 
     failure = "\n\n".join(f"{row.stage} {row.state}: {row.error}" for row in rows if row.error)
     lineage = _drawn("lineage", draw_lineage, failure)
     report = _drawn("report", draw_report, failure)
-    ledger = ledger_of(night.store, records)
+    ledger = ledger_of(found)
     path = night.store.report_path(night.parent.flow_run_id)
     summary = NightSummary(
         rows=tuple(_summary_row(row) for row in rows),
@@ -212,75 +209,6 @@ def judged(promotion: Promotion | None) -> str:
     """Write the gate's verdict with its reasons as Markdown; nothing where it gave none."""
     decision = promotion.decision if promotion else None
     return verdict_markdown(decision) if decision else ""
-
-
-def publish_artifacts(
-    night: Night, summary: NightSummary, records: list[StageRecord], verdict: str
-) -> None:
-    """Show the verdict, the stages and the scores on the flow run's own page in Prefect."""
-    key = artifact_key(night.config.name)
-    create_markdown_artifact(
-        _stage_table(summary, verdict),
-        key=f"night-{key}",
-        description=f"Verdict and stages of {night.config.name}",
-    )
-    if told := survival_markdown(ledger_of(night.store, records)):
-        create_markdown_artifact(
-            told,
-            key=f"survival-{key}",
-            description=f"Which step of {night.config.name} cost what",
-        )
-    scores = findings_of(night.store, records).scores
-    if scores:
-        create_table_artifact(
-            _score_rows(scores),
-            key=f"scores-{key}",
-            description="Scores of every model of the night, with lm-eval's standard error",
-        )
-
-
-def _stage_table(summary: NightSummary, verdict: str) -> str:
-    page = summary.mlflow_page
-    link = f"[the night in MLflow]({page})" if page.startswith("http") else f"MLflow: `{page}`"
-    failures = [
-        f"**{row.stage} {row.state}**\n\n{markdown_block(row.error)}\n"
-        for row in summary.rows
-        if row.error
-    ]
-    given = [verdict, ""] if verdict else []
-    lines = [
-        *failures,
-        *given,
-        "| stage | state | seconds | digest | headline |",
-        "|---|---|--:|---|---|",
-    ]
-    for row in summary.rows:
-        seconds = f"{row.seconds:.1f}" if row.seconds is not None else ""
-        digest = f"`{row.digest[:12]}`" if row.digest else ""
-        lines.append(
-            f"| {row.stage} | {row.state} | {seconds} | {digest} | {markdown(row.headline)} |"
-        )
-    return "\n".join([*lines, "", link, "", f"Report: `{summary.report}`"])
-
-
-def _score_rows(scores: Scores) -> list[dict[str, Any]]:
-    return [
-        {
-            "task": task,
-            "metric": metric,
-            **{
-                model: _with_error(tasks[task][metric])
-                for model, tasks in scores.items()
-                if metric in tasks.get(task, {})
-            },
-        }
-        for task, metric in measured(scores)
-    ]
-
-
-def _with_error(estimate: Mapping[str, float | bool | None]) -> str:
-    error = estimate["stderr"]
-    return f"{estimate['value']:.4g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
 def _links(night: Night, records: list[StageRecord]) -> dict[str, str]:

@@ -102,7 +102,8 @@ def test_the_picture_stays_in_its_frame_and_is_in_the_order_of_the_chain() -> No
         for mark in line["marks"]:
             assert 0 <= float(mark.top) <= float(mark.y) <= float(mark.bottom) <= page["height"]
             assert 0 <= float(mark.x) <= page["width"]
-    told = survival_markdown(ledger_of(NIGHT))
+    ledger = ledger_of(NIGHT)
+    told = survival_markdown(survival_table(ledger), in_words(ledger))
     assert "| requantize_gptq |" in told
     assert survival_page(survival([])) is None
-    assert survival_markdown(survival([])) == ""
+    assert survival_markdown(survival_table(survival([])), in_words(survival([]))) == ""

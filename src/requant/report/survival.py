@@ -1,5 +1,6 @@
 """The ledger of a night as people read it: a table, a picture, and a sentence a task."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,9 +44,13 @@ def survival_table(ledger: Survival) -> list[list[str]]:
     return [["step", *(f"{task} ({units[task]})" for task in ledger.tasks)], *rows]
 
 
-def survival_markdown(ledger: Survival) -> str:
-    """Write table and sentences as Markdown; empty where no step was measured."""
-    table = survival_table(ledger)
+def survival_markdown(table: Sequence[Sequence[str]], words: Sequence[str]) -> str:
+    """Write table and sentences as Markdown; empty where no step was measured.
+
+    Args:
+        table: From `survival_table`.
+        words: From `requant.evaluation.survival.in_words`.
+    """
     if not table:
         return ""
     heading, *rows = (f"| {' | '.join(row)} |" for row in table)
@@ -57,7 +62,7 @@ def survival_markdown(ledger: Survival) -> str:
             f"|---{'|--:' * (len(table[0]) - 1)}|",
             *rows,
             "",
-            *(f"- {line}" for line in in_words(ledger)),
+            *(f"- {line}" for line in words),
         ]
     )
 
