@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measurement import ROOT, Measurement
+from benchmarks.measurement import ROOT, Measurement, Silent
 
 COMMAND_LINES_LIMIT = 0.5
 FORWARDS_LIMIT = 1.2
@@ -145,14 +145,6 @@ def forwards(folder: str) -> None:
         with torch.no_grad():
             for _, tokens in (each for each in fed if each[0] == path):
                 torch.log_softmax(model(tokens).logits, dim=-1)
-
-
-class Silent:
-    """A reporter that nobody hears."""
-
-    def metrics(self, *_: object, **__: object) -> None: ...
-    def progress(self, *_: object, **__: object) -> None: ...
-    def message(self, *_: object, **__: object) -> None: ...
 
 
 def _context(folder: Path) -> Any:

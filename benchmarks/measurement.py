@@ -53,3 +53,11 @@ def requant_arguments(state: Path, *overrides: str) -> list[str]:
     run = "from requant.cli import app; app()"
     settings = [word for item in (f"state={state}", *overrides) for word in ("--set", item)]
     return ["-c", run, "run", "configs/tiny.yaml", *settings]
+
+
+class Silent:
+    """A reporter that nobody hears."""
+
+    def metrics(self, *_: object, **__: object) -> None: ...
+    def progress(self, *_: object, **__: object) -> None: ...
+    def message(self, *_: object, **__: object) -> None: ...

@@ -11,6 +11,7 @@ BARE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, ".")
+from benchmarks.measurement import Silent
 from flows.incremental_training import chain
 from requant.config.loading import load_config
 from requant.execution.stage import StageContext
@@ -18,9 +19,6 @@ from requant.execution.walk import walk
 
 config = load_config(Path("configs/tiny.yaml"))
 root = Path(sys.argv[1])
-
-class Silent:
-    metrics = progress = message = lambda self, *words, **named: None
 
 class Bare:
     def take(self, task, section, inputs):

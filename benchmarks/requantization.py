@@ -78,7 +78,7 @@ class Measured4Bit:
     """The 99th percentile over tokens."""
     agreement: float
     log_likelihood: tuple[float, ...]
-    """Of each document under the 4-bit model, nats."""
+    """Log-likelihood of each document under the 4-bit model, nats."""
     log_likelihood_16bit: tuple[float, ...]
 
 
@@ -195,7 +195,7 @@ def bits_a_weight(folder: Path) -> float:
     return 8 * size / weights
 
 
-class _Silent:
+class _Saying:
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
     def progress(self, done: int, total: int, unit: str) -> None: ...
     def message(self, text: str) -> None:
@@ -216,7 +216,7 @@ def quantize(model: Path, data: Path, fields: Fields, out: Path, work: Path) -> 
     )
     encoded = encode_calibration(tokenizer, calibration.texts, section.calibration_length)
     started = time.monotonic()
-    quantize_gptq(model, out, encoded.ids, settings, device="cpu", work=work, reporter=_Silent())
+    quantize_gptq(model, out, encoded.ids, settings, device="cpu", work=work, reporter=_Saying())
     return {
         "seconds": time.monotonic() - started,
         "tokens": float(encoded.tokens),

@@ -30,7 +30,7 @@ class Fidelity:
     kl_p99: float = math.nan
     """KL of the token that 99 % of the tokens are below, nats."""
     texts: tuple[tuple[float, float], ...] = ()
-    """Of each sequence the KL summed over its tokens, nats, and how many these are."""
+    """KL summed over the tokens of each sequence, nats, and how many tokens these are."""
     paired: Mapping[str, Estimate] = field(default_factory=dict)
     """kl, agreement and loss_change (candidate minus reference, on the same tokens)."""
 

@@ -38,9 +38,9 @@ class Answer:
     text: str | None = None
     """What it wrote."""
     cut_prompt: bool = False
-    """Its prompt lost tokens from the beginning."""
+    """Whether the prompt lost tokens from the beginning."""
     cut_answer: bool = False
-    """The text lost tokens from the end."""
+    """Whether the text lost tokens from the end."""
 
 
 Answers = dict[str, Answer]

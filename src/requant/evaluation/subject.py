@@ -21,7 +21,7 @@ class Subject:
     """A model of the night."""
 
     name: str
-    """Its role."""
+    """Role of the model in the evaluation."""
     folder: Path
     adapter: Path | None
     model: Any

@@ -47,7 +47,7 @@ class Step:
 
     @property
     def cost(self) -> bool:
-        """It made the task worse beyond what chance explains, at 95 %."""
+        """Tell whether the task became worse beyond what chance explains, at 95 %."""
         return self.change.high is not None and self.change.high < 0
 
 

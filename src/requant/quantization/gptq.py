@@ -22,7 +22,6 @@ from requant.quantization.gptq_files import assemble
 from requant.quantization.gptq_grids import mended_grids
 from requant.quantization.gptq_workers import errors_of_workers
 from requant.quantization.quantizable import check_quantizable, fused_experts
-from requant.quantization.scales import searched_scales
 from requant.quantization.settings import GptqSettings, gptqmodel_settings
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def _run_gptqmodel(
     loop_processor._PROJECT_LOG_DIR = work / "gptqmodel-logs"
     # It writes a file to time the disk, and calls a disk that others use too an ERROR.
     module_looper.io_write_performance = lambda: None
-    with no_library_noise(), errors_of_workers(), mended_grids(), searched_scales():
+    with no_library_noise(), errors_of_workers(), mended_grids():
         from gptqmodel import GPTQModel, QuantizeConfig
 
         config = QuantizeConfig(

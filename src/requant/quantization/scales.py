@@ -6,9 +6,7 @@ Here the side with more codes is laid where the largest weight is, by a scale th
 (llama.cpp's Q4_0 does the same): the layout is the same, and every reader multiplies by the scale.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -46,27 +44,3 @@ def symmetric_scales(weights: "torch.Tensor", bits: int, power: float) -> "torch
             best = torch.where(total < least, scale, best)
             least = torch.minimum(total, least)
     return best
-
-
-@contextmanager
-def searched_scales() -> Iterator[None]:
-    """Let GPTQModel take the scales of `symmetric_scales` where it would search symmetric ones."""
-    import torch
-    from gptqmodel.quantization.quantizer import Quantizer
-
-    before = Quantizer.find_params
-
-    def find_params(self: Any, x: "torch.Tensor", weight: bool = False) -> None:
-        power = float(getattr(self.qcfg, "mse", 0.0) or 0.0)
-        if not (weight and power and self.qcfg.sym and self.perchannel):
-            before(self, x, weight)
-            return
-        self.maxq = self.maxq.to(x.device)
-        self.scale = symmetric_scales(x.flatten(1), self.qcfg.bits, power).unsqueeze(1)
-        self.zero = torch.full_like(self.scale, 2 ** (self.qcfg.bits - 1))
-
-    Quantizer.find_params = find_params
-    try:
-        yield
-    finally:
-        Quantizer.find_params = before
