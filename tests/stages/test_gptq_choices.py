@@ -168,6 +168,10 @@ def test_a_hessian_that_cannot_be_inverted_is_damped_and_said(
     [line] = [line for line in said if "took more damping" in line]
     assert line.startswith(f"{metrics['layers_damped']:.0f} layers took more damping than damp")
     assert "block 0 " in line
+    tries = [line for line in said if "Hessian is not positive definite; damping " in line]
+    # Layers of one input share a Hessian.
+    assert 0 < len(tries) <= metrics["layers_damped"]
+    assert all("damping 0 failed, 0.99 ok, " in line for line in tries)
 
 
 def test_the_candidate_closest_to_16_bit_is_shipped(

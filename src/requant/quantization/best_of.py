@@ -13,7 +13,7 @@ from requant.data.artifact import TRAIN
 from requant.data.chat_template import read_rules
 from requant.data.samples import read_rows
 from requant.errors import ContractError
-from requant.execution.stage import Metrics, StageContext
+from requant.execution.stage import Metrics, StageContext, empty_folder
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.calibrated import quantize_calibrated
 from requant.quantization.calibration import general_texts, sample_calibration
@@ -58,10 +58,9 @@ def quantize_best(
     found: list[Metrics] = []
     folders = [context.work / f"candidate-{number}" for number in range(1, len(tried) + 1)]
     for folder, fields, given in zip(folders, tried, section.candidates, strict=True):
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "work").mkdir(parents=True)
-        (folder / "out").mkdir()
-        own = replace(context, out=folder / "out", work=folder / "work")
+        # What an attempt that was ended has quantized of this candidate stays.
+        (folder / "work").mkdir(parents=True, exist_ok=True)
+        own = replace(context, out=empty_folder(folder / "out"), work=folder / "work")
         found.append(
             quantize_calibrated(fields, "requantize_gptq", own, model=model, data=data, dtype=dtype)
         )

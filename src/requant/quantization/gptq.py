@@ -5,19 +5,24 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from requant.canonical import digest_of
 from requant.execution.stage import Reporter
 from requant.machine.library_noise import no_library_noise
 from requant.models.config import read_model_config
 from requant.models.device import clear_memory, compute_dtype
 from requant.models.folder import stored_dtype
 from requant.models.load import import_gptqmodel
+from requant.models.provenance import weights_digest
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.quantization.calibration import MIN_TOKENS
+from requant.quantization.damping import said_damping
+from requant.quantization.finished_blocks import finished_blocks
 from requant.quantization.gptq_files import assemble
 from requant.quantization.gptq_grids import mended_grids
 from requant.quantization.gptq_workers import errors_of_workers
@@ -131,7 +136,21 @@ def _run_gptqmodel(
     loop_processor._PROJECT_LOG_DIR = work / "gptqmodel-logs"
     # It writes a file to time the disk, and calls a disk that others use too an ERROR.
     module_looper.io_write_performance = lambda: None
-    with no_library_noise(), errors_of_workers(), mended_grids():
+    identity = {
+        "weights": weights_digest(model_folder),
+        "texts": digest_of([list(ids) for ids in calibration]),
+        "settings": asdict(settings),
+        "left_out": list(left_out),
+        "device": device,
+        "libraries": {name: version(name) for name in ("gptqmodel", "torch", "transformers")},
+    }
+    with (
+        no_library_noise(),
+        errors_of_workers(),
+        mended_grids(),
+        finished_blocks(work / "finished-blocks", identity, reporter) as keep,
+        said_damping(reporter),
+    ):
         from gptqmodel import GPTQModel, QuantizeConfig
 
         config = QuantizeConfig(
@@ -151,6 +170,7 @@ def _run_gptqmodel(
         blocks = fields.get("num_hidden_layers", 0)
 
         def layer_complete(layer_idx: int, submodule_finalized: bool) -> None:
+            keep(layer_idx)
             if submodule_finalized:
                 reporter.progress(layer_idx + 1, blocks, "blocks")
 
