@@ -37,7 +37,7 @@ from requant.data.turns import IGNORED
 from requant.models.headers import read_headers
 from requant.models.load import load_model
 from requant.models.tokenizer import load_tokenizer
-from requant.quantization.calibration import encode_calibration, sample_calibration
+from requant.quantization.calibration import encode_calibration, read_pool, sample_calibration
 from requant.quantization.gptq import quantize_gptq
 from requant.quantization.settings import GptqSettings, settings_of
 from requant.statistics import Estimate, paired_difference, ratio_estimate
@@ -212,7 +212,7 @@ def quantize(model: Path, data: Path, fields: Fields, out: Path, work: Path) -> 
         settings = GptqSettings(**{**vars(settings), "round_to_nearest": True})
     tokenizer = load_tokenizer(model)
     calibration = sample_calibration(
-        tokenizer, data, section.calibration_rows, SEED, section.general_share
+        tokenizer, read_pool(data), section.calibration_rows, SEED, section.general_share
     )
     encoded = encode_calibration(tokenizer, calibration.texts, section.calibration_length)
     started = time.monotonic()

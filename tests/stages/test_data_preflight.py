@@ -1,5 +1,6 @@
 """What is wrong with rows is known before the night, and said once."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,32 @@ def test_nothing_to_learn_is_known_before_the_night(
     )
     (found,) = map(str, find_problems(config))
     assert found.startswith(text)
+
+
+def test_too_little_calibration_is_known_before_the_night(tiny_base: Path, tmp_path: Path) -> None:
+    train, heldout = (
+        write(tmp_path / "t.jsonl", rows(0, 9)),
+        write(tmp_path / "h.jsonl", rows(20, 24)),
+    )
+    few = {"calibration_rows": 2, "general_share": 0.0}
+    config = micro_config(
+        tmp_path / "state",
+        prepare_base={"source": {"kind": "folder", "path": str(tiny_base)}},
+        prepare_data={"source": {"kind": "files", "train": [str(train)], "heldout": str(heldout)}},
+        quantize_base={"method": "gptq", "group_size": 64, **few},
+        requantize_gptq={
+            "group_size": 64,
+            "calibration_rows": 40,
+            "general_share": 0.5,
+            "candidates": [{}, few, {**few, "group_size": 128}, {**few, "mse": 0.0}],
+        },
+    )
+    found = sorted(map(str, find_problems(config)))
+    short = r": 2 texts of calibration have \d+ tokens, expected at least 128 \({}.calibration_min_"
+    assert len(found) == 3, "\n".join(found)
+    assert re.match("quantize_base" + short.format("quantize_base"), found[0])
+    assert re.match("requantize_gptq" + short.format("requantize_gptq"), found[2])
+    assert found[1].startswith("requantize_gptq.candidates.2.group_size: 128 does not divide in_")
 
 
 def test_a_broken_template_is_one_problem_of_the_base_and_not_of_the_rows(

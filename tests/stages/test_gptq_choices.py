@@ -13,7 +13,7 @@ from requant.data.samples import read_rows
 from requant.errors import ConfigError, ContractError
 from requant.models.load import load_model
 from requant.models.tokenizer import load_tokenizer
-from requant.quantization.calibration import sample_calibration
+from requant.quantization.calibration import read_pool, sample_calibration
 from requant.stages import requantize_gptq
 from tests.stages.conftest import SilentReporter, make_context
 
@@ -138,7 +138,7 @@ def test_rows_taken_already_and_nearly_measured_ones_are_passed_over(
     longest["messages"][-1]["content"] += " Indeed."
     lines = [json.dumps(row) + "\n" for row in (*rows, rows[0], longest)]
     (data / "train.jsonl").write_text("".join(lines))
-    calibration = sample_calibration(load_tokenizer(tiny_base), data, 9, seed=0)
+    calibration = sample_calibration(load_tokenizer(tiny_base), read_pool(data), 9, seed=0)
     assert len(calibration.rows) == 3
     assert str(calibration.dropped) == (
         "1 that are measured on, 1 taken already, 0 that spell control tokens"

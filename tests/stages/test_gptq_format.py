@@ -17,7 +17,7 @@ from requant.errors import ParityError
 from requant.models.headers import read_headers
 from requant.models.load import import_gptqmodel, load_model
 from requant.models.tokenizer import load_tokenizer
-from requant.quantization.calibration import encode_calibration, sample_calibration
+from requant.quantization.calibration import encode_calibration, read_pool, sample_calibration
 from requant.quantization.dequantize import read_quantized
 from requant.quantization.gptq import quantize_gptq
 from requant.quantization.gptq_layout import dequantized, read_parts
@@ -44,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(base: Path, tiny_data: Path) -> tuple[str, ...]:
-    return sample_calibration(load_tokenizer(base), tiny_data, 16, 0).texts
+    return sample_calibration(load_tokenizer(base), read_pool(tiny_data), 16, 0).texts
 
 
 def quantize(base: Path, folder: Path, texts: tuple[str, ...], **fields: Any) -> Path:

@@ -20,6 +20,7 @@ from requant.quantization.calibration import (
     MIN_TOKENS,
     Dropped,
     encode_calibration,
+    read_pool,
     sample_calibration,
 )
 from requant.stages import requantize_gptq
@@ -151,7 +152,9 @@ def test_a_master_is_as_large_as_what_is_served(tmp_path: Path, tiny_base: Path)
 
 def test_the_seed_picks_the_calibration_rows(tiny_base: Path, tiny_data: Path) -> None:
     tokenizer = load_tokenizer(tiny_base)
-    zero, same, one = (sample_calibration(tokenizer, tiny_data, 8, seed) for seed in (0, 0, 1))
+    zero, same, one = (
+        sample_calibration(tokenizer, read_pool(tiny_data), 8, seed) for seed in (0, 0, 1)
+    )
     assert zero == same
     assert zero.texts != one.texts
 
@@ -175,12 +178,12 @@ def test_rows_that_are_measured_on_are_not_calibrated_on(
     write_rows(data / "train.jsonl", [shouted, *train[:3]])
     write_rows(data / "evaluation" / "extra.jsonl", [document])
     tokenizer = load_tokenizer(tiny_base)
-    calibration = sample_calibration(tokenizer, data, 4, seed=0)
+    calibration = sample_calibration(tokenizer, read_pool(data), 4, seed=0)
     assert sorted(calibration.rows) == [2, 3]
     assert calibration.dropped == Dropped(measured=2)
     write_rows(data / "train.jsonl", [shouted])
     with pytest.raises(ContractError, match=r"all 1 rows .* are also held out or evaluated on"):
-        sample_calibration(tokenizer, data, 4, seed=0)
+        sample_calibration(tokenizer, read_pool(data), 4, seed=0)
 
 
 def test_a_group_size_that_does_not_divide_is_refused_before_work(

@@ -74,11 +74,17 @@ def refuse_overlap(train: Sequence[Parsed], heldout: Sequence[Parsed]) -> None:
 
 def measured_texts(data: Path) -> set[str]:
     """Return, evened out, every text of a dataset artifact that models are measured on."""
-    texts = {text for row in read_rows(data / HELDOUT) for text in answers(row)}
+    documents: list[Any] = []
     for path in documents_of_tasks(data):
         with path.open() as file:
-            texts |= {even(text) for line in file for text in _values(json.loads(line))}
-    return texts
+            documents += map(json.loads, file)
+    return texts_of(read_rows(data / HELDOUT), documents)
+
+
+def texts_of(heldout: Iterable[Row], documents: Iterable[Any]) -> set[str]:
+    """Return, evened out, all answers of rows and all texts of documents."""
+    texts = {text for row in heldout for text in answers(row)}
+    return texts | {even(text) for text in _values(list(documents))}
 
 
 def ngrams(text: str, size: int = NGRAM) -> set[tuple[str, ...]]:

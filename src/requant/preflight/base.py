@@ -215,6 +215,11 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
             else []
         ),
     }
+    for number, candidate in enumerate(again.candidates if again.enabled else ()):
+        if candidate.group_size is not None:
+            quantizing[f"requantize_gptq.candidates.{number}"] = quantizing_problems(
+                facts.layers, candidate.group_size, again.tensor_parallel
+            )
     for section, problems in quantizing.items():
         yield from (Problem(f"{section}.{field}", text) for field, text in problems)
     train, further = config.train_adapter, config.continue_train

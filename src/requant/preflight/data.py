@@ -15,6 +15,7 @@ from requant.config.task_names import (
 from requant.config.training import Optimisation
 from requant.data.faults import Fault, listed
 from requant.data.formats import Row, strings
+from requant.data.overlap import texts_of
 from requant.data.rows import Split
 from requant.data.samples import check_rows, nothing_left, too_long_for_all
 from requant.data.sources import (
@@ -27,13 +28,15 @@ from requant.data.sources import (
 )
 from requant.errors import RequantError, is_transient
 from requant.evaluation.night_verdict import fewest, guards
-from requant.evaluation.tasks import night_documents
+from requant.evaluation.tasks import Documents, night_documents
 from requant.machine.looking import Watch, unwatched
 from requant.models.tokenizer import load_tokenizer
 from requant.outside.tokenizer_patterns import naming_patterns
 from requant.preflight.base import LOADING_SECONDS, needing_template, opened_base
+from requant.preflight.calibration import calibration_problems
 from requant.preflight.problem import Problem
-from requant.stages.prepare_data import read_old_text
+from requant.quantization.calibration import Pool
+from requant.stages.prepare_data import general_rows, read_old_text
 
 FIELD = "prepare_data.source"
 MEMORY_PER_BYTE = 40
@@ -91,7 +94,13 @@ def _problems(config: Config, folder: Path | None, watch: Watch) -> Iterator[Pro
     except RequantError as error:
         yield from _each(error)
         return
-    yield from _gate_problems(config, rows)
+    try:
+        old_text = read_old_text(section)
+    except RequantError as error:
+        yield Problem("", str(error))
+        return
+    made = _documents(config, rows, old_text)
+    yield from _gate_problems(config, made)
     if folder is None:
         return
     watch(f"prepare_base.source: {folder}: its tokenizer", LOADING_SECONDS)
@@ -113,7 +122,16 @@ def _problems(config: Config, folder: Path | None, watch: Watch) -> Iterator[Pro
         parts.append(tuple(row.row for row in sources.everything if id(row.row) not in taken))
     through = f"through chat template and tokenizer of {folder}"
     placed = (_Watched(_placed(part, places), watch, through) for part in parts)
-    yield from _row_problems(config, tokenizer, *placed)
+    found = list(_row_problems(config, tokenizer, *placed))
+    yield from found
+    if not found:
+        pool = Pool(
+            train=rows.train,
+            general=general_rows(old_text, made.old, config.seed),
+            measured=texts_of(rows.heldout, [made.heldout, made.choices, made.old]),
+            rules=rules_of(section),
+        )
+        yield from calibration_problems(config, folder, tokenizer, pool)
 
 
 def data_bytes(config: Config) -> int:
@@ -185,19 +203,21 @@ def _row_problems(
         yield from (Problem(field, text) for text in texts)
 
 
-def _gate_problems(config: Config, rows: Split) -> Iterator[Problem]:
+def _documents(config: Config, rows: Split, old_text: str) -> Documents:
+    limit = config.prepare_data.max_evaluation_rows
+    return night_documents(rows.heldout, old_text, limit, config.seed)
+
+
+def _gate_problems(config: Config, made: Documents) -> Iterator[Problem]:
     """Say which generated tasks have too few documents for the gate to let anything through."""
     section, evaluate = config.prepare_data, config.evaluate
-    limit = min(section.max_evaluation_rows, evaluate.limit or section.max_evaluation_rows)
-    try:
-        made = night_documents(rows.heldout, read_old_text(section), limit, config.seed)
-    except RequantError as error:
-        yield Problem("", str(error))
-        return
     counts = {
-        HELDOUT_PERPLEXITY: len(made.heldout),
-        OLD_PERPLEXITY: len(made.old),
-        choice_task(section.source): len(made.choices),
+        task: min(count, evaluate.limit or count)
+        for task, count in (
+            (HELDOUT_PERPLEXITY, len(made.heldout)),
+            (OLD_PERPLEXITY, len(made.old)),
+            (choice_task(section.source), len(made.choices)),
+        )
     }
     there = {task: count for task, count in counts.items() if count}
     if not (config.promote.auto and evaluate.generated_tasks):

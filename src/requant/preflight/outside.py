@@ -17,7 +17,7 @@ from requant.preflight.known_looks import stamps, unless_known
 from requant.preflight.problem import Problem, checked
 from requant.stages import prepare_data
 
-VERSION = 9
+VERSION = 10
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 ELSEWHERE = ("name", "state", "runtime", "tracking", "deploy")
 """Sections that say nothing of base and rows."""

@@ -10,13 +10,11 @@ from requant.comparison.divergence import compare_log_probs
 from requant.comparison.folders import folder_log_probs
 from requant.config.quantizing import RequantizeGptq
 from requant.data.artifact import TRAIN
-from requant.data.chat_template import read_rules
-from requant.data.samples import read_rows
 from requant.errors import ContractError
 from requant.execution.stage import Metrics, StageContext, empty_folder
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.calibrated import quantize_calibrated
-from requant.quantization.calibration import general_texts, sample_calibration
+from requant.quantization.calibration import general_texts, read_pool, sample_calibration
 from requant.quantization.quantizable import check_quantizable
 
 FEWEST_ROWS = 8
@@ -86,17 +84,17 @@ def _rows_to_choose_by(
 ) -> list[Batch]:
     """Take the training rows that come after those of the longest calibration."""
     tokenizer = load_tokenizer(model)
+    pool = read_pool(data)
     taken = max(
-        each.calibration_rows - general_texts(data, each.calibration_rows, each.general_share)
+        each.calibration_rows - general_texts(pool, each.calibration_rows, each.general_share)
         for each in tried
     )
-    rows = sample_calibration(tokenizer, data, taken + count, seed).rows[taken:]
+    rows = sample_calibration(tokenizer, pool, taken + count, seed).rows[taken:]
     if len(rows) < min(FEWEST_ROWS, count):
         raise ContractError(
             f"requantize_gptq.candidates: {len(rows)} training rows are left to choose by after "
             f"{taken} that calibrate, expected at least {min(FEWEST_ROWS, count)}; lower "
             "requantize_gptq.calibration_rows, or give prepare_data more rows"
         )
-    train = read_rows(data / TRAIN)
-    placed = [(f"{TRAIN}, line {index + 1}", train[index]) for index in rows]
-    return held_out_batches(tokenizer, placed, FIDELITY_TOKENS, read_rules(data))
+    placed = [(f"{TRAIN}, line {index + 1}", pool.train[index]) for index in rows]
+    return held_out_batches(tokenizer, placed, FIDELITY_TOKENS, pool.rules)

@@ -12,6 +12,7 @@ from requant.quantization.calibration import (
     calibration_record,
     check_tokens,
     encode_calibration,
+    read_pool,
     sample_calibration,
 )
 from requant.quantization.gptq import quantize_gptq
@@ -53,7 +54,7 @@ def quantize_calibrated(
     layers = check_quantizable(model, fields.group_size, getattr(fields, "tensor_parallel", 1))
     tokenizer = load_tokenizer(model)
     calibration = sample_calibration(
-        tokenizer, data, fields.calibration_rows, context.seed, fields.general_share
+        tokenizer, read_pool(data), fields.calibration_rows, context.seed, fields.general_share
     )
     encoded = encode_calibration(tokenizer, calibration.texts, fields.calibration_length)
     context.reporter.message(

@@ -2,14 +2,14 @@
 
 import hashlib
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from requant.data.artifact import GENERAL, TRAIN
-from requant.data.chat_template import Dialect, dialect, read_rules, render
+from requant.data.chat_template import Dialect, Rules, dialect, read_rules, render
 from requant.data.checks import check_control
 from requant.data.formats import Row
 from requant.data.overlap import NGRAM, OVERLAP, Measured, answers, measured_texts, normalised
@@ -76,8 +76,30 @@ class Encoded:
         )
 
 
+@dataclass(frozen=True)
+class Pool:
+    """What a calibration is taken from, and what it must not hold."""
+
+    train: Sequence[Row]
+    general: Sequence[Row]
+    measured: Set[str]
+    """Every text that models are measured on, evened out."""
+    rules: Rules
+    """Of rendering."""
+
+
+def read_pool(data: Path) -> Pool:
+    """Read what a dataset artifact offers."""
+    return Pool(
+        train=read_rows(data / TRAIN),
+        general=read_rows(data / GENERAL),
+        measured=measured_texts(data),
+        rules=read_rules(data),
+    )
+
+
 def sample_calibration(
-    tokenizer: Any, data: Path, rows: int, seed: int, general_share: float = 0.0
+    tokenizer: Any, pool: Pool, rows: int, seed: int, general_share: float = 0.0
 ) -> Calibration:
     """Sample training conversations and general text that nobody measures on.
 
@@ -87,7 +109,7 @@ def sample_calibration(
 
     Args:
         tokenizer: With the chat template of the model.
-        data: Dataset artifact.
+        pool: What is sampled.
         rows: At most this many are taken, both kinds together.
         seed: Of the order in which rows are tried.
         general_share: Share of `rows` that is general text, where there is enough.
@@ -95,24 +117,25 @@ def sample_calibration(
     Raises:
         ContractError: If no row is left.
     """
-    words = dialect(tokenizer, read_rules(data))
-    measured = Measured(measured_texts(data))
-    train = read_rows(data / TRAIN)
-    general = read_rows(data / GENERAL) if general_share else []
+    words = dialect(tokenizer, pool.rules)
+    measured = Measured(pool.measured)
     reasons = dict.fromkeys(("measured", "repeated", "control"), 0)
-    wanted = general_texts(data, rows, general_share)
-    pieces = _taken(general, wanted, seed, words, measured, reasons)
-    taken = _taken(train, rows - len(pieces), seed, words, measured, reasons)
+    wanted = general_texts(pool, rows, general_share)
+    pieces = _taken(pool.general, wanted, seed, words, measured, reasons)
+    taken = _taken(pool.train, rows - len(pieces), seed, words, measured, reasons)
     if not taken:
         raise ContractError(
-            f"calibration: all {len(train)} rows of {data / TRAIN} are also held out or "
-            "evaluated on, or spell control tokens, so figures of the quantized model would mean "
-            "nothing; give training and held-out files with different rows"
+            f"calibration: all {len(pool.train)} training rows are also held out or evaluated on, "
+            "or spell control tokens, so figures of the quantized model would mean nothing; give "
+            "training and held-out files with different rows"
         )
+    chosen = (
+        *(pool.train[index] for index in taken),
+        *(pool.general[index] for index in pieces),
+    )
     return Calibration(
         texts=tuple(
-            row["text"] if "text" in row else render(words, row["messages"], row)
-            for row in (*(train[index] for index in taken), *(general[index] for index in pieces))
+            row["text"] if "text" in row else render(words, row["messages"], row) for row in chosen
         ),
         rows=tuple(taken),
         general=tuple(pieces),
@@ -121,10 +144,9 @@ def sample_calibration(
     )
 
 
-def general_texts(data: Path, rows: int, general_share: float) -> int:
-    """Say how many of `rows` are to be general text, of which a dataset artifact may have less."""
-    wanted = round(rows * general_share)
-    return min(wanted, len(read_rows(data / GENERAL))) if wanted else 0
+def general_texts(pool: Pool, rows: int, general_share: float) -> int:
+    """Say how many of `rows` are to be general text, of which a pool may have less."""
+    return min(round(rows * general_share), len(pool.general))
 
 
 def encode_calibration(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:

@@ -74,7 +74,7 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     (context.out / CARD_NAME).write_bytes(canonical_json(_card(sources)))
     old_text = read_old_text(section)
     made = night_documents(heldout, old_text, section.max_evaluation_rows, context.seed)
-    general = _general(old_text, made.old, context.seed)
+    general = general_rows(old_text, made.old, context.seed)
     write_jsonl(context.out / GENERAL, general)
     documents = _write_tasks(section, context, made)
     return {
@@ -141,7 +141,7 @@ def _card(sources: Sources) -> dict[str, Any]:
     }
 
 
-def _general(old_text: str, measured: Sequence[str], seed: int) -> list[Row]:
+def general_rows(old_text: str, measured: Sequence[str], seed: int) -> list[Row]:
     """Take pieces of old text that nobody measures on, the order by the seed."""
     held = Measured(map(even, measured))
     pieces = [piece for piece in dict.fromkeys(chunks(old_text)) if not held.holds([even(piece)])]
