@@ -35,9 +35,10 @@ from requant.data.plain_text import chunks
 from requant.data.samples import read_rows
 from requant.data.turns import IGNORED
 from requant.models.headers import read_headers
-from requant.models.load import load_model
+from requant.models.load import corrected, load_model
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.calibration import encode_calibration, read_pool, sample_calibration
+from requant.quantization.eora import correction_bits, write_correction
 from requant.quantization.gptq import quantize_gptq
 from requant.quantization.settings import GptqSettings, settings_of
 from requant.statistics import Estimate, paired_difference, ratio_estimate
@@ -61,6 +62,9 @@ CANDIDATES: Mapping[str, Fields] = {
     "asymmetric, no search": {"symmetric": False, "mse": 0.0},
     "round to nearest": {"round_to_nearest": True, "mse": 0.0},
     "groups of 32": {"group_size": 32},
+    "EoRA, rank 2": {"eora_rank": 2},
+    "EoRA, rank 8": {"eora_rank": 8},
+    "EoRA, rank 32": {"eora_rank": 32},
     "desc_act": {"desc_act": True},
     "GPTAQ": {"gptaq_alpha": 0.25},
     "128 training rows": {"calibration_rows": 192},
@@ -176,7 +180,7 @@ def dense(model: Any) -> Any:
 
 
 def bits_a_weight(folder: Path) -> float:
-    """Bits of the packed layers, scales and zero points included, for each of their weights."""
+    """Bits of the packed layers and of a correction, for each of their weights."""
     from safetensors import safe_open
 
     packed = {
@@ -192,7 +196,7 @@ def bits_a_weight(folder: Path) -> float:
                 columns = file.get_slice(name).get_shape()[0]
                 scales = name.removesuffix("g_idx") + "scales"
                 weights += columns * file.get_slice(scales).get_shape()[1]
-    return 8 * size / weights
+    return (8 * size + correction_bits(folder)) / weights
 
 
 class _Saying:
@@ -217,6 +221,9 @@ def quantize(model: Path, data: Path, fields: Fields, out: Path, work: Path) -> 
     encoded = encode_calibration(tokenizer, calibration.texts, section.calibration_length)
     started = time.monotonic()
     quantize_gptq(model, out, encoded.ids, settings, device="cpu", work=work, reporter=_Saying())
+    if section.eora_rank:
+        options = {"device": "cpu", "reporter": _Saying()}
+        write_correction(model, out, encoded.ids, section.eora_rank, **options)
     return {
         "seconds": time.monotonic() - started,
         "tokens": float(encoded.tokens),
@@ -242,6 +249,8 @@ def run(base: Path, tuned: Path, data: Path, log: Path, names: Sequence[str]) ->
                 work.mkdir()
                 made = quantize(model, data, CANDIDATES[name], out, work)
                 candidate = dense(load_model(out, "cpu"))
+                if CANDIDATES[name].get("eora_rank"):
+                    candidate = corrected(candidate, out).merge_and_unload()
                 shutil.rmtree(out)
             entry[role] = made | {
                 kind: vars(measure(references[model][kind], candidate, batches[kind]))

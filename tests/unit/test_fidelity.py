@@ -39,7 +39,7 @@ def fidelity(*kl: float) -> Fidelity:
 
 
 def test_calibration_is_held_to_plain_rounding_by_pairs_of_texts() -> None:
-    weights, left = WeightErrors({}, 0.1, 4.5), Unquantized({}, 1)
+    weights, left = WeightErrors({}, 0.1, 1, 4.5), Unquantized({}, 1)
     nearest = fidelity(0.4, 0.8, 0.6)
 
     def measured(*kl: float) -> Quantization:

@@ -13,9 +13,9 @@ from requant.data.turns import IGNORED
 from requant.execution.progress import told
 from requant.execution.stage import Reporter
 from requant.models.device import clear_memory, compute_dtype
-from requant.models.folder import served_dtype
-from requant.models.headers import TORCH_NAMES, read_headers
-from requant.models.load import load_model, with_adapters
+from requant.models.folder import CORRECTION_NAME, served_dtype
+from requant.models.headers import TORCH_NAMES, headers_of, read_headers, weight_files
+from requant.models.load import corrected, load_in_memory, load_model, with_adapters
 
 if TYPE_CHECKING:
     import torch
@@ -56,18 +56,15 @@ def folder_log_probs(
     import torch
 
     dtype = torch.float32 if exact else compute_dtype(device)
-    model = load_model(folder, device, dtype=dtype)
-    if (adapters or in_memory) and set(getattr(model, "hf_device_map", {}).values()) & {
-        "cpu",
-        "disk",
-    }:
-        # DoRA reads weights of its base past the hooks that would fetch them.
-        model = load_model(folder, "cpu", dtype=dtype)
+    # DoRA reads weights of its base past the hooks that would fetch them.
+    load = load_in_memory if adapters or in_memory else load_model
+    model = load(folder, device, dtype=dtype)
     if vocabulary is not None:
         _resize(model, vocabulary)
     if adapters:
         model = with_adapters(model, adapters)
     watch(model)
+    model = corrected(model, folder)
     yield from token_log_probs(model, batches)
     del model
     clear_memory()
@@ -122,4 +119,6 @@ def size_ratio(folder: Path, original: Path) -> float:
         for header in read_headers(original).values()
         if header.dtype in TORCH_NAMES
     )
-    return sum(header.end - header.start for header in read_headers(folder).values()) / served
+    # A correction beside the weights is served with them.
+    files = [*weight_files(folder), *(folder / CORRECTION_NAME).glob("*.safetensors")]
+    return sum(header.end - header.start for header in headers_of(files).values()) / served

@@ -70,6 +70,7 @@ class Candidate(Section):
     mse: float | None = Field(None, ge=0.0, le=8.0)
     gptaq_alpha: float | None = Field(None, ge=0.0, le=1.0)
     damp_percent: float | None = Field(None, gt=0.0, lt=1.0)
+    eora_rank: int | None = Field(None, ge=0, le=256)
     calibration_rows: Positive | None = None
     general_share: Fraction | None = None
 
@@ -103,6 +104,13 @@ class RequantizeGptq(GptqFields):
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
     candidates: tuple[Candidate, ...] = Field(
         (), description="tries that change these fields; the one closest to 16 bit is shipped"
+    )
+    eora_rank: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="of a LoRA beside the 4-bit model that gives back what rounding took (EoRA); "
+        "servers must load it, from eora/; 0: none",
     )
     candidate_rows: Positive = Field(
         64, description="training rows that calibrate no candidate, on which they are compared"

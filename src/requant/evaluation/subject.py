@@ -45,13 +45,13 @@ def subject(
         section: Says how many sequences a forward pass takes.
         context: Of the stage.
     """
-    from requant.models.load import load_model, with_adapters
+    from requant.models.load import corrected, load_model, with_adapters
     from requant.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
 
     def opened() -> Any:
-        model = load_model(folder, context.device)
+        model = corrected(load_model(folder, context.device), folder)
         if adapter is not None:
             model = with_adapters(model, [(adapter, 1.0)])
         return watched_model(

@@ -26,6 +26,8 @@ MASTER_NAME = "master.json"
 """In which dtype a model is served that is kept in float32 to be trained on."""
 QUANTIZATION_NAME = "quantization.json"
 """What quantization did to each weight."""
+CORRECTION_NAME = "eora"
+"""Folder of a LoRA beside a quantized model, which is part of it: `requant.quantization.eora`."""
 CARD_NAME = "README.md"
 NOTES = frozenset(
     {

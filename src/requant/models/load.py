@@ -15,6 +15,7 @@ from requant.errors import ContractError
 from requant.machine.library_noise import no_library_noise
 from requant.models.config import check_depth, check_no_adapter, quantization_of, read_model_config
 from requant.models.device import compute_dtype, device_index
+from requant.models.folder import CORRECTION_NAME
 from requant.models.headers import read_headers
 from requant.wording import few
 
@@ -86,6 +87,26 @@ def load_model(
     if trainable:
         return model.train()
     return model.eval().requires_grad_(False)
+
+
+def load_in_memory(folder: Path, device: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a model whose weights are read or changed: on the CPU where it is too large for the GPU.
+
+    Args:
+        folder: As `load_model`.
+        device: cpu or cuda.
+        dtype: As `load_model`.
+    """
+    model = load_model(folder, device, dtype=dtype)
+    if set(getattr(model, "hf_device_map", {}).values()) & {"cpu", "disk"}:
+        return load_model(folder, "cpu", dtype=dtype)
+    return model
+
+
+def corrected(model: PreTrainedModel, folder: Path) -> Any:
+    """Put the LoRA beside a quantized model's weights that is part of it, where there is one."""
+    beside = folder / CORRECTION_NAME
+    return with_adapters(model, [(beside, 1.0)]) if beside.is_dir() else model
 
 
 def with_adapters(model: PreTrainedModel, adapters: Sequence[tuple[Path, float]]) -> Any:

@@ -15,6 +15,7 @@ from requant.quantization.calibration import (
     read_pool,
     sample_calibration,
 )
+from requant.quantization.eora import write_correction
 from requant.quantization.gptq import quantize_gptq
 from requant.quantization.quantizable import check_quantizable
 from requant.quantization.settings import settings_of
@@ -74,6 +75,10 @@ def quantize_calibrated(
         reporter=context.reporter,
         dtype=dtype,
     )
+    if rank := getattr(fields, "eora_rank", 0):
+        write_correction(
+            model, context.out, encoded.ids, rank, device=context.device, reporter=context.reporter
+        )
     record = calibration_record(calibration, encoded)
     (context.out / CALIBRATION_NAME).write_bytes(canonical_json(record))
     return {

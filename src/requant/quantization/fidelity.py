@@ -13,6 +13,7 @@ from requant.comparison.folders import folder_log_probs, size_ratio
 from requant.execution.progress import told
 from requant.execution.stage import Metrics, Reporter
 from requant.quantization.dequantize import QuantizedFolder, read_quantized
+from requant.quantization.eora import correction_bits
 from requant.quantization.kernel_check import check_kernel, quantized_layers
 from requant.quantization.quantizable import Unquantized, unquantized
 from requant.quantization.round_to_nearest import round_layers
@@ -34,14 +35,19 @@ class Quantization:
     weights: WeightErrors
     left: Unquantized
     size_ratio: float
+    """The correction's bytes among them."""
+    correction_bits_per_weight: float = 0.0
+    """Of the LoRA that is part of the model, over the weights of the quantized layers."""
 
     def as_metrics(self) -> Metrics:
         """Flat figures for a stage's record: `Fidelity.in_full`, and those in weight space."""
         nearest = self.nearest
         compared = {} if nearest is None else {"rtn_kl": nearest.kl, "rtn_ratio": self.rtn_ratio}
+        bits = self.correction_bits_per_weight
         return {
             **self.outputs.in_full(),
             **compared,
+            **({"correction_bits_per_weight": bits} if bits else {}),
             "bits_per_weight": self.weights.bits_per_weight,
             "weight_error": self.weights.total,
             "worst_weight_error": self.weights.worst()[0][1],
@@ -119,6 +125,7 @@ def measure_quantization(
         weights,
         left,
         size_ratio(quantized, original),
+        correction_bits(quantized) / weights.count,
     )
 
 

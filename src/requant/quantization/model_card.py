@@ -7,6 +7,11 @@ from typing import Any
 from requant.figures import figure
 from requant.quantization.fidelity import Quantization
 
+CORRECTED = (
+    " The LoRA in `eora/` is part of it, and in all figures below: peft loads it on top "
+    "(`PeftModel.from_pretrained(model, 'eora')`), vLLM as a LoRA module."
+)
+
 
 @dataclass(frozen=True)
 class Made:
@@ -80,7 +85,9 @@ def _body(made: Made, measured: Quantization) -> list[str]:
         f"# A {bits}-bit model, retrained and quantized by requant",
         "",
         f"GPTQ ({grid}), `checkpoint_format: {settings['checkpoint_format']}`: transformers, "
-        "GPTQModel and vLLM load it. Tokenizer, chat template and generation configuration are the "
+        "GPTQModel and vLLM load it."
+        + (CORRECTED if measured.correction_bits_per_weight else "")
+        + " Tokenizer, chat template and generation configuration are the "
         "16-bit model's.",
         "",
         "## Lineage",
@@ -112,6 +119,7 @@ def _figures(measured: Quantization) -> list[str]:
         ("ln(perplexity, quantized over 16 bit)", "ln_ppl_ratio", "ln_ppl_ratio_error"),
         ("KL of rounding to nearest on the same grid", "rtn_kl", ""),
         ("bits a weight of the quantized layers", "bits_per_weight", ""),
+        ("bits a weight of the LoRA in eora/", "correction_bits_per_weight", ""),
         ("size of the weights, over 16 bit", "size_ratio", ""),
     ]
     tokens = measured.outputs.tokens

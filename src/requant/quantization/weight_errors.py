@@ -21,6 +21,8 @@ class WeightErrors:
     """Module to ||W_q - W|| / ||W||, Frobenius."""
     total: float
     """The same of all weights together."""
+    count: int
+    """Weights of the quantized layers."""
     bits_per_weight: float
     """Codes, scales, zero points and indices, over the weights of the quantized layers."""
 
@@ -70,4 +72,4 @@ def weight_errors(original: Path, quantized: QuantizedFolder) -> WeightErrors:
             f"{quantized.folder}: none of its quantized layers has the name of a weight of "
             f"{original}; set quantize_base.enabled=false and requantize_gptq.enabled=false"
         )
-    return WeightErrors(modules, (lost / whole) ** 0.5, bits / count)
+    return WeightErrors(modules, (lost / whole) ** 0.5, count, bits / count)

@@ -57,11 +57,11 @@ def answer(folder: Path, prompt: str, tokens: int, device: str) -> str:
     """
     import torch
 
-    from requant.models.load import load_model
+    from requant.models.load import corrected, load_model
     from requant.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, device)
+    model = corrected(load_model(folder, device), folder)
     if tokenizer.chat_template is not None:
         messages = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
