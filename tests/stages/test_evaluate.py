@@ -82,7 +82,7 @@ def test_a_step_there_and_back_again_is_in_the_ledger(
 ) -> None:
     ledger = survival(read_paired(evaluated[0]))
     there, back = (step for step in ledger.steps if step.task == "old_perplexity")
-    assert (there.name, back.name) == ("up to merge_fp16", "up to requantize_gptq")
+    assert (there.name, back.name) == ("up to merge_fp16", "requantize_gptq")
     assert there.change.mean == pytest.approx(-back.change.mean)
     assert there.better + there.worse == there.change.n == 12
     assert (there.better, there.worse) == (back.worse, back.better)

@@ -84,6 +84,18 @@ def test_noise_is_not_called_a_cost() -> None:
     assert [step.name for step in ledger.steps] == ["up to requantize_gptq"] * 2
 
 
+def test_a_stage_that_was_off_is_no_part_of_the_next_step() -> None:
+    models = {name: NIGHT[name] for name in NIGHT if name != "continued"}
+    names = [step.name for step in ledger_of(models).steps if step.task == "old_perplexity"]
+    assert names[-2:] == ["merge_fp16", "requantize_gptq"]
+
+
+def test_a_gain_that_became_a_loss_is_said_in_words() -> None:
+    lost = {"base": (0.0, 0.0), "merged": (0.1, 0.0), "requantized": (-0.1, 0.0)}
+    (new, _) = in_words(ledger_of(lost))
+    assert new.endswith("; nothing of the gain in 16 bit is in what ships")
+
+
 def test_the_champion_and_the_anchor_are_in_the_table_and_no_steps() -> None:
     models = {"champion": (0.05, 0.0), "base": (0.0, 0.0), "requantized": (0.06, 0.0)}
     ledger = ledger_of(models)

@@ -113,7 +113,7 @@ def in_words(ledger: Survival) -> list[str]:
     lines = []
     for task in ledger.tasks:
         share = ledger.survived(task)
-        kept = "" if share is None else f"; {share:.0%} of the gain in 16 bit is in what ships"
+        kept = "" if share is None else f"; {_share(share)} of the gain in 16 bit is in what ships"
         worst = ledger.costliest(task)
         if worst is None:
             lines.append(f"{task}: no step cost anything beyond chance{kept}")
@@ -125,6 +125,10 @@ def in_words(ledger: Survival) -> list[str]:
             f"worse and {worst.better} better{kept}"
         )
     return lines
+
+
+def _share(share: float) -> str:
+    return f"{share:.0%}" if share > 0 else "nothing"
 
 
 def figures(ledger: Survival) -> dict[str, float]:
@@ -152,7 +156,10 @@ def _step(row: Mapping[str, Any]) -> Step:
     if earlier in JUDGES:
         name = f"against the {earlier}"
     else:
-        alone = CHAIN.index(row["later"]) == CHAIN.index(earlier) + 1
+        # Of the models between, those of stages that were off do not exist; the adapted one is
+        # left out with all that `evaluate.steps_between` leaves out.
+        left_out = CHAIN[CHAIN.index(earlier) + 1 : CHAIN.index(row["later"])]
+        alone = "adapted" not in left_out
         name = STEPS[row["later"]] if alone else f"up to {STEPS[row['later']]}"
     return Step(
         name=name,
