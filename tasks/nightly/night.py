@@ -1,5 +1,6 @@
 """The stages of one night, called one after the other, and what came of each."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -8,13 +9,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from requant.config.section import Section
+from requant.evaluation.foresight import foreseen, spreads_of
+from requant.evaluation.night_verdict import GENERATED
 from requant.execution.key import stage_key
-from requant.execution.past_nights import lost_datasets, past_of, past_use
+from requant.execution.past_nights import last_evaluation, lost_datasets, past_of, past_use
 from requant.execution.progress import done_line
 from requant.machine.withheld import withheld
 from requant.report.headline import headline
 from requant.report.night import StageRow, StageState
-from requant.store import StageRecord, Store, touch_record
+from requant.store import StageRecord, Store, materialise, touch_record
 from requant.store.results import StageResult, result_of
 from tasks import tracking
 from tasks.gatekeeping import advice
@@ -61,6 +64,9 @@ class OpenNight:
         self._rows.append(StageRow(stage.name, came, record))
         seconds = None if cached else record.seconds
         get_run_logger().info(done_line(stage.name, came, seconds, headline(record)))
+        if stage.name == "prepare_data":
+            for line in _foreseen(self._night, record):
+                get_run_logger().info(line)
         return result
 
     def past(self, tonight: StageResult) -> dict[str, StageResult]:
@@ -162,6 +168,20 @@ def _said(what: str) -> Iterator[None]:
             type(error).__name__,
             error,
         )
+
+
+def _foreseen(night: Night, data: StageRecord) -> list[str]:
+    """Say what the generated tasks will be able to show, by what the last evaluation spread."""
+    section = night.config.evaluate
+    if not (section.enabled and section.generated_tasks):
+        return []
+    counts = {
+        task: min(int(data.metrics.get(f"{task}_documents", 0)), section.limit or sys.maxsize)
+        for task in GENERATED
+    }
+    gate, last = section.gate, last_evaluation(night.store, night.config.name)
+    spreads = spreads_of(materialise(night.store, last.digest), gate) if last else {}
+    return foreseen(gate, counts, spreads, "the last night")
 
 
 def _lost_nights(store: Store, tonight: StageRecord, nights: int) -> list[str]:

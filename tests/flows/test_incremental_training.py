@@ -174,6 +174,8 @@ def test_a_page_that_cannot_be_drawn_or_linked_fails_no_night(
     monkeypatch.setattr("tasks.tracking.model_links", away)
     assert states(requant("run", folder / "micro.yaml"))["evaluate"] == "cached"
     assert "page has no links to MLflow's models: the server is away" in caplog.text
+    # Said of the dataset, before anything is trained.
+    assert re.search(r"old_perplexity: \d+ documents, spread .* \(of the last ni", caplog.text)
     assert "could not be drawn: ZeroDivisionError: &lt;nothing to draw&gt;" in newest_report(folder)
 
 

@@ -78,7 +78,7 @@ def targets(gate: Gate, pools: Mapping[str, int]) -> tuple[str, ...]:
 
 def fewest(gate: Gate) -> int:
     """Return the documents of a perplexity with which a guard can pass at all."""
-    rule = likelihood_rule("guard", _margins(gate, 1.0))
+    rule = likelihood_rule("guard", margins_of(gate, 1.0))
     units = least_units(rule, "log_likelihood", gate.alpha)
     assert units is not None  # what never changes is shown to lose nothing, some time
     return units
@@ -110,7 +110,7 @@ def judge_night(
                 continue
             try:
                 asked.append(
-                    question(task, role, reference, before, after, _margins(gate, multiple))
+                    question(task, role, reference, before, after, margins_of(gate, multiple))
                 )
             except (ParityError, ContractError, ConfigError) as error:
                 missing.append(str(error))
@@ -133,7 +133,8 @@ def read_verdict(evaluation: Path, gate: Gate, alpha: float | None = None) -> De
     return judge_night(read_models(evaluation), gate, read_pools(evaluation), alpha)
 
 
-def _margins(gate: Gate, multiple: float) -> Margins:
+def margins_of(gate: Gate, multiple: float) -> Margins:
+    """Return what a guard may lose against one reference, of which some let more be lost."""
     return Margins(gate.margin * multiple, gate.accuracy_margin * multiple, gate.broken_share)
 
 

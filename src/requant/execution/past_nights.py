@@ -121,6 +121,18 @@ def judging_models(store: Store, tonight: StageRecord, line: str) -> dict[str, S
     }
 
 
+def last_evaluation(store: Store, line: str) -> StageRecord | None:
+    """Return the newest evaluation of a model line that is still there."""
+    found = [
+        record
+        for record in all_records(store)
+        if record.stage == "evaluate"
+        and record.labels.get("pipeline") == line
+        and holds(store, record.digest)
+    ]
+    return max(found, key=lambda record: record.started, default=None)
+
+
 def _earlier(store: Store, tonight: StageRecord) -> list[StageRecord]:
     """List the different datasets of the nights before, last night's first."""
     found = {

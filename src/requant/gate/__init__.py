@@ -6,6 +6,7 @@ something is gained. Noise makes proving harder, never easier.
 
 from requant.gate.decide import Decision, decide
 from requant.gate.findings import Finding
+from requant.gate.foresight import smallest_shown
 from requant.gate.rules import Differences, Floor, Rule
 from requant.gate.spending import Grant, Look, grant
 from requant.gate.weighing import least_units
@@ -21,4 +22,5 @@ __all__ = [
     "decide",
     "grant",
     "least_units",
+    "smallest_shown",
 ]

@@ -1,0 +1,95 @@
+"""What a night's generated tasks will be able to see, by the gate's rules: said beforehand."""
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from requant.config.gate import Gate
+from requant.config.task_names import OLD_PERPLEXITY, PAST_PERPLEXITY
+from requant.errors import RequantError
+from requant.evaluation.judging import likelihood_rule
+from requant.evaluation.night_verdict import (
+    CANDIDATE,
+    GENERATED,
+    guards,
+    margins_of,
+    references,
+    targets,
+)
+from requant.evaluation.pairs import joined
+from requant.evaluation.samples import read_models
+from requant.gate import smallest_shown
+
+SPREADS = {OLD_PERPLEXITY: 0.022, PAST_PERPLEXITY: 0.05}
+"""Nats a byte, of a document's difference between SmolLM2-135M and the same in 4 bit
+(docs/gate.md): for a line that has not been evaluated yet."""
+SPREAD = 0.05
+"""The same of tonight's rows and of the choice."""
+
+
+def spreads_of(evaluation: Path, gate: Gate) -> dict[str, float]:
+    """Return task -> spread of the difference to what the candidate was held against, that night.
+
+    Only tasks whose documents are scored by likelihoods are there.
+    """
+    models = read_models(evaluation)
+    held = next(iter(references(models, gate)), None)
+    found = {}
+    for task, after in models.get(CANDIDATE, {}).items():
+        before = models[held].get(task) if held else None
+        if before is None or after.terms is None or after.terms.kind != "log_likelihood":
+            continue
+        try:
+            pairs = joined(task, before, after)
+        except RequantError:
+            continue
+        if len(pairs) > 1:
+            found[task] = statistics.stdev(later.fine - earlier.fine for earlier, later in pairs)
+    return found
+
+
+def foreseen(
+    gate: Gate, documents: Mapping[str, int], spreads: Mapping[str, float], whose: str
+) -> list[str]:
+    """Say of each generated task how small a change it can show, one a line.
+
+    Args:
+        gate: The configured rules.
+        documents: Task -> documents there will be.
+        spreads: From `spreads_of`; empty for a line that was never evaluated.
+        whose: What the spreads were measured on.
+    """
+    guarding, gaining = guards(gate, documents), targets(gate, documents)
+    lines = []
+    for task in (name for name in GENERATED if documents.get(name)):
+        known = task in spreads
+        spread = spreads[task] if known else SPREADS.get(task, SPREAD)
+        said = []
+        if task in gaining:
+            rule = likelihood_rule("target", margins_of(gate, 1.0))
+            said.append(_target(smallest_shown(rule, documents[task], spread, gate.alpha)))
+        if task in guarding:
+            rule = likelihood_rule("guard", margins_of(gate, 1.0))
+            least = smallest_shown(rule, documents[task], spread, gate.alpha)
+            said.append(_guard(least, gate.margin))
+        if said:
+            source = whose if known else "SmolLM2-135M"
+            lines.append(
+                f"{task}: {documents[task]} documents, spread {spread:.2g} nats a byte (of "
+                f"{source}): {'; '.join(said)}"
+            )
+    return lines
+
+
+def _target(least: float | None) -> str:
+    if least is None:
+        return "too few to show any gain"
+    return f"a gain of {least:.2g} is shown in four nights of five"
+
+
+def _guard(least: float | None, margin: float) -> str:
+    if least is None:
+        return "too few to guard by"
+    if least > 0:
+        return f"only what gains {least:.2g} is shown to lose no {margin:g}"
+    return f"a true loss of up to {-least:.2g} is shown to be below the margin {margin:g}"
