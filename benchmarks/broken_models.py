@@ -59,7 +59,7 @@ BROKEN: Mapping[str, Callable[[], Change]] = {
     "noise of the size of the weights": lambda: noise(1.0),
     "noise of a tenth of it": lambda: noise(0.1),
     "noise of a hundredth of it": lambda: noise(0.01),
-    "all blocks zero": lambda: zeroed(),
+    "all blocks zero": zeroed,
     "block 15 zero": lambda: zeroed(15),
 }
 
