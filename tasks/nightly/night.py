@@ -176,7 +176,7 @@ def _foreseen(night: Night, data: StageRecord) -> list[str]:
     if not (section.enabled and section.generated_tasks):
         return []
     counts = {
-        task: min(int(data.metrics.get(f"{task}_documents", 0)), section.limit or sys.maxsize)
+        task: min(int(data.metrics.get(f"{task}_units", 0)), section.limit or sys.maxsize)
         for task in GENERATED
     }
     gate, last = section.gate, last_evaluation(night.store, night.config.name)

@@ -325,3 +325,35 @@ def test_any_rows_become_a_dataset_that_says_what_it_is(tmp_path: Path) -> None:
         prepare_data.execute(
             section(train, unknown_fields="refuse"), make_context(tmp_path / "refused")
         )
+
+
+def test_a_group_is_on_one_side_and_one_unit(tmp_path: Path) -> None:
+    tickets = [{**row, "ticket": n // 4} for n, row in enumerate(rows(0, 80))]
+    path = write(tmp_path / "rows.jsonl", tickets)
+    columns = {"group": "ticket"}
+    context = make_context(tmp_path / "grouped")
+    metrics = prepare_data.execute(
+        section(path, columns=columns, heldout_fraction=0.3, unknown_fields="refuse"), context
+    )
+    train, heldout = (read(context.out / f"{name}.jsonl") for name in ("train", "heldout"))
+    sides = [{row["group"] for row in part} for part in (train, heldout)]
+    assert sides[0].isdisjoint(sides[1])
+    assert sides[0] | sides[1] == {str(n) for n in range(20)}
+    assert len(heldout) == 4 * len(sides[1])
+    for task in ("heldout_perplexity", "response_choice"):
+        documents = read(context.out / "evaluation" / f"{task}.jsonl")
+        assert len({each["cluster"] for each in documents}) == len(sides[1])
+        assert metrics[f"{task}_documents"] == len(heldout)
+        assert metrics[f"{task}_units"] == len(sides[1])
+    assert metrics["old_perplexity_units"] == metrics["old_perplexity_documents"]
+
+    both = write(tmp_path / "both.jsonl", [{**rows(90, 91)[0], "ticket": 7}])
+    with pytest.raises(
+        ContractError,
+        match=r"4 of 80 training rows are of groups that are held out too; the first: .*line 29 "
+        r"and .*both.jsonl, line 1 are both of '7'",
+    ):
+        prepare_data.execute(section(path, both, columns=columns), make_context(tmp_path / "b"))
+    missing = write(tmp_path / "missing.jsonl", rows(0, 3))
+    with pytest.raises(ContractError, match=r"line 1: ticket is None; expected a text or a whole"):
+        prepare_data.execute(section(missing, columns=columns), make_context(tmp_path / "m"))

@@ -12,6 +12,7 @@ from requant.cli import app
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.evaluation.artifact import SAMPLES
 from requant.evaluation.judging import Margins, question
+from requant.evaluation.results import compare
 from requant.evaluation.samples import read_samples, write_samples
 from requant.evaluation.scores import DocumentScore, TaskScores, Terms
 from requant.evaluation.verdict import Together, judge
@@ -155,3 +156,32 @@ def test_the_command_says_the_verdict_and_ends_with_its_status(
     result = CliRunner().invoke(app, ["gate", *words])
     assert result.exit_code == 2
     assert "has scored both; a night evaluates its own models, the champion" in result.output
+
+
+def test_copies_of_documents_in_one_cluster_are_no_more_evidence() -> None:
+    before, after = scores(0.0, 1), scores(0.004, 2)
+    few = [replace(each, documents=each.documents[:100]) for each in (before, after)]
+
+    def copied(found: TaskScores) -> TaskScores:
+        return replace(
+            found,
+            documents=tuple(
+                replace(each, id=3 * each.id + copy, cluster=each.document)
+                for each in found.documents
+                for copy in range(3)
+            ),
+        )
+
+    _, once = question("t", "guard", "champion", few[0], few[1], Margins())
+    alike = [copied(each) for each in few]
+    _, thrice = question("t", "guard", "champion", alike[0], alike[1], Margins())
+    assert sorted(thrice.values) == pytest.approx(sorted(once.values))
+    alone = [
+        replace(each, documents=tuple(replace(one, cluster="") for one in each.documents))
+        for each in alike
+    ]
+    _, counted = question("t", "guard", "champion", alone[0], alone[1], Margins())
+    assert len(counted.values) == 3 * len(once.values)
+    (row,) = compare({"base": {"t": alike[0]}, "requantized": {"t": alike[1]}}, pytest.fail)
+    assert row["n"] == 100
+    assert row["better"] + row["worse"] == 100

@@ -101,6 +101,7 @@ def test_the_main_metric_is_the_first_the_task_names_that_documents_have() -> No
         "f1": (0, 0),
         "acc_norm": 0.0,
         "filter": "none",
+        "doc": {},
         "doc_id": 0,
         "doc_hash": "d",
         "prompt_hash": "p",

@@ -85,6 +85,11 @@ class Columns(Section):
     )
     prompt: Name | None = Field(None, description="column of the user's text")
     response: Name | None = Field(None, description="column of the assistant's text")
+    group: Name | None = Field(
+        None,
+        description="column whose equal values belong together (a ticket, an author): never split "
+        "between training and held-out part, and one document to the gate",
+    )
 
     @model_validator(mode="after")
     def _one_shape(self) -> "Columns":

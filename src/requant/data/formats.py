@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from requant.config.data import Columns
 
 Row = Mapping[str, Any]
-"""`{"messages": [...]}`, with `tools` where the row names some, or `{"text": "..."}`."""
+"""`{"messages": [...]}`, with `tools` where the row names some, or `{"text": "..."}`; and `group`,
+where the configuration names a column of what rows belong together."""
 
 SHAREGPT_ROLES = {
     "system": "system",
@@ -63,12 +64,13 @@ def parse_row(row: Any, columns: "Columns", place: str) -> Parsed:
         raise ContractError(f"{place}: is {shown(row)}; expected an object with named columns")
     _refuse_surrogates(row, place)
     present = {name: value for name, value in row.items() if value is not None}
+    group = _group(present, columns, place)
     messages, name, used = _conversation(row, present, columns, place)
     if messages is None:
         text = present["text"]
         if not is_text(text):
             raise ContractError(f"{place}: text is {shown(text)}; expected non-empty text")
-        return Parsed(place, {"text": text}, name, _left(present, used))
+        return Parsed(place, {"text": text, **group}, name, _left(present, (*used, columns.group)))
     where = used[0] if len(used) == 1 else ""
     checked: list[dict[str, Any]] = []
     ignored: dict[str, None] = {}
@@ -86,11 +88,11 @@ def parse_row(row: Any, columns: "Columns", place: str) -> Parsed:
         if system.strip():
             checked.insert(0, {"role": "system", "content": system})
         used = (*used, "system")
-    parsed: dict[str, Any] = {"messages": checked}
+    parsed: dict[str, Any] = {"messages": checked, **group}
     if tools := parse_tools(present.get("tools"), place):
         parsed["tools"] = tools
     _refuse_foreign(parsed, place)
-    return Parsed(place, parsed, name, (*_left(present, (*used, "tools")), *ignored))
+    return Parsed(place, parsed, name, (*_left(present, (*used, "tools", columns.group)), *ignored))
 
 
 def _conversation(
@@ -125,6 +127,19 @@ def _conversation(
         "expected messages, conversations, instruction and output, prompt and completion or "
         "response, or text; set prepare_data.columns to the columns that hold the conversation"
     )
+
+
+def _group(row: Mapping[str, Any], columns: "Columns", place: str) -> dict[str, str]:
+    """Return what a row belongs to, where a column says it."""
+    if columns.group is None:
+        return {}
+    value = row.get(columns.group)
+    if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
+        raise ContractError(
+            f"{place}: {columns.group} is {shown(value)}; expected a text or a whole number, as "
+            "prepare_data.columns.group names what rows belong together by"
+        )
+    return {"group": str(value)}
 
 
 def _require(given: Mapping[str, Any], names: tuple[str, ...], place: str) -> None:
@@ -209,7 +224,7 @@ def _turns(prompt: str, answer: str) -> list[Any]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def _left(row: Mapping[str, Any], used: tuple[str, ...]) -> tuple[str, ...]:
+def _left(row: Mapping[str, Any], used: tuple[str | None, ...]) -> tuple[str, ...]:
     return tuple(sorted(str(name) for name in row if name not in used))
 
 

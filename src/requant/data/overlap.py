@@ -60,14 +60,24 @@ def refuse_overlap(train: Sequence[Parsed], heldout: Sequence[Parsed]) -> None:
     Raises:
         ContractError: With their number, and the place and text of the first.
     """
+    groups = {row.row["group"]: row.place for row in reversed(heldout) if "group" in row.row}
+    split = [row for row in train if row.row.get("group") in groups]
+    if split:
+        first = split[0]
+        raise ContractError(
+            f"prepare_data.source: {len(split)} of {len(train)} training rows are of groups that "
+            f"are held out too; the first: {first.place} and {groups[first.row['group']]} are both "
+            f"of {shown(first.row['group'])}; remove them from one of the two, or set heldout to "
+            "null to have whole groups cut off"
+        )
     places = {normalised(row.row): row.place for row in reversed(heldout)}
     both = [row for row in train if normalised(row.row) in places]
     if both:
-        first = both[0].row
+        twin = both[0].row
         raise ContractError(
             f"prepare_data.source: {len(both)} of {len(train)} training rows are held-out rows "
-            f"too; the first: {both[0].place} is {places[normalised(first)]}: "
-            f"{shown(first.get('messages') or first['text'])}; remove them from one of the two, or "
+            f"too; the first: {both[0].place} is {places[normalised(twin)]}: "
+            f"{shown(twin.get('messages') or twin['text'])}; remove them from one of the two, or "
             "set heldout to null to have a part cut off without overlap"
         )
 

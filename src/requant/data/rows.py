@@ -33,8 +33,8 @@ def conversation(prompt: str, response: str) -> Row:
 def cut(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     """Cut about `fraction` of the rows off as held-out.
 
-    A row's side depends on its text and the seed alone, so equal rows are on one side, and a row
-    that is held out tonight is held out tomorrow.
+    A row's side depends on its text (its group, where it has one) and the seed alone, so equal rows
+    are on one side, and a row that is held out tonight is held out tomorrow.
     """
     points = [_point(row, seed) for row in rows]
     limit = max(fraction, min(points, default=0.0) * (1 + 1e-12))
@@ -68,6 +68,14 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     path.write_bytes(b"".join(canonical_json(row) + b"\n" for row in rows))
 
 
+def cluster(row: Row) -> dict[str, str]:
+    """Return what marks the documents of one group, without its name; empty for a row of none."""
+    if "group" not in row:
+        return {}
+    return {"cluster": hashlib.sha256(str(row["group"]).encode()).hexdigest()[:16]}
+
+
 def _point(row: Row, seed: int) -> float:
-    digest = hashlib.sha256(f"heldout-{seed}\0{normalised(row)}".encode()).hexdigest()
+    side = f"group\0{row['group']}" if "group" in row else normalised(row)
+    digest = hashlib.sha256(f"heldout-{seed}\0{side}".encode()).hexdigest()
     return int(digest[:13], 16) / 16**13

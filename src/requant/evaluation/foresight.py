@@ -16,7 +16,7 @@ from requant.evaluation.night_verdict import (
     references,
     targets,
 )
-from requant.evaluation.pairs import joined
+from requant.evaluation.pairs import joined, unit_means
 from requant.evaluation.samples import read_models
 from requant.gate import smallest_shown
 
@@ -43,8 +43,9 @@ def spreads_of(evaluation: Path, gate: Gate) -> dict[str, float]:
             pairs = joined(task, before, after)
         except RequantError:
             continue
-        if len(pairs) > 1:
-            found[task] = statistics.stdev(later.fine - earlier.fine for earlier, later in pairs)
+        changes = unit_means(pairs, "fine")
+        if len(changes) > 1:
+            found[task] = statistics.stdev(changes)
     return found
 
 

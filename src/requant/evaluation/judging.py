@@ -1,10 +1,10 @@
-"""Two models' scores as the gate takes them: one difference a document, and what is asked of it."""
+"""Two models' scores as the gate takes them: one difference a unit, and what is asked of it."""
 
 import hashlib
 from dataclasses import dataclass
 
 from requant.errors import ContractError
-from requant.evaluation.pairs import Pair, joined
+from requant.evaluation.pairs import Pair, joined, unit_means
 from requant.evaluation.scores import TaskScores
 from requant.gate import Differences, Rule
 from requant.gate.rules import Role
@@ -40,7 +40,8 @@ def question(
 ) -> tuple[Rule, Differences]:
     """Ask one task whether a candidate lost too much, or gained, against a reference.
 
-    Documents are looked at in the order of their digests, which nobody chose.
+    Documents are looked at in the order of their digests, which nobody chose; those of one cluster
+    are one unit.
 
     Args:
         task: Its name.
@@ -60,7 +61,7 @@ def question(
             "choose another task"
         )
     pairs = sorted(joined(task, before, after), key=lambda pair: _place(task, pair))
-    values = [later.fine - earlier.fine for earlier, later in pairs]
+    values = unit_means(pairs, "fine")
     if after.terms.kind == "log_likelihood":
         rule = likelihood_rule(role, margins)
         return rule, Differences(task, reference, "log_likelihood", values)
@@ -70,10 +71,12 @@ def question(
             f"{task}: its {after.terms.metric} is neither a likelihood nor 0 or 1 for each "
             "document, so what it may lose is not known; choose another task"
         )
-    if not after.terms.higher_is_better:
+    upward = after.terms.higher_is_better
+    if not upward:
         values = [-value for value in values]
     rule = Rule(role, margin=margins.accuracy, reach=1.0)
-    flips = sum(value < 0 for value in values), sum(value > 0 for value in values)
+    changes = [(later.score - earlier.score) * (1 if upward else -1) for earlier, later in pairs]
+    flips = sum(change < 0 for change in changes), sum(change > 0 for change in changes)
     return rule, Differences(task, reference, "accuracy", values, flips)
 
 

@@ -1,7 +1,9 @@
 """Two models' scores on the same documents, joined document by document."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Literal
 
 from requant.errors import ParityError
 from requant.evaluation.scores import DocumentScore, TaskScores
@@ -42,6 +44,27 @@ def joined(task: str, earlier: TaskScores, later: TaskScores) -> list[Pair]:
             f"those of one alone, {len(ours.keys() & theirs.keys())} of both; evaluate both alike"
         )
     return [(ours[asked], theirs[asked]) for asked in ours]
+
+
+def by_unit(pairs: Sequence[Pair]) -> list[list[Pair]]:
+    """Put the pairs of one cluster together, in the order of their first; others stand alone."""
+    found: dict[object, list[Pair]] = {}
+    for pair in pairs:
+        score = pair[1]
+        found.setdefault(score.cluster or (score.id, score.document, score.prompt), []).append(pair)
+    return list(found.values())
+
+
+def unit_means(pairs: Sequence[Pair], of: Literal["score", "fine"]) -> list[float]:
+    """Return later minus earlier score, the mean of each unit's documents.
+
+    Documents of one cluster are alike: counted one by one they would be taken for more evidence
+    than they are.
+    """
+    return [
+        math.fsum(getattr(after, of) - getattr(before, of) for before, after in unit) / len(unit)
+        for unit in by_unit(pairs)
+    ]
 
 
 def _asked(documents: Sequence[DocumentScore]) -> dict[tuple[int, str, str], DocumentScore]:

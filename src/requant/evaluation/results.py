@@ -9,7 +9,7 @@ from typing import Any
 from requant.canonical import canonical_json
 from requant.errors import ParityError
 from requant.evaluation.artifact import CHAIN, JUDGES, PAIRED, SAMPLES, SCORES
-from requant.evaluation.pairs import joined
+from requant.evaluation.pairs import joined, unit_means
 from requant.evaluation.samples import write_samples
 from requant.evaluation.scores import TaskScores
 from requant.names import file_name
@@ -55,8 +55,9 @@ def compare(scores: ModelScores, say: Callable[[str], None]) -> list[dict[str, A
 
     Returns:
         For each pair and task: earlier, later, task, metric, higher_is_better and the fields of
-        `requant.statistics.Paired`, of the task's metric; better and worse, documents whose score
-        went up and down; rate, where there are likelihoods: a `Paired` in nats a byte.
+        `requant.statistics.Paired`, of the task's metric; better and worse, units (documents, or
+        clusters of them) whose score went up and down; rate, where there are likelihoods: a
+        `Paired` in nats a byte.
     """
     chain = [name for name in CHAIN if name in scores]
     steps = list(pairwise(chain))
@@ -72,8 +73,7 @@ def compare(scores: ModelScores, say: Callable[[str], None]) -> list[dict[str, A
                 continue
             if result.terms is None or not found:
                 continue
-            changes = [after.score - before.score for before, after in found]
-            rates = [after.fine - before.fine for before, after in found]
+            changes, rates = unit_means(found, "score"), unit_means(found, "fine")
             upward = result.terms.higher_is_better
             rows.append(
                 {

@@ -32,6 +32,7 @@ def write_samples(path: Path, task: str, scores: TaskScores) -> None:
             ("prompt", pyarrow.string()),
             ("score", pyarrow.float64()),
             ("fine", pyarrow.float64()),
+            ("cluster", pyarrow.string()),
         ],
         metadata={TASK: task, TERMS: json.dumps(asdict(scores.terms), sort_keys=True)},
     )

@@ -22,6 +22,8 @@ class DocumentScore:
     """In the task's metric: log-likelihood in nats, or 0 and 1, or the task's own."""
     fine: float
     """As finely as can be: see `requant.evaluation.fine_scores`."""
+    cluster: str = ""
+    """What its document says it belongs to; empty for one that stands alone."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,14 @@ def task_scores(
     scores = [_document_score(ran.model, task, main, sample) for sample in first]
     kind, fine = fine_scores(main, first, scores)
     documents = tuple(
-        DocumentScore(int(each["doc_id"]), each["doc_hash"], each["prompt_hash"], score, finer)
+        DocumentScore(
+            int(each["doc_id"]),
+            each["doc_hash"],
+            each["prompt_hash"],
+            score,
+            finer,
+            str(each["doc"].get("cluster", "")),
+        )
         for each, score, finer in zip(first, scores, fine, strict=True)
     )
     terms = Terms(

@@ -1,29 +1,29 @@
 """lm-eval tasks made from a held-out part: one YAML and one JSONL file each."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from requant.data.formats import Row
 from requant.data.plain_text import chunks
-from requant.data.rows import answer, question, write_jsonl
+from requant.data.rows import answer, cluster, question, write_jsonl
 
 OPTIONS = 4
 LIKE_LENGTH = 4 * OPTIONS
 """Answers of like length among which the wrong ones are drawn."""
 
 
-def write_perplexity_task(folder: Path, name: str, texts: Sequence[str]) -> None:
+def write_perplexity_task(folder: Path, name: str, texts: Sequence[Mapping[str, Any]]) -> None:
     """Write a task that measures how well a model predicts each text from nothing.
 
     Args:
         folder: Gets `<name>.yaml` and `<name>.jsonl`.
         name: Of the task.
-        texts: One document each.
+        texts: A `text` each, and its `cluster` where it belongs to others.
     """
-    documents = [{"id": index, "text": text} for index, text in enumerate(texts)]
+    documents = [{"id": index, **text} for index, text in enumerate(texts)]
     _write(
         folder,
         name,
@@ -67,11 +67,11 @@ def write_choice_task(folder: Path, name: str, documents: Sequence[dict[str, Any
 class Documents:
     """What the tasks made from a night's data ask, before it is written."""
 
-    heldout: list[str]
-    """Answers whose perplexity is measured; a bare tool call says nothing that could be."""
+    heldout: list[dict[str, Any]]
+    """As `answer_documents`."""
     choices: list[dict[str, Any]]
     """As `choice_documents`."""
-    old: list[str]
+    old: list[dict[str, Any]]
 
 
 def night_documents(heldout: Sequence[Row], old_text: str, limit: int, seed: int) -> Documents:
@@ -85,10 +85,26 @@ def night_documents(heldout: Sequence[Row], old_text: str, limit: int, seed: int
     """
     pieces = list(dict.fromkeys(chunks(old_text)))
     return Documents(
-        heldout=[text for row in heldout[:limit] if (text := answer(row))],
+        heldout=answer_documents(heldout[:limit]),
         choices=choice_documents(heldout, limit, seed),
-        old=random.Random(f"{seed}-old").sample(pieces, min(limit, len(pieces))),
+        old=[
+            {"text": piece}
+            for piece in random.Random(f"{seed}-old").sample(pieces, min(limit, len(pieces)))
+        ],
     )
+
+
+def answer_documents(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Take the answers whose perplexity is measured: {text, cluster}.
+
+    A bare tool call says nothing that could be.
+    """
+    return [{"text": text, **cluster(row)} for row in rows if (text := answer(row))]
+
+
+def units(documents: Sequence[Mapping[str, Any]]) -> int:
+    """Count documents, those of one cluster once."""
+    return len({each.get("cluster", place) for place, each in enumerate(documents)})
 
 
 def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[str, Any]]:
@@ -98,8 +114,8 @@ def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[st
     that the length of an answer does not give it away.
 
     Returns:
-        At most `limit` of {id, question, choices, answer}; none where fewer than four different
-        answers exist.
+        At most `limit` of {id, cluster, question, choices, answer}; none where fewer than four
+        different answers exist.
     """
     # A plain text asks nothing, a bare tool call answers nothing.
     rows = [row for row in rows if question(row) and answer(row)]
@@ -115,6 +131,7 @@ def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[st
         documents.append(
             {
                 "id": index,
+                **cluster(row),
                 "question": question(row),
                 "choices": choices,
                 "answer": choices.index(right),

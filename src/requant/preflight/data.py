@@ -28,7 +28,7 @@ from requant.data.sources import (
 )
 from requant.errors import RequantError, is_transient
 from requant.evaluation.night_verdict import fewest, guards
-from requant.evaluation.tasks import Documents, night_documents
+from requant.evaluation.tasks import Documents, night_documents, units
 from requant.machine.looking import Watch, unwatched
 from requant.models.tokenizer import load_tokenizer
 from requant.outside.tokenizer_patterns import naming_patterns
@@ -127,7 +127,7 @@ def _problems(config: Config, folder: Path | None, watch: Watch) -> Iterator[Pro
     if not found:
         pool = Pool(
             train=rows.train,
-            general=general_rows(old_text, made.old, config.seed),
+            general=general_rows(old_text, [each["text"] for each in made.old], config.seed),
             measured=texts_of(rows.heldout, [made.heldout, made.choices, made.old]),
             rules=rules_of(section),
         )
@@ -214,9 +214,9 @@ def _gate_problems(config: Config, made: Documents) -> Iterator[Problem]:
     counts = {
         task: min(count, evaluate.limit or count)
         for task, count in (
-            (HELDOUT_PERPLEXITY, len(made.heldout)),
-            (OLD_PERPLEXITY, len(made.old)),
-            (choice_task(section.source), len(made.choices)),
+            (HELDOUT_PERPLEXITY, units(made.heldout)),
+            (OLD_PERPLEXITY, units(made.old)),
+            (choice_task(section.source), units(made.choices)),
         )
     }
     there = {task: count for task, count in counts.items() if count}

@@ -8,7 +8,6 @@ from requant.config.evaluation import Evaluate
 from requant.config.task_names import PAST_PERPLEXITY
 from requant.data.artifact import EVALUATION
 from requant.data.overlap import past_heldout
-from requant.data.rows import answer
 from requant.errors import ContractError
 from requant.evaluation.answers import LIBRARIES
 from requant.evaluation.artifact import CHAIN, MODELS, POOLS, WITH_ADAPTER, accuracy, new_skill
@@ -22,7 +21,7 @@ from requant.evaluation.results import compare, of_all_documents, write_results
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.subject import Subject, ask, settle, subject
 from requant.evaluation.survival import figures, in_words, survival
-from requant.evaluation.tasks import write_perplexity_task
+from requant.evaluation.tasks import answer_documents, write_perplexity_task
 from requant.execution.past_nights import DATASETS, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.models.device import free_memory
@@ -153,7 +152,7 @@ def _write_past(past: Sequence[Path], data: Path, limit: int, context: StageCont
     folder = context.work / "past"
     folder.mkdir(exist_ok=True)
     if rows:
-        write_perplexity_task(folder, PAST_PERPLEXITY, [answer(row) for row in rows])
+        write_perplexity_task(folder, PAST_PERPLEXITY, answer_documents(rows))
     if not past:
         return {}
     context.reporter.message(
@@ -190,7 +189,7 @@ def content_digests(section: Evaluate) -> dict[str, str]:
 
 STAGE = Stage(
     name="evaluate",
-    version=6,
+    version=7,
     kind="evaluation",
     libraries=(*LIBRARIES, "datasets", "scipy"),
     execute=execute,

@@ -32,6 +32,7 @@ from requant.errors import ConfigError
 from requant.evaluation.tasks import (
     Documents,
     night_documents,
+    units,
     write_choice_task,
     write_perplexity_task,
 )
@@ -49,7 +50,8 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     Returns:
         Counts: train_rows, heldout_rows, rows_with_ignored_fields (columns or fields that nothing
         reads), duplicate_rows (rows that repeat an earlier one), general_rows (pieces of old text
-        for calibration), and `<task>_documents` of each generated task.
+        for calibration), `<task>_documents` of each generated task, and
+        `<task>_units`, in which documents of one group count once.
 
     Raises:
         ContractError: On a bad row, an overlap with a given held-out part, or an empty part.
@@ -74,7 +76,7 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
     (context.out / CARD_NAME).write_bytes(canonical_json(_card(sources)))
     old_text = read_old_text(section)
     made = night_documents(heldout, old_text, section.max_evaluation_rows, context.seed)
-    general = general_rows(old_text, made.old, context.seed)
+    general = general_rows(old_text, [each["text"] for each in made.old], context.seed)
     write_jsonl(context.out / GENERAL, general)
     documents = _write_tasks(section, context, made)
     return {
@@ -83,7 +85,8 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         "rows_with_ignored_fields": float(sum(bool(row.ignored) for row in sources.everything)),
         "duplicate_rows": float(repeated),
         "general_rows": float(len(general)),
-        **{f"{task}_documents": float(count) for task, count in documents.items()},
+        **{f"{task}_documents": float(len(each)) for task, each in documents.items()},
+        **{f"{task}_units": float(units(each)) for task, each in documents.items()},
     }
 
 
@@ -149,29 +152,31 @@ def general_rows(old_text: str, measured: Sequence[str], seed: int) -> list[Row]
     return [{"text": piece} for piece in taken]
 
 
-def _write_tasks(section: PrepareData, context: StageContext, made: Documents) -> dict[str, int]:
+def _write_tasks(
+    section: PrepareData, context: StageContext, made: Documents
+) -> dict[str, list[dict[str, Any]]]:
     folder = context.out / EVALUATION
     choice = choice_task(section.source)
-    counts = {}
+    written = {}
     for task, texts in ((HELDOUT_PERPLEXITY, made.heldout), (OLD_PERPLEXITY, made.old)):
         if texts:
             write_perplexity_task(folder, task, texts)
-            counts[task] = len(texts)
+            written[task] = texts
     if made.choices:
         write_choice_task(folder, choice, made.choices)
-        counts[choice] = len(made.choices)
+        written[choice] = made.choices
     for task, why in (
         (HELDOUT_PERPLEXITY, "no held-out answer has text"),
         (choice, "the held-out part has fewer than four different answers"),
     ):
-        if task not in counts:
+        if task not in written:
             context.reporter.message(f"{task}: left out, {why}")
-    return counts
+    return written
 
 
 STAGE = Stage(
     name="prepare_data",
-    version=4,
+    version=5,
     kind="dataset",
     libraries=("datasets",),
     execute=execute,
