@@ -289,3 +289,20 @@ def test_what_is_promised_is_seen_at_the_stated_effect() -> None:
         new = Differences("new", "champion", "log_likelihood", tuple(rng.normal(0.009, 0.03, 400)))
         promoted += decide([(GUARD, old), (TARGET, new)], NIGHT).verdict == "promote"
     assert promoted >= 80
+
+
+@pytest.mark.parametrize(
+    ("rule", "loss"), [(GUARD, -0.012), (TARGET, -0.002)], ids=["guard", "target"]
+)
+def test_a_few_great_gains_hide_no_loss_of_the_many(rule: Rule, loss: float) -> None:
+    hidden = Differences("t", "champion", "log_likelihood", [loss] * 2700 + [0.1] * 300)
+    others = [NEW] if rule.role == "guard" else [OLD]
+    found = decide([(rule, hidden), *others], NIGHT)
+    (finding,) = (each for each in found.findings if each.task == "t")
+    assert finding.mean > rule.null
+    # The evidence of the mean alone would do.
+    assert finding.log_e_for > -math.log(NIGHT)
+    assert finding.state == "open"
+    assert found.verdict == "not enough evidence"
+    assert f"at either end {loss}: few units make the mean what it is" in finding.sentence
+    assert "most of them say otherwise than the mean" in finding.sentence

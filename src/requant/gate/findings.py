@@ -23,6 +23,8 @@ class Finding:
     n: int
     """Units."""
     mean: float
+    trimmed: float
+    """Mean without the tenth of the units at either end."""
     low: float | None
     high: float | None
     interval: str
@@ -71,6 +73,11 @@ def finding(
         )
     if weighed.broken:
         said.append(f"{weighed.broken} of them lost more than {figure(rule.reach)}")
+    if (weighed.trimmed > rule.null) != (weighed.mean > rule.null):
+        said.append(
+            f"without the tenth of the units at either end {signed(weighed.trimmed)}: few units "
+            "make the mean what it is"
+        )
     said.append(_judged(rule, weighed, state, least, log_against, wanted))
     if state == "open":
         said.append(_missing(rule, differences, weighed))
@@ -81,6 +88,7 @@ def finding(
         kind=differences.kind,
         n=len(differences.values),
         mean=weighed.mean,
+        trimmed=weighed.trimmed,
         low=low,
         high=high,
         interval=name,
@@ -137,6 +145,8 @@ def _missing(rule: Rule, differences: Differences, weighed: Weighed) -> str:
         return f"about {weighed.units_for} units would decide, should they go on like these"
     if weighed.mean <= rule.null:
         return f"no number of units would show it with a mean at or below {figure(rule.null)}"
+    if weighed.trimmed <= rule.null:
+        return "no number of units would show it: most of them say otherwise than the mean"
     if weighed.broken >= rule.broken_share * len(differences.values) and rule.role == "guard":
         return "no number of units would show it with so many broken"
     return "no number of units would show it: what counts of the gains is less than of the losses"

@@ -57,6 +57,12 @@ def mcnemar(flips: tuple[int, int]) -> float:
     return float(binomtest(flips[0], sum(flips)).pvalue) if sum(flips) else 1.0
 
 
+def trimmed_mean(values: Sequence[float], share: float = 0.1) -> float:
+    """Return the mean without the `share` of the values at either end, NaN of none."""
+    cut = int(share * len(values))
+    return plain_mean(sorted(values)[cut : len(values) - cut])
+
+
 def plain_mean(values: Sequence[float]) -> float:
     """Return the mean of the values as they are, NaN of none."""
     return math.fsum(values) / len(values) if values else math.nan

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from requant.errors import ConfigError
 from requant.gate.evidence import growth, log_wealth, units_until
-from requant.gate.intervals import plain_mean
-from requant.gate.rules import Differences, Kind, Rule
+from requant.gate.intervals import plain_mean, trimmed_mean
+from requant.gate.rules import WITHIN_ONE, Differences, Kind, Rule
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,9 @@ class Weighed:
 
     mean: float
     """As the values are, not cut at `reach`; NaN of no units."""
+    trimmed: float
+    """Mean without the tenth of the units at either end, which no few units move; of scores from 0
+    to 1, which have no outliers, the mean."""
     broken: int
     """Units that lose more than `reach`."""
     log_for: float
@@ -61,9 +64,11 @@ def weigh(rule: Rule, differences: Differences, wanted: float) -> Weighed:
     needs = [units_until(upwards, wanted), *([units_until(whole, wanted)] if tails else [])]
     mean = plain_mean(differences.values)
     # More units like these leave the plain mean where it is.
-    passes = mean > rule.null and all(need is not None for need in needs)
+    trimmed = mean if differences.kind in WITHIN_ONE else trimmed_mean(differences.values)
+    passes = min(mean, trimmed) > rule.null and all(need is not None for need in needs)
     return Weighed(
         mean=mean,
+        trimmed=trimmed,
         broken=-round(float(broken.sum())),
         log_for=float(log_wealth(upwards, count)),
         log_against=float(log_wealth(downwards, count)),
@@ -76,12 +81,13 @@ def weigh(rule: Rule, differences: Differences, wanted: float) -> Weighed:
 
 
 def enough(weighed: Weighed, rule: Rule, adjusted_for: float, wanted: float) -> bool:
-    """Tell whether a task passes: by its evidence, and by its plain mean, which has no error bound.
+    """Tell whether a task passes: by its evidence, and by its means, which have no error bound.
 
-    The plain mean can only take a pass away, so it costs no error control.
+    The plain mean, which few units decide, and the trimmed one, which no few can, only take a pass
+    away, so they cost no error control.
     """
     tail = math.inf if weighed.tail_for is None else weighed.tail_for
-    return min(adjusted_for, tail) >= wanted and weighed.mean > rule.null
+    return min(adjusted_for, tail) >= wanted and min(weighed.mean, weighed.trimmed) > rule.null
 
 
 def least_units(rule: Rule, kind: Kind, alpha: float) -> int | None:
