@@ -19,7 +19,7 @@ from functools import cache
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, t, trim_mean
 
 from benchmarks.measurement import Measurement
 from requant.gate import Look, Rule, grant
@@ -103,10 +103,19 @@ def _whole(units: int) -> Array:
 
 
 def guard_passes(values: Array, margin: float, alpha: float) -> Array:
-    """The guard's three conditions, the cheapest that fails first."""
+    """The guard's conditions, the cheapest that fails first."""
     passing = values.mean(-1) > -margin
     passing[passing] = kept_whole(values[passing], alpha)
     passing[passing] = shows(values[passing], -margin, alpha)
+    passing[passing] = trim_mean(values[passing], 0.1, axis=-1) > -margin
+    return passing
+
+
+def target_passes(values: Array, alpha: float) -> Array:
+    """The target's conditions, the cheapest that fails first."""
+    passing = values.mean(-1) > 0
+    passing[passing] = shows(values[passing], 0.0, alpha)
+    passing[passing] = trim_mean(values[passing], 0.1, axis=-1) > 0
     return passing
 
 
@@ -173,7 +182,7 @@ def one_truth(kind: str, years: int, seed: int) -> Found:
                     passing[place] = guard_passes(guard[place], GUARD.margin, alpha)
                 else:
                     target = SPREAD * (drawn(rng, (len(place), UNITS), tail) + gain)
-                    passing[place] = shows(target, 0.0, alpha) & (target.mean(-1) > 0)
+                    passing[place] = target_passes(target, alpha)
             promoted += int(passing.sum())
             any_harm |= passing & (kind != "honest")
         harmed += int(any_harm.sum())
@@ -239,7 +248,7 @@ def power(gain: float, spread: float, units: int, nights: int = 1500, seed: int 
         guards = guard_passes(spread * drawn(rng, shape, tail), GUARD.margin, alpha)
         anchors = guard_passes(spread * drawn(rng, shape, tail), ANCHOR_MARGIN, alpha)
         target = SPREAD * (drawn(rng, shape, tail) + gain)
-        passed += int((guards & anchors & shows(target, 0.0, alpha)).sum())
+        passed += int((guards & anchors & target_passes(target, alpha)).sum())
     return passed / (nights // 3 * 3)
 
 
