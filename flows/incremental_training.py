@@ -39,7 +39,9 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
         **past(adapter),
     )
     continued = call(continue_train, model=merged or original, data=data)
-    requantized = call(requantize_gptq, model=continued or merged or original, data=data)
+    requantized = call(
+        requantize_gptq, model=continued or merged or original, data=data, base=original
+    )
     # An adapter that is not merged is served on what it was trained on. Of one that is, the steps
     # between are evaluated to see what each of them costs.
     steps = config.evaluate.steps_between and merged is not None

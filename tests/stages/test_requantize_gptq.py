@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -268,3 +269,33 @@ def test_cuts_of_calibration_text_are_counted(tiny_base: Path) -> None:
     )
     with pytest.raises(ContractError, match="none of 1 texts has more than 10 tokens"):
         encode_calibration(tokenizer, texts[:1], 20)
+
+
+def test_what_rounding_takes_of_the_gain_is_measured_and_held_to_a_limit(
+    tmp_path: Path, tiny_base: Path, tiny_data: Path
+) -> None:
+    before = shutil.copytree(tiny_base, tmp_path / "before")
+    draw = torch.Generator().manual_seed(0)
+
+    def noisy(weight: torch.Tensor) -> torch.Tensor:
+        drawn = torch.randn(weight.shape, generator=draw)
+        return (weight + weight.float().std() * drawn).to(weight.dtype)
+
+    weights = {
+        name: noisy(weight) for name, weight in load_file(tiny_base / "model.safetensors").items()
+    }
+    save_file(weights, before / "model.safetensors", metadata={"format": "pt"})
+    section = RequantizeGptq(group_size=64, calibration_rows=ROWS, fidelity_rows=8)
+    context = make_context(tmp_path / "stage")
+    metrics = requantize_gptq.execute(
+        section, context, model=tiny_base, data=tiny_data, base=before
+    )
+    assert metrics["gain"] > 10 * metrics["gain_lost"]
+    assert metrics["gain_excess"] < 0
+    worse = metrics | {"gain_lost": 0.3, "gain": 0.2, "gain_excess": 0.01}
+    with pytest.raises(
+        ParityError,
+        match=r"rounding to 4 bit costs 0.3 nats per token of held-out text, where the night had "
+        r"won 0.2, limit requantize_gptq.fidelity_max_gain_lost=1 of it .*set eora_rank",
+    ):
+        requantize_gptq.check_fidelity(worse, section)

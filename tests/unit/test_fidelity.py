@@ -1,6 +1,7 @@
 """Figures of two models' log-probabilities, and rounding to nearest, by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,6 +58,29 @@ def test_calibration_is_held_to_plain_rounding_by_pairs_of_texts() -> None:
     assert Quantization(fidelity(0.5), fidelity(0.4), weights, left, 0.5).rtn_excess(
         1.0
     ) == pytest.approx(0.1)
+
+
+def test_rounding_is_held_to_the_gain_by_pairs_of_texts() -> None:
+    weights, left = WeightErrors({}, 0.1, 1, 4.5), Unquantized({}, 1)
+
+    def measured(before: list[float], after: list[float], rounded: list[float]) -> Quantization:
+        found = replace(
+            fidelity(*([0.1] * len(after))), losses=tuple(zip(after, rounded, strict=True))
+        )
+        return Quantization(found, None, weights, left, 0.5, tuple(before))
+
+    # Half of what was won on every text, whatever the texts won.
+    half = measured([12, 12.2, 11.9], [10, 10, 10], [11, 11.1, 10.95])
+    assert half.gain == pytest.approx(6.1 / 30)
+    assert half.gain_excess(0.5) == pytest.approx(0, abs=1e-12)
+    assert half.gain_excess(0.4) > 0 > half.gain_excess(0.6)
+    # A loss on one text and none on the others is not shown by three texts.
+    assert measured([12, 14, 11], [10, 10, 10], [20, 10, 10]).gain_excess(1.0) < 0
+    # Who won nothing has nothing to lose, and without a base nothing is known.
+    assert measured([9, 9, 9], [10, 10, 10], [20, 20, 20]).gain_excess(1.0) == -math.inf
+    unknown = measured([], [10, 10, 10], [20, 20, 20])
+    assert unknown.gain is None
+    assert unknown.gain_excess(1.0) == -math.inf
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -31,6 +31,8 @@ class Fidelity:
     """KL of the token that 99 % of the tokens are below, nats."""
     texts: tuple[tuple[float, float], ...] = ()
     """KL summed over the tokens of each sequence, nats, and how many tokens these are."""
+    losses: tuple[tuple[float, float], ...] = ()
+    """Cross entropy of each sequence under reference and candidate, nats."""
     paired: Mapping[str, Estimate] = field(default_factory=dict)
     """kl, agreement and loss_change (candidate minus reference, on the same tokens)."""
 
@@ -122,7 +124,7 @@ def compare_log_probs(
                 f"vocabulary: the models predict {ours.shape[-1]} and {theirs.shape[-1]} tokens; "
                 "compare models of one tokenizer"
             )
-        targets = labels[0, 1:][labels[0, 1:] != IGNORED].unsqueeze(-1)
+        targets = _targets(labels)
         divergences.append((ours.exp() * (ours - theirs)).sum(-1))
         sums.append(
             (
@@ -143,6 +145,7 @@ def compare_log_probs(
         loss_candidate=sum(loss_candidate) / tokens,
         tokens=int(tokens),
         texts=tuple(zip(kl, counts, strict=True)),
+        losses=tuple(zip(loss_reference, loss_candidate, strict=True)),
         kl_p99=float(torch.cat(divergences).quantile(0.99)),
         paired={
             "kl": ratio_estimate(kl, counts),
@@ -150,6 +153,19 @@ def compare_log_probs(
             "loss_change": ratio_estimate(change, counts),
         },
     )
+
+
+def sequence_losses(log_probs: Iterable["torch.Tensor"], batches: Iterable[Batch]) -> list[float]:
+    """Return the cross entropy of each sequence, nats; see `token_log_probs`."""
+    return [
+        -float(found.gather(-1, _targets(labels)).sum())
+        for found, (_, labels) in zip(log_probs, batches, strict=True)
+    ]
+
+
+def _targets(labels: "torch.Tensor") -> "torch.Tensor":
+    """Return the labelled tokens, int64 [labelled tokens, 1]."""
+    return labels[0, 1:][labels[0, 1:] != IGNORED].unsqueeze(-1)
 
 
 def exceeds(value: float, limit: float) -> bool:

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from requant.comparison.batches import Batch
-from requant.comparison.divergence import token_log_probs
+from requant.comparison.divergence import sequence_losses, token_log_probs
 from requant.data.turns import IGNORED
 from requant.execution.progress import told
 from requant.execution.stage import Reporter
@@ -99,14 +99,10 @@ def folder_loss(
     folder: Path, batches: list[Batch], device: str, reporter: Reporter | None = None
 ) -> float:
     """Return a model's cross entropy of the batches, nats per token."""
-    total = tokens = 0.0
     heard = told(batches, reporter, f"texts of {folder.name}")
     log_probs = folder_log_probs(folder, heard, device, exact=True)
-    for found, (_, labels) in zip(log_probs, batches, strict=True):
-        targets = labels[0, 1:][labels[0, 1:] != IGNORED].unsqueeze(-1)
-        total -= float(found.gather(-1, targets).sum())
-        tokens += len(targets)
-    return total / tokens
+    tokens = sum(int((labels[0, 1:] != IGNORED).sum()) for _, labels in batches)
+    return sum(sequence_losses(log_probs, batches)) / tokens
 
 
 def size_ratio(folder: Path, original: Path) -> float:

@@ -129,6 +129,11 @@ class RequantizeGptq(GptqFields):
         16, description="held-out conversations the loss is measured on"
     )
     fidelity_max_kl: Relative = Field(0.2, description="nats per token, 16 bit against 4 bit")
+    fidelity_max_gain_lost: Relative = Field(
+        1.0,
+        description="share of the night's gain that rounding may take, in loss on held-out text; "
+        "refused where it is shown to take more (95 %, over the texts)",
+    )
     fidelity_max_rtn_ratio: Relative = Field(
         1.0,
         description="KL over that of rounding to nearest on the same grid, uncalibrated; refused "

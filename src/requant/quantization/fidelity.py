@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from requant.comparison.batches import Batch
-from requant.comparison.divergence import Fidelity, compare_log_probs
+from requant.comparison.divergence import Fidelity, compare_log_probs, sequence_losses
 from requant.comparison.folders import folder_log_probs, size_ratio
 from requant.execution.progress import told
 from requant.execution.stage import Metrics, Reporter
@@ -36,6 +36,8 @@ class Quantization:
     left: Unquantized
     size_ratio: float
     """The correction's bytes among them."""
+    losses_before: tuple[float, ...] = ()
+    """Cross entropy of each text under the model the night began with, nats; empty without one."""
     correction_bits_per_weight: float = 0.0
     """Of the LoRA that is part of the model, over the weights of the quantized layers."""
 
@@ -43,10 +45,11 @@ class Quantization:
         """Flat figures for a stage's record: `Fidelity.in_full`, and those in weight space."""
         nearest = self.nearest
         compared = {} if nearest is None else {"rtn_kl": nearest.kl, "rtn_ratio": self.rtn_ratio}
-        bits = self.correction_bits_per_weight
+        bits, gain = self.correction_bits_per_weight, self.gain
         return {
             **self.outputs.in_full(),
             **compared,
+            **({"gain": gain, "gain_lost": self.outputs.loss_change} if gain is not None else {}),
             **({"correction_bits_per_weight": bits} if bits else {}),
             "bits_per_weight": self.weights.bits_per_weight,
             "weight_error": self.weights.total,
@@ -61,6 +64,28 @@ class Quantization:
         if self.nearest is None:
             return math.nan
         return max(self.outputs.kl, NOISE) / max(self.nearest.kl, NOISE)
+
+    @property
+    def gain(self) -> float | None:
+        """What the original won on these texts since the night began, nats a token."""
+        if not self.losses_before:
+            return None
+        won = sum(self.losses_before) - sum(ours for ours, _ in self.outputs.losses)
+        return won / self.outputs.tokens
+
+    def gain_excess(self, share: float) -> float:
+        """Return what rounding costs at least beyond `share` of the gain, nats a token.
+
+        The lower end of the 95 % interval over texts, of pairs. Where nothing was won there is
+        nothing to lose: minus infinity, as with one text or no model to compare with.
+        """
+        pairs = zip(self.losses_before, self.outputs.losses, strict=False)
+        found = [(rounded - ours, before - ours) for before, (ours, rounded) in pairs]
+        counts = [count for _, count in self.outputs.texts]
+        if len(found) < 2 or ratio_estimate([won for _, won in found], counts).mean <= 0:
+            return -math.inf
+        excess = ratio_estimate([lost - share * won for lost, won in found], counts)
+        return excess.interval(len(found))[0]
 
     def rtn_excess(self, ratio: float) -> float:
         """Return what KL is at least above `ratio` times that of round-to-nearest, nats per token.
@@ -85,6 +110,7 @@ def measure_quantization(
     device: str,
     reporter: Reporter,
     nearest: bool = False,
+    before: Path | None = None,
 ) -> Quantization:
     """Measure a quantized model as transformers loads it, one model in memory at a time.
 
@@ -95,6 +121,7 @@ def measure_quantization(
         device: cpu or cuda.
         reporter: Hears how far it is.
         nearest: Whether the original is also rounded to nearest on the same grid; GPTQ alone.
+        before: The model the night began with, to say what of its gain rounding takes.
 
     Raises:
         ContractError: If the vocabularies differ.
@@ -118,6 +145,7 @@ def measure_quantization(
     if nearest:
         watch = partial(_round, quantized=found)
         rounded = compare_log_probs(reference, run(original, "it rounded", watch), batches)
+    losses = () if before is None else sequence_losses(run(before, "the base"), batches)
     check = partial(check_kernel, quantized=found) if found.method == "gptq" else None
     return Quantization(
         compare_log_probs(reference, run(quantized, "the quantized model", check), batches),
@@ -125,6 +153,7 @@ def measure_quantization(
         weights,
         left,
         size_ratio(quantized, original),
+        tuple(losses),
         correction_bits(quantized) / weights.count,
     )
 

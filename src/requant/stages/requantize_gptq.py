@@ -1,5 +1,6 @@
 """requantize_gptq: the 16-bit result into the 4-bit model that is shipped."""
 
+import math
 from pathlib import Path
 
 from requant.comparison.divergence import divergence_words, exceeds
@@ -16,7 +17,14 @@ from requant.models.folder import (
 )
 
 
-def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data: Path) -> Metrics:
+def execute(
+    section: RequantizeGptq,
+    context: StageContext,
+    *,
+    model: Path,
+    data: Path,
+    base: Path | None = None,
+) -> Metrics:
     """Quantize with calibration text from the training distribution, then measure the loss of it.
 
     Args:
@@ -24,14 +32,17 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         context: Of the stage.
         model: The 16-bit model.
         data: Dataset artifact: train.jsonl calibrates, heldout.jsonl measures.
+        base: The 16-bit model the night began with; what it gained is measured on the same text.
 
     Returns:
         As `requant.quantization.fidelity`: kl, kl_p99, agreement, ln_ppl_ratio and their standard
         errors, loss_reference (16 bit), loss_candidate (quantized), rtn_kl and rtn_ratio (KL of
-        round-to-nearest, and over it), rtn_excess (KL above the limit's share of it, at
-        least), bits_per_weight, weight_error, worst_weight_error, size_ratio and
-        unquantized_share (of the blocks' parameters, such as routed experts, that stay in 16 bit);
-        and what `requant.quantization.best_of.quantize_best` gives.
+        round-to-nearest, and over it), rtn_excess (KL above the limit's share of it, at least),
+        gain and gain_lost (what the night won on this text, and what rounding cost of it, nats a
+        token), gain_excess (what it cost beyond the limit's share, at least), bits_per_weight,
+        weight_error, worst_weight_error, size_ratio and unquantized_share (of the blocks'
+        parameters, such as routed experts, that stay in 16 bit); and what
+        `requant.quantization.best_of.quantize_best` gives.
 
     Raises:
         ConfigError: If group_size does not divide the in_features of a layer, or the calibration
@@ -65,8 +76,11 @@ def execute(section: RequantizeGptq, context: StageContext, *, model: Path, data
         device=context.device,
         reporter=context.reporter,
         nearest=True,
+        before=base if base != model else None,
     )
+    excess = measured.gain_excess(section.fidelity_max_gain_lost)
     metrics = {
+        **({"gain_excess": excess} if excess > -math.inf else {}),
         **measured.as_metrics(),
         "rtn_excess": measured.rtn_excess(section.fidelity_max_rtn_ratio),
         **calibration,
@@ -112,6 +126,14 @@ def check_fidelity(metrics: Metrics, section: RequantizeGptq) -> None:
             f"per token, limit requantize_gptq.fidelity_max_kl={section.fidelity_max_kl:g} "
             f"{figures}; likely too little calibration text or too coarse a grid: raise "
             "requantize_gptq.calibration_rows, lower group_size, set desc_act, or use bits=8"
+        )
+    if exceeds(metrics.get("gain_excess", -math.inf), 0.0):
+        raise ParityError(
+            f"requantize_gptq: rounding to {section.bits} bit costs {metrics['gain_lost']:.3g} "
+            f"nats per token of held-out text, where the night had won {metrics['gain']:.3g}, "
+            f"limit requantize_gptq.fidelity_max_gain_lost={section.fidelity_max_gain_lost:g} of "
+            f"it {figures}; what ships would be worse than the base it came from: raise "
+            "requantize_gptq.calibration_rows, lower group_size, set eora_rank, or train longer"
         )
     if exceeds(metrics["rtn_excess"], 0.0):
         raise ParityError(
