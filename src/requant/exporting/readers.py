@@ -13,6 +13,7 @@ from requant.exporting.codes import modules_of, read_codes, read_gptq
 from requant.exporting.gguf_architectures import rope_rows
 from requant.exporting.gguf_file import GGUF_NAME
 from requant.machine.library_noise import no_library_noise
+from requant.models.config import read_model_config
 from requant.models.device import clear_memory, device_index
 from requant.models.headers import read_headers
 from requant.models.skeleton import read_causal_config
@@ -37,13 +38,10 @@ def export_log_probs(
         batches: What it reads.
         device: cpu or cuda.
     """
-    import torch
-
-    # Both packages draw bars for what takes a second, the second one in the first forward pass.
-    with no_library_noise(), redirect_stderr(io.StringIO()), torch.no_grad():
+    # Bars for what takes a second.
+    with no_library_noise(), redirect_stderr(io.StringIO()):
         model = _gguf_model(export, device) if kind == "gguf" else _packed_model(export, device)
-        model.eval()(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device))
-    yield from token_log_probs(model, batches)
+    yield from token_log_probs(model.eval(), batches)
     del model
     clear_memory()
 
@@ -71,10 +69,13 @@ def _gguf_model(export: Path, device: str) -> Any:
 
 def _packed_model(export: Path, device: str) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
     return AutoModelForCausalLM.from_pretrained(
         export,
+        # Otherwise the network that is to be filled has zero points of another shape than
+        # compressed-tensors 0.20 packs them to.
+        quantization_config=CompressedTensorsConfig(dequantize=True),
         dtype=torch.float32,
         device_map={"": device_index(device)},
         local_files_only=True,
@@ -110,8 +111,6 @@ def packed_weights(model: Path, export: Path) -> Weight:
     import torch
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationConfig
-
-    from requant.models.config import read_model_config
 
     headers = read_headers(export)
     settings = dict(read_model_config(export)["quantization_config"])
