@@ -21,6 +21,7 @@ from requant.exporting.compressed import write_compressed
 from requant.exporting.gguf_file import write_gguf
 from requant.exporting.readers import check_exact
 from requant.models.folder import copy_tokenizer
+from requant.models.headers import read_headers
 from requant.models.tokenizer import load_tokenizer, tokenizer_content, tokenizer_digest
 from requant.quantization.calibration import encode_calibration
 from requant.quantization.gptq import quantize_gptq
@@ -240,6 +241,32 @@ def test_the_command_takes_a_digest_verifies_it_and_says_figures(
     path.write_text(path.read_text() + "\n")
     assert "config.json" in export(digest[:8], *words, "--out", tmp_path / "x", fails=2)
     assert not (tmp_path / "x").exists()
+
+
+def test_shards_stay_shards(model: Path, tmp_path: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    places = {}
+    for number in (1, 2):
+        shard = f"model-0000{number}-of-00002.safetensors"
+        part = {name: value for name, value in tensors.items() if (".1." in name) == (number == 2)}
+        save_file(part, model / shard, {"format": "pt"})
+        places |= dict.fromkeys(part, shard)
+    (model / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": places}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    for kind, format in FORMATS.items():
+        (tmp_path / kind).mkdir()
+        format.write(model, tmp_path / kind, SilentReporter())
+        assert check_exact(model, tmp_path / kind, kind) == 14
+    out = tmp_path / "compressed-tensors"
+    written = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(written.values()) == set(places.values())
+    assert (
+        written["model.layers.1.mlp.up_proj.weight_packed"]
+        == places["model.layers.1.mlp.up_proj.qweight"]
+    )
+    assert written.keys() == read_headers(out).keys()
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1
 
 
 def edit(name: str, change: Callable[[Any], object]) -> Callable[[Path], None]:

@@ -5,6 +5,7 @@ Of a quantized layer it holds weight_packed (int32, n = q - z of 4 or 8 bits), w
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,8 @@ def _write_weights(
                     layer = packed(read_codes(quantized, module), args)
                     tensors |= {f"{module}.{key}": tensor for key, tensor in layer.items()}
         save_file(tensors, out / shard.name, metadata={"format": "pt"})
+        # The library lets nobody but the owner read it; who serves may be another user.
+        shutil.copymode(out / "config.json", out / shard.name)
         places |= dict.fromkeys(tensors, shard.name)
         reporter.progress(done, len(shards), "shards")
     if len(shards) > 1:
