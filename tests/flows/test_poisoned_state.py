@@ -126,6 +126,7 @@ def test_no_command_runs_or_hangs_on_what_lies_in_the_state_folder(
     of_state = {
         "lineage": [base[:12]],
         "gate": [records["requantize_gptq"].digest[:12], base[:12]],
+        "export": [base[:12], "--format", "gguf", "--out", "out"],
         "explain": ["merge_fp16"],
         "verify": ["--deep"],
         "gc": ["--keep", "1"],

@@ -25,7 +25,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     assert result.stdout.strip().endswith("imported:")
     commands = "init run status explain schema up down setup promote rollback notify lineage verify"
-    for command in [*commands.split(), "gc"]:
+    for command in [*commands.split(), "export", "gc"]:
         assert f" {command} " in result.stdout
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from requant.cli import artifacts, models, nights, operations
+from requant.cli.exports import export
 from requant.cli.gate import gate
 from requant.machine.library_noise import log_only_errors
 
@@ -48,7 +49,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         operations.deploy,
         operations.notify,
     ),
-    "Models": (models.merge, models.compare, gate),
+    "Models": (models.merge, models.compare, export, gate),
     "Artifacts": (artifacts.lineage, artifacts.verify, artifacts.gc),
 }
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -82,17 +83,30 @@ def _resize(model: Any, rows: int) -> None:
                 layer.weight[before:] = 0
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Tensors that lie on disk, read one at a time, as often as they are gone through."""
+
+    paths: tuple[Path, ...]
+
+    def __iter__(self) -> "Iterator[torch.Tensor]":
+        from safetensors.torch import load_file
+
+        for path in self.paths:
+            yield load_file(path)["tensor"]
+
+
 @contextmanager
-def on_disk(tensors: "Iterable[torch.Tensor]") -> "Iterator[Iterator[torch.Tensor]]":
+def on_disk(tensors: "Iterable[torch.Tensor]") -> Iterator[Stored]:
     """Keep tensors in a temporary folder until they are wanted, one in memory at a time."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     with TemporaryDirectory() as name:
         paths = []
         for index, tensor in enumerate(tensors):
             paths.append(Path(name, f"{index}.safetensors"))
             save_file({"tensor": tensor.contiguous()}, paths[-1])
-        yield (load_file(path)["tensor"] for path in paths)
+        yield Stored(tuple(paths))
 
 
 def folder_loss(

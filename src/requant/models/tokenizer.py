@@ -71,7 +71,7 @@ def tokenizer_digest(folder: Path) -> str:
         ArtifactError: If the folder has no tokenizer.
     """
     content = {
-        "tokenizer": _tokenizer_content(folder),
+        "tokenizer": tokenizer_content(folder),
         "special": _special_tokens(folder),
         "template": chat_template(folder),
     }
@@ -83,10 +83,15 @@ def same_tokens(first: Path, second: Path) -> bool:
     ids = token_ids(first), token_ids(second)
     if all(ids):
         return ids[0] == ids[1]
-    return _tokenizer_content(first) == _tokenizer_content(second)
+    return tokenizer_content(first) == tokenizer_content(second)
 
 
-def _tokenizer_content(folder: Path) -> dict[str, Any]:
+def tokenizer_content(folder: Path) -> dict[str, Any]:
+    """Return tokenizer.json as the library writes it; of other files the digests.
+
+    Raises:
+        ArtifactError: If the folder has no tokenizer, or one that the library cannot read.
+    """
     path = folder / "tokenizer.json"
     if path.exists():
         # Parsed and written by the library: releases differ in how they spell merges and defaults.
@@ -169,7 +174,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 def token_ids(folder: Path) -> dict[str, int]:
     """Return token to id, added tokens included; empty for a sentencepiece file alone."""
-    content = _tokenizer_content(folder)
+    content = tokenizer_content(folder)
     vocabulary = content.get("model", {}).get("vocab", {})
     # Unigram models list [piece, score] pairs, the position being the id.
     ids = (
