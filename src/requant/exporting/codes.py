@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from requant.errors import ContractError
 from requant.models.config import quantization_of, read_model_config
+from requant.models.folder import CORRECTION_NAME
 from requant.quantization.dequantize import QuantizedFolder, read_quantized
 from requant.quantization.gptq_layout import read_parts, stored_below, unpacked
 from requant.wording import few
