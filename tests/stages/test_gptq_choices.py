@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from requant.config.quantizing import RequantizeGptq
@@ -221,3 +222,21 @@ def test_auto_round_takes_no_choice_that_is_gptqs_own() -> None:
         fields = {"desc_act": True, "method": "gptq" if candidates else "auto_round"}
         with pytest.raises(ValueError, match=r"auto_round has no desc_act=true or gptaq_alpha=0;"):
             RequantizeGptq.model_validate({**fields, "candidates": candidates})
+
+
+def test_some_layers_are_rounded_otherwise_in_the_same_layout(
+    tmp_path: Path, plain: Made, tiny_base: Path, tiny_data: Path
+) -> None:
+    searched, _, _ = requantize(tmp_path / "all", tiny_base, tiny_data, mse=2.4)
+    override = {"modules": ["q_proj"], "mse": 2.4}
+    out, _, _ = requantize(tmp_path / "some", tiny_base, tiny_data, overrides=[override])
+    assert layout(out) == layout(plain[0])
+    ours, neither, both = (
+        load_file(folder / "model.safetensors") for folder in (out, plain[0], searched)
+    )
+    # Of the first block, whose inputs are alike however the others are rounded.
+    block = "model.layers.0.self_attn"
+    assert torch.equal(ours[f"{block}.q_proj.scales"], both[f"{block}.q_proj.scales"])
+    assert torch.equal(ours[f"{block}.k_proj.scales"], neither[f"{block}.k_proj.scales"])
+    assert not torch.equal(both[f"{block}.k_proj.scales"], neither[f"{block}.k_proj.scales"])
+    assert "dynamic" not in json.loads((out / "config.json").read_text())["quantization_config"]

@@ -4,7 +4,23 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from requant.config.given_names import Name
 from requant.config.section import NOT_IN_KEY, Fraction, Positive, Relative, Section
+
+
+class Override(Section):
+    """Fields of GPTQ that some layers take otherwise; none of them changes the layout."""
+
+    modules: tuple[Name, ...] = Field(
+        min_length=1, description="names of layers, as train_adapter.target_modules: down_proj"
+    )
+    mse: float | None = Field(None, ge=0.0, le=8.0)
+    damp_percent: float | None = Field(None, gt=0.0, lt=1.0)
+    act_group_aware: bool | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Return what was changed."""
+        return self.model_dump(exclude_none=True, exclude={"modules"})
 
 
 class GptqFields(Section):
@@ -38,6 +54,9 @@ class GptqFields(Section):
     damp_percent: float = Field(0.05, gt=0.0, lt=1.0, description="of the mean Hessian diagonal")
     damp_auto_increment: float = Field(
         0.01, gt=0.0, lt=1.0, description="added at each try to invert the Hessian"
+    )
+    overrides: tuple[Override, ...] = Field(
+        (), description="other mse, damp_percent or act_group_aware for some layers; first match"
     )
     calibration_rows: Positive = Field(
         128, description="training conversations and general texts together"

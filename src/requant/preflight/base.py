@@ -215,6 +215,14 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
             else []
         ),
     }
+    for section, fields in (("quantize_base", quantize), ("requantize_gptq", again)):
+        for number, override in enumerate(fields.overrides if fields.enabled else ()):
+            if unknown := [name for name in override.modules if name not in facts.present]:
+                yield Problem(
+                    f"{section}.overrides.{number}.modules",
+                    f"{', '.join(unknown)} not in this model; its layers are: "
+                    f"{', '.join(sorted(facts.present))}",
+                )
     for number, candidate in enumerate(again.candidates if again.enabled else ()):
         if candidate.group_size is not None:
             quantizing[f"requantize_gptq.candidates.{number}"] = quantizing_problems(
