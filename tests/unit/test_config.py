@@ -129,7 +129,7 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ),
         (
             {"promote__auto": True, "evaluate__enabled": False},
-            "promote.auto: true with evaluate.enabled=false: only a requantized model that was",
+            "promote.auto: true with evaluate.enabled=false: only a 4-bit model that was",
         ),
         (
             {"promote__auto": True, "requantize_gptq__enabled": False},

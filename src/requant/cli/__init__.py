@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         operations.deploy,
         operations.notify,
     ),
-    "Models": (models.merge, models.compare, gate),
+    "Models": (models.merge, models.undo, models.compare, gate),
     "Artifacts": (artifacts.lineage, artifacts.verify, artifacts.gc),
 }
 

@@ -1,11 +1,8 @@
 """A merge outside the pipeline: any Hugging Face folders, the same checks, one atomic result."""
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from secrets import token_hex
 
 from requant.adapters.folder import CONFIG_NAME, WEIGHTS_NAME
 from requant.canonical import canonical_json
@@ -19,6 +16,7 @@ from requant.models.config import quantization_of, read_model_config
 from requant.models.finite import check_finite
 from requant.models.folder import MERGE_NAME
 from requant.models.headers import weight_files
+from requant.models.new_folder import give_name, refuse_used, sibling_folder
 from requant.models.pairing import check_pairing, check_weights
 from requant.models.provenance import check_provenance, read_provenance, weights_digest
 from requant.models.small_files import refuse_small_files
@@ -55,8 +53,7 @@ def plan_request(request: Request) -> MergePlan:
             raise ConfigError(f"{folder}: is no folder; give a Hugging Face model or peft adapter")
     if not 0 < request.scale <= 1:
         raise ConfigError(f"--scale {request.scale:g}: expected more than 0, at most 1")
-    if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
-        raise ConfigError(f"--out {request.out}: holds something already; give a new folder")
+    refuse_used(request.out)
     method = quantization_of(read_model_config(request.base))
     if method is not None:
         raise ConfigError(
@@ -115,7 +112,7 @@ def merge_request(
         ParityError: As the stage merge_fp16; nothing is left then.
     """
     out = request.out.resolve()
-    with _sibling_folder(out) as work:
+    with sibling_folder(out) as work:
         partial = work / "unproved"
         partial.mkdir()
         plan = scaled(plan, request.scale)
@@ -136,32 +133,5 @@ def merge_request(
                     work=work,
                 ),
             )
-        try:
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
-        except OSError as error:
-            raise ConfigError(f"--out {out}: was made by somebody else meanwhile") from error
+        give_name(partial, out)
     return metrics
-
-
-@contextmanager
-def _sibling_folder(out: Path) -> Iterator[Path]:
-    """Make a hidden folder where `out` will be, and in the end remove it and what held nothing."""
-    missing = [folder for folder in out.parents if not folder.exists()]
-    # Named before it is made: an interrupt in between would leave it.
-    work = out.parent / f".{out.name}-{token_hex(4)}"
-    try:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            work.mkdir()
-        except (PermissionError, NotADirectoryError, FileExistsError, FileNotFoundError) as error:
-            raise ConfigError(
-                f"--out {out}: cannot be made: {error.filename}: {error.strerror}"
-            ) from error
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        with suppress(OSError):
-            for folder in missing:
-                folder.rmdir()
