@@ -88,10 +88,8 @@ def test_what_ships_is_what_was_trained_to_the_bit(night: Night, tiny_data: Path
     for name, (a, b) in moves.numbers_of(read_quantized(base).headers):
         layers[name].latent_a.data, layers[name].latent_b.data = a, b
     shipped = load_model(out, "cpu", dtype=torch.float32)
-    for ours, theirs in zip(
-        token_log_probs(network, batches), token_log_probs(shipped, batches), strict=True
-    ):
-        assert torch.equal(ours, theirs)
+    ours, theirs = (list(token_log_probs(model, batches)) for model in (network, shipped))
+    assert all(map(torch.equal, ours, theirs))
 
 
 def test_codes_differ_by_one_step_and_nothing_else_differs(night: Night) -> None:
@@ -124,7 +122,7 @@ def test_undo_gives_every_sha256_back_and_redo_what_shipped(night: Night, tmp_pa
     assert read_delta(out / DELTA)[0].clamped > 0
     said = CliRunner().invoke(app, ["undo", str(out), "--out", str(tmp_path / "undone")])
     assert said.exit_code == 0, said.output
-    assert "8 files, each with its sha256" in " ".join(said.output.split()), said.output
+    assert f"{len(digests(base))} files, each with its sha256" in " ".join(said.output.split())
     assert digests(tmp_path / "undone") == digests(base)
     assert not (tmp_path / "undone" / DELTA).exists()
     # A delta is enough to ship the night elsewhere, where its base is.

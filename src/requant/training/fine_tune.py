@@ -29,7 +29,6 @@ def fine_tune(
     data: Path,
     optimisation: Optimisation,
     context: StageContext,
-    optimizer: Any = None,
 ) -> Metrics:
     """Train the parameters of `model` that require gradients, in place.
 
@@ -43,7 +42,6 @@ def fine_tune(
         data: Dataset artifact; `train.jsonl` is read.
         optimisation: How long and how fast.
         context: Of the stage.
-        optimizer: torch optimizer in place of `optimisation.optimizer`.
 
     Returns:
         loss_first and loss_last (means over the first and last tenth of the logged steps, nats per
@@ -89,7 +87,6 @@ def fine_tune(
         train_dataset=Dataset.from_list(encoded).select(order),
         processing_class=tokenizer,
         callbacks=[_callback(context)],
-        optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
     # SFTTrainer casts the adapters of a quantized base to bfloat16.
