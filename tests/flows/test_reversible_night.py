@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from requant.config.fit import OFF_THE_GRID
 from requant.config.loading import load_config
 from requant.quantization.grid_delta import digests
 from requant.store import Store, all_records
@@ -13,8 +14,6 @@ from tests.support.chain import MICRO
 from tests.support.commands import newest_report, requant, states
 from tests.support.stages import all_stages
 
-OFF = {"enabled": False}
-
 
 def reversible(state: Path) -> dict:
     document = yaml.safe_load(MICRO)
@@ -22,7 +21,7 @@ def reversible(state: Path) -> dict:
     return document | {
         "state": str(state),
         "quantize_base": {"method": "gptq", "group_size": 64, "calibration_rows": 8},
-        **dict.fromkeys(("train_adapter", "merge_fp16", "continue_train", "requantize_gptq"), OFF),
+        **{name: {"enabled": False} for name in OFF_THE_GRID},
         "train_on_grid": {
             "enabled": True,
             "optimisation": optimisation,

@@ -170,7 +170,8 @@ def _turned(source: Path, delta: Path, out: Path, given: Side) -> Record:
     before, after = (record.shipped, record.base) if back else (record.base, record.shipped)
     _check_given(source, delta, before, given)
     with new_folder(out) as draft:
-        for name in before.keys() & after.keys():
+        weights = {path.name for path in weight_files(source)}
+        for name in before.keys() & after.keys() - weights:
             shutil.copyfile(source / name, draft / name)
         if back:
             move_back(source, draft, moves)
@@ -178,7 +179,8 @@ def _turned(source: Path, delta: Path, out: Path, given: Side) -> Record:
             move(source, draft, moves)
             shutil.copytree(delta, draft / DELTA)
         for path in sorted((delta / (BEFORE if back else AFTER)).glob("*")):
-            shutil.copyfile(path, draft / path.name)
+            if path.is_file():
+                shutil.copyfile(path, draft / path.name)
         found = digests(draft)
         if wrong := [name for name in after | found if found.get(name) != after.get(name)]:
             raise ParityError(

@@ -10,6 +10,7 @@ A and B are held as latent floats, of which sign(x) [|x| >= 1/2] counts.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from requant.quantization.dequantize import QuantizedFolder
@@ -116,8 +117,9 @@ def _grid_layer(
     ).to(layer.scales.device)
 
 
+@cache
 def _layer_class() -> Any:
-    """Make the classes, which need torch at hand."""
+    """Make the class, and the two functions with gradients of their own, with torch at hand."""
     import torch
 
     class OnGrid(torch.autograd.Function):  # type: ignore[misc]
