@@ -22,6 +22,9 @@ STEPS = {
 }
 """What makes each model of the chain out of the one before it."""
 
+ON_GRID = ("quantized", "requantized")
+"""Neighbours where nothing passed through 16 bit in between."""
+
 NATS = "nats a byte"
 IN_16_BIT = ("base_adapted", "merged", "continued")
 """Models of the chain that have what was learned before it is rounded to few bits."""
@@ -161,6 +164,7 @@ def _step(row: Mapping[str, Any]) -> Step:
         left_out = CHAIN[CHAIN.index(earlier) + 1 : CHAIN.index(row["later"])]
         alone = "adapted" not in left_out
         name = STEPS[row["later"]] if alone else f"up to {STEPS[row['later']]}"
+        name = "train_on_grid" if (earlier, row["later"]) == ON_GRID else name
     return Step(
         name=name,
         earlier=earlier,
