@@ -176,6 +176,8 @@ def dense(model: Any) -> Any:
                 layer.bias = torch.nn.Parameter(module.bias.float(), requires_grad=False)
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, layer)
+    # A LoRA may be merged into plain layers.
+    model.quantization_method = None
     return model
 
 
