@@ -54,7 +54,7 @@ def test_a_night_on_the_grid_is_evaluated_registered_and_undone(tmp_path: Path) 
     for told in ("train_on_grid", "of the codes moved", "version 1: challenger"):
         assert told in page
     assert "up to requantize_gptq" not in page
-    assert "on the grid" in requant("lineage", shipped[:12], "--state", config.state)
+    assert "train_on_grid" in requant("lineage", shipped[:12], "--state", config.state)
     assert states(requant("status", path)) == all_stages("cached", config)
 
     assert holder(store, config.name, "champion") is None

@@ -126,5 +126,6 @@ def test_of_a_night_on_the_grid_the_one_step_is_the_stage_that_made_it() -> None
     ledger = ledger_of(models)
     new = [step for step in ledger.steps if step.task == "heldout_perplexity"]
     assert [step.name for step in new] == ["quantize_base", "train_on_grid"]
+    assert {step.name for step in ledger.totals} == {"quantize_base", "up to train_on_grid"}
     # Nothing was won in 16 bit that could be lost.
     assert ledger.survived("heldout_perplexity") is None

@@ -117,7 +117,7 @@ class ContinueTrain(Section):
 class GridOptimisation(Optimisation):
     """`Optimisation` of ternary numbers, which have to come a long way before one counts."""
 
-    learning_rate: float = Field(0.1, gt=0.0, le=1.0, description="peak; a number counts from 0.5")
+    learning_rate: float = Field(0.08, gt=0.0, le=1.0, description="peak; a number counts from 0.5")
 
 
 class TrainOnGrid(Section):
@@ -132,7 +132,7 @@ class TrainOnGrid(Section):
         8, ge=1, le=64, description="columns of A, rows of B; the delta grows with it"
     )
     threshold: Fraction = Field(
-        0.5, description="a code moves where |A B| is more than this share of rank"
+        0.75, description="a code moves where |A B| is more than this share of rank"
     )
     target_modules: tuple[Name, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),

@@ -9,7 +9,7 @@ from requant.config.training import TrainOnGrid
 from requant.data.artifact import HELDOUT, TRAIN
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.execution.stage import Metrics, Stage, StageContext
-from requant.figures import figure, worded
+from requant.figures import figure
 from requant.training.words import LOSSES
 
 if TYPE_CHECKING:
@@ -205,6 +205,12 @@ def _weights_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in weight_files(folder))
 
 
+def _headline(metrics: Mapping[str, float]) -> str:
+    share = metrics.get("changed_share")
+    moved = "" if share is None else f", {share:.2%} of the codes moved"
+    return f"{LOSSES[0](metrics)}{moved}"
+
+
 STAGE = Stage(
     name="train_on_grid",
     version=1,
@@ -221,5 +227,5 @@ STAGE = Stage(
     ),
     execute=execute,
     artifact="on the grid",
-    headline=(*LOSSES, worded("{} of the codes moved", "changed_share")),
+    headline=(_headline,),
 )

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 COUNTS = 0.5
 """Size from which a latent number is -1 or 1."""
+SPREAD = 0.49
+"""Size up to which the numbers of B are drawn."""
 
 
 def ternary(latent: "torch.Tensor") -> "torch.Tensor":
@@ -37,7 +39,7 @@ def put_on_grid(
     """Replace the GPTQ layers of a loaded model by ones whose codes move; train these alone.
 
     Layers that are no targets compute as before and pass gradients on. At the start nothing is
-    moved: B is zero, and A random signs.
+    moved: A is random signs, and of B no number counts.
 
     Args:
         model: Loaded by `requant.models.load.load_model` from the folder; changed in place.
@@ -45,7 +47,7 @@ def put_on_grid(
         targets: Last names of the layers that are trained.
         rank: Columns of A.
         omega: See `requant.quantization.ternary`.
-        seed: Of the signs.
+        seed: Of what is drawn.
 
     Returns:
         Module in the files to its layer, of those that are trained, in the order of their names.
@@ -186,9 +188,9 @@ def _layer_class() -> Any:
             trained = rank > 0
             signs = torch.randint(0, 2, (self.in_features, rank), generator=generator)
             self.latent_a = torch.nn.Parameter(signs * 2.0 - 1.0, requires_grad=trained)
-            self.latent_b = torch.nn.Parameter(
-                torch.zeros(rank, self.out_features), requires_grad=trained
-            )
+            drawn = torch.rand(rank, self.out_features, generator=generator)
+            # None counts yet, and they do not begin to all at one step.
+            self.latent_b = torch.nn.Parameter((2 * drawn - 1) * SPREAD, requires_grad=trained)
 
         def weight_in_out(self, a: Any, b: Any) -> Any:
             """Return W', [in, out]."""
