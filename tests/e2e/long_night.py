@@ -15,7 +15,9 @@ LONG = {
             "checkpoint_steps": CHECKPOINT,
         }
     },
-    "merge_fp16": {"trained_max_kl": 5.0},
+    # A hundred passes over 48 rows make an update as large as the weights, which hardly moves what
+    # this model says: rounding is then more of that than its share of the norm.
+    "merge_fp16": {"trained_max_kl": 5.0, "parity_max_kl": 1e-5},
     "continue_train": {"enabled": False},
     "requantize_gptq": {"enabled": False},
     "evaluate": {"enabled": False},
