@@ -37,6 +37,7 @@ from requant.data.turns import IGNORED
 from requant.models.headers import read_headers
 from requant.models.load import corrected, load_model
 from requant.models.tokenizer import load_tokenizer
+from requant.quantization.auto_round import quantize_auto_round
 from requant.quantization.calibration import encode_calibration, read_pool, sample_calibration
 from requant.quantization.eora import correction_bits, write_correction
 from requant.quantization.gptq import quantize_gptq
@@ -65,6 +66,7 @@ CANDIDATES: Mapping[str, Fields] = {
     "EoRA, rank 2": {"eora_rank": 2},
     "EoRA, rank 8": {"eora_rank": 8},
     "EoRA, rank 32": {"eora_rank": 32},
+    "AutoRound, 50 steps": {"method": "auto_round", "auto_round_iterations": 50},
     "desc_act": {"desc_act": True},
     "GPTAQ": {"gptaq_alpha": 0.25},
     "128 training rows": {"calibration_rows": 192},
@@ -176,6 +178,8 @@ def dense(model: Any) -> Any:
                 layer.bias = torch.nn.Parameter(module.bias.float(), requires_grad=False)
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, layer)
+    # A LoRA may be merged into plain layers.
+    model.quantization_method = None
     return model
 
 
@@ -220,7 +224,12 @@ def quantize(model: Path, data: Path, fields: Fields, out: Path, work: Path) -> 
     )
     encoded = encode_calibration(tokenizer, calibration.texts, section.calibration_length)
     started = time.monotonic()
-    quantize_gptq(model, out, encoded.ids, settings, device="cpu", work=work, reporter=_Saying())
+    common: dict[str, Any] = {"device": "cpu", "work": work, "reporter": _Saying()}
+    if section.method == "auto_round":
+        steps = section.auto_round_iterations
+        quantize_auto_round(model, out, encoded.ids, settings, steps, seed=SEED, **common)
+    else:
+        quantize_gptq(model, out, encoded.ids, settings, **common)
     if section.eora_rank:
         options = {"device": "cpu", "reporter": _Saying()}
         write_correction(model, out, encoded.ids, section.eora_rank, **options)

@@ -17,6 +17,7 @@ from tasks.quantize_base import quantize_base
 from tasks.requantize_gptq import requantize_gptq
 from tasks.stage_task import StageTask
 from tasks.train_adapter import train_adapter
+from tasks.train_on_grid import train_on_grid
 
 
 def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> None:
@@ -42,6 +43,9 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
     requantized = call(
         requantize_gptq, model=continued or merged or original, data=data, base=original
     )
+    # Off by default: in place of all from the adapter on, codes of a GPTQ base that are trained.
+    on_grid = call(train_on_grid, base=quantized, original=original, data=data)
+    shipped = on_grid or requantized
     # An adapter that is not merged is served on what it was trained on. Of one that is, the steps
     # between are evaluated to see what each of them costs.
     steps = config.evaluate.steps_between and merged is not None
@@ -49,14 +53,15 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
         evaluate,
         data=data,
         base=original,
-        quantized=quantized if steps else None,
+        # What `requant undo` gives back is always asked.
+        quantized=quantized if steps or on_grid else None,
         adapted=trained_on if adapter and (steps or not merged) else None,
         base_adapted=original if adapter and quantized and steps else None,
         adapter=adapter if steps or not merged else None,
         merged=merged,
         continued=continued,
-        requantized=requantized,
-        **past(requantized),
+        requantized=shipped,
+        **past(shipped),
         **past(data),
     )
 

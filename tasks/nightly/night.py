@@ -80,10 +80,10 @@ class OpenNight:
         return {role: result_of(store, record) for role, record in found.items()}
 
     def promote(self) -> None:
-        """Register the requantized model once it is evaluated, and promote it where that is on."""
+        """Register the 4-bit model once it is evaluated, and promote it where that is on."""
         config = self._night.config
         records = {row.stage: row.record for row in self._rows if row.record}
-        model, evaluation = records.get("requantize_gptq"), records.get("evaluate")
+        model, evaluation = records.get(config.ships), records.get("evaluate")
         if config.promote.enabled and model and evaluation:
             run = Task(_promote, name="promote", cache_policy=NO_CACHE, persist_result=False)
             with self._blaming("promote"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefect import get_run_logger
 from pydantic import BaseModel, ConfigDict
 
-from requant.config import STAGE_NAMES, Config
+from requant.config import SHIPPING, STAGE_NAMES, Config
 from requant.config.task_names import HELDOUT_PERPLEXITY
 from requant.errors import TransientError
 from requant.evaluation.artifact import CHAIN
@@ -149,7 +149,7 @@ def _drawn(page: str, draw: Callable[[], str], failure: str) -> str:
 
 def promotes(config: Config) -> bool:
     """Tell whether a night that ends well registers a model."""
-    return config.promote.enabled and config.requantize_gptq.enabled and config.evaluate.enabled
+    return config.promote.enabled and config.runs(config.ships) and config.evaluate.enabled
 
 
 def read_summary(config: Config, run_id: object) -> NightSummary | None:
@@ -176,7 +176,8 @@ def night_figures(records: list[StageRecord]) -> dict[str, float]:
     figures = {}
     if len(measured) > 1:
         figures = {BASE_PERPLEXITY: measured[0], NIGHT_PERPLEXITY: measured[-1]}
-    size = metrics.get("requantize_gptq", {}).get("size_ratio")
+    sizes = [metrics.get(stage, {}).get("size_ratio") for stage in SHIPPING]
+    size = next((value for value in sizes if value is not None), None)
     return figures if size is None else figures | {SIZE: size}
 
 

@@ -39,13 +39,14 @@ OFF = (
     "merge_fp16",
     "continue_train",
     "requantize_gptq",
+    "train_on_grid",
     "evaluate",
     "promote",
 )
 """Stages that `run` is spared: two are enough to read records and results."""
 
 
-STATELESS = {"schema", "merge", "compare", "notify"}
+STATELESS = {"schema", "merge", "undo", "compare", "notify"}
 """Commands that open no state folder."""
 CANARY = "canary"
 """A file beside the state folder, which links in it lead to."""
@@ -140,6 +141,7 @@ def test_no_command_runs_or_hangs_on_what_lies_in_the_state_folder(
         **{name: [*words, "--state", str(state)] for name, words in of_state.items()},
         "schema": [],
         "merge": ["--base", objects[base], "--adapter", objects[adapter], "--out", "out"],
+        "undo": [objects[base], "--delta", objects[adapter], "--out", "out"],
         "compare": [objects[base], objects[base]],
         "notify": ["slack-webhook/none"],
         "run": [str(config)],

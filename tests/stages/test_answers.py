@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig
 
 from requant.config.evaluation import Evaluate
 from requant.evaluation.answers import identity, recall
+from requant.models.load import load_model
 from requant.stages import evaluate
 from requant.store import Store, materialise, publish
 from requant.store.answers import answer_notes, read_kept
@@ -18,6 +20,7 @@ from requant.store.health import examine
 from requant.store.manifest import describe
 from requant.store.pins import pin
 from tests.stages.conftest import SilentReporter, make_context
+from tests.support.adapters import save_adapter
 
 Run = Callable[..., tuple[Path, SilentReporter]]
 
@@ -68,6 +71,28 @@ def test_what_was_answered_is_not_asked_again(
     assert told(known) == ["base: 72 of 72 requests were answered before"]
     assert not known.steps
     assert describe(again) == describe(first)
+
+
+def test_a_model_and_itself_under_an_adapter_are_loaded_once(
+    run: Run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(model, tmp_path / "other")
+    save_adapter(model, LoraConfig(r=2, target_modules=["q_proj"], lora_alpha=64), adapter)
+    loaded = []
+
+    def counted(folder: Path, *words: object, **named: object) -> object:
+        loaded.append(folder)
+        return load_model(folder, *words, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("requant.models.load.load_model", counted)
+    # In the order of the chain another model would stand between them.
+    both, _ = run(forced=True, base_adapted=model, quantized=tmp_path / "other", adapter=adapter)
+    assert loaded.count(model) == 1
+    alone, _ = run(forced=True)
+    scores = [json.loads((out / "scores.json").read_text()) for out in (both, alone)]
+    assert scores[0]["base"] == scores[0]["quantized"] == scores[1]["base"]
+    assert scores[0]["base_adapted"] != scores[0]["base"]
 
 
 def test_only_new_documents_are_asked(

@@ -342,6 +342,11 @@ REFUSED: list[tuple[str, Callable[[Path], None], str]] = [
     ),
     ("compressed-tensors", scattered, r"spread over .* and compressed-tensors \(0.20\) has no"),
     (
+        "compressed-tensors",
+        lambda model: (model / "eora").mkdir(),
+        r"eora: is a LoRA that is part of the model, and an export holds the weights alone; quant",
+    ),
+    (
         "gguf",
         edit("config.json", lambda content: content.pop("quantization_config")),
         r"is not quantized; expected a GPTQ model, whose integers an export writes down: give the",

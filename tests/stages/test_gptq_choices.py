@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from requant.config.quantizing import RequantizeGptq
@@ -196,3 +197,46 @@ def test_candidates_need_rows_to_choose_by(
     with pytest.raises(ContractError) as caught:
         requantize(tmp_path, tiny_base, tiny_data, calibration_rows=60, candidates=[{"mse": 2.0}])
     assert "are left to choose by after 60 that calibrate, expected at least 8" in str(caught.value)
+
+
+def test_auto_round_writes_the_same_layout_and_is_a_candidate(
+    tmp_path: Path, plain: Made, tiny_base: Path, tiny_data: Path
+) -> None:
+    rounded = {"method": "auto_round", "auto_round_iterations": 20}
+    out, metrics, _ = requantize(tmp_path / "alone", tiny_base, tiny_data, **rounded)
+    assert layout(out) == layout(plain[0])
+    assert 0 < metrics["kl"] < metrics["rtn_kl"]
+    written = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert written["meta"]["quantizer"][0].startswith("auto-round:")
+    poor = {"method": "auto_round", "auto_round_iterations": 1, "group_size": -1}
+    again, chosen, _ = requantize(
+        tmp_path / "tried", tiny_base, tiny_data, candidates=[poor, rounded]
+    )
+    assert chosen["candidate"] == 2
+    name = "model.safetensors"
+    assert (again / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_auto_round_takes_no_choice_that_is_gptqs_own() -> None:
+    for candidates in ([], [{"method": "auto_round"}]):
+        fields = {"desc_act": True, "method": "gptq" if candidates else "auto_round"}
+        with pytest.raises(ValueError, match=r"auto_round has no desc_act=true or gptaq_alpha=0;"):
+            RequantizeGptq.model_validate({**fields, "candidates": candidates})
+
+
+def test_some_layers_are_rounded_otherwise_in_the_same_layout(
+    tmp_path: Path, plain: Made, tiny_base: Path, tiny_data: Path
+) -> None:
+    searched, _, _ = requantize(tmp_path / "all", tiny_base, tiny_data, mse=2.4)
+    override = {"modules": ["q_proj"], "mse": 2.4}
+    out, _, _ = requantize(tmp_path / "some", tiny_base, tiny_data, overrides=[override])
+    assert layout(out) == layout(plain[0])
+    ours, neither, both = (
+        load_file(folder / "model.safetensors") for folder in (out, plain[0], searched)
+    )
+    # Of the first block, whose inputs are alike however the others are rounded.
+    block = "model.layers.0.self_attn"
+    assert torch.equal(ours[f"{block}.q_proj.scales"], both[f"{block}.q_proj.scales"])
+    assert torch.equal(ours[f"{block}.k_proj.scales"], neither[f"{block}.k_proj.scales"])
+    assert not torch.equal(both[f"{block}.k_proj.scales"], neither[f"{block}.k_proj.scales"])
+    assert "dynamic" not in json.loads((out / "config.json").read_text())["quantization_config"]

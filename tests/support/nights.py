@@ -37,6 +37,11 @@ CHAIN: dict[str, tuple[str, dict[str, str], dict[str, float]]] = {
         {"model": "continue_train", "data": "prepare_data"},
         {"kl": 0.03, "agreement": 0.981},
     ),
+    "train_on_grid": (
+        "model",
+        {"base": "quantize_base", "original": "prepare_base", "data": "prepare_data"},
+        {"heldout_loss_before": 2.9, "heldout_loss_saved": 2.8, "changed_share": 0.004},
+    ),
     "evaluate": (
         "evaluation",
         {"base": "prepare_base", "requantized": "requantize_gptq", "data": "prepare_data"},

@@ -106,6 +106,17 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             "quantizes a base that nothing uses; set quantize_base.enabled=false",
         ),
         (
+            {"train_on_grid": {"enabled": True, "optimisation": {"max_steps": 2}}},
+            "train_on_grid.enabled: true with train_adapter.enabled=true, merge_fp16.enabled=true, "
+            "continue_train.enabled=true, requantize_gptq.enabled=true, quantize_base.method='nf4':"
+            " the codes of a GPTQ base are trained .* set train_adapter.enabled=false, .*"
+            "quantize_base.method=gptq, or train_on_grid.enabled=false",
+        ),
+        (
+            {"train_on_grid": {"enabled": True}},
+            "train_on_grid.optimisation: missing; it has no default",
+        ),
+        (
             {"evaluate__gate__guard": ["heldout_perplexity", "mmlu"]},
             "evaluate.gate.guard: 'mmlu' will not be evaluated; the tasks of this night are heldou",
         ),
@@ -129,7 +140,7 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ),
         (
             {"promote__auto": True, "evaluate__enabled": False},
-            "promote.auto: true with evaluate.enabled=false: only a requantized model that was",
+            "promote.auto: true with evaluate.enabled=false: only a 4-bit model that was",
         ),
         (
             {"promote__auto": True, "requantize_gptq__enabled": False},

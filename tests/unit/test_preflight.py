@@ -33,11 +33,12 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         prepare_data={"source": {"kind": "files", "train": [str(bad)]}},
         train_adapter={"target_modules": ["c_attn"], "optimisation": optimisation},
         continue_train={"scope": "top_layers", "layers": 9, "optimisation": optimisation},
-        requantize_gptq={"group_size": 128},
+        requantize_gptq={"group_size": 128, "overrides": [{"modules": ["fc1"], "mse": 0.0}]},
         deploy={"action": {"kind": "command", "argv": ["./no-such-program"]}},
     )
     expected = [
         "deploy.action.argv: its first item (17 characters) is no program here (it is not sho",
+        "requantize_gptq.overrides.0.modules: fc1 not in this model; its layers are: down_proj, ",
         "requantize_gptq.group_size: 128 does not divide in_features=64 of model.layers.*.gate_",
         "train_adapter.target_modules: c_attn not in this model; its layers are: down_proj, ",
         "continue_train.layers: got 9, the model has 2 blocks; give 1 to 2",

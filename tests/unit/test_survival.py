@@ -119,3 +119,13 @@ def test_the_picture_stays_in_its_frame_and_is_in_the_order_of_the_chain() -> No
     assert "| requantize_gptq |" in told
     assert survival_page(survival([])) is None
     assert survival_markdown(survival_table(survival([])), in_words(survival([]))) == ""
+
+
+def test_of_a_night_on_the_grid_the_one_step_is_the_stage_that_made_it() -> None:
+    models = {name: NIGHT[name] for name in ("base", "quantized", "requantized")}
+    ledger = ledger_of(models)
+    new = [step for step in ledger.steps if step.task == "heldout_perplexity"]
+    assert [step.name for step in new] == ["quantize_base", "train_on_grid"]
+    assert {step.name for step in ledger.totals} == {"quantize_base", "up to train_on_grid"}
+    # Nothing was won in 16 bit that could be lost.
+    assert ledger.survived("heldout_perplexity") is None

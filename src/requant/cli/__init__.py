@@ -49,7 +49,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         operations.deploy,
         operations.notify,
     ),
-    "Models": (models.merge, models.compare, export, gate),
+    "Models": (models.merge, models.undo, models.compare, export, gate),
     "Artifacts": (artifacts.lineage, artifacts.verify, artifacts.gc),
 }
 

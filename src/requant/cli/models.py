@@ -1,4 +1,4 @@
-"""Commands on model folders, without a pipeline: merge adapters, compare two models."""
+"""Commands on model folders, without a pipeline: merge adapters, undo a night, compare models."""
 
 import sys
 from pathlib import Path
@@ -101,6 +101,33 @@ def merge(
             )
     _print_merge(metrics)
     typer.echo(f"merged: {out}")
+
+
+def undo(
+    model: Annotated[Path, typer.Argument(help="4-bit model that train_on_grid made")],
+    out: Annotated[Path, typer.Option(help="new folder")],
+    delta: Annotated[
+        Path | None, typer.Option(help="of that night; without it the one inside the model")
+    ] = None,
+    redo: Annotated[
+        bool, typer.Option("--redo", help="the other way: MODEL is the base, OUT what shipped")
+    ] = False,
+) -> None:
+    """Give back the base of a reversible night: every file with the sha256 it had."""
+    with errors(), ended_by_signals():
+        from requant.quantization import grid_delta
+
+        folder = delta or model / grid_delta.DELTA
+        record = (grid_delta.redo if redo else grid_delta.undo)(model, folder, out)
+    files = record.shipped if redo else record.base
+    typer.echo(
+        f"{record.changed} of {record.weights} weights moved {'on' if redo else 'back'} by a step; "
+        f"{record.clamped} more were at an end of the range, and had stayed"
+    )
+    typer.echo(
+        f"{'redone' if redo else 'undone'}: {out}, {len(files)} files, each with its sha256 "
+        f"(together {grid_delta.folder_digest(files)[:12]})"
+    )
 
 
 def compare(

@@ -13,7 +13,7 @@ from requant.config.merge import MergeFp16
 from requant.config.operations import Deploy, Promote, Runtime, Tracking
 from requant.config.quantizing import QuantizeBase, RequantizeGptq
 from requant.config.section import LocalPath, Section
-from requant.config.training import ContinueTrain, TrainAdapter
+from requant.config.training import ContinueTrain, TrainAdapter, TrainOnGrid
 
 StageName = Literal[
     "prepare_data",
@@ -23,10 +23,13 @@ StageName = Literal[
     "merge_fp16",
     "continue_train",
     "requantize_gptq",
+    "train_on_grid",
     "evaluate",
 ]
 STAGE_NAMES: tuple[StageName, ...] = get_args(StageName)
 """In the order of the chain."""
+SHIPPING: tuple[StageName, ...] = ("requantize_gptq", "train_on_grid")
+"""Those whose model may be registered and serve; a night runs one of them at most."""
 
 
 class Config(Section):
@@ -49,6 +52,7 @@ class Config(Section):
     merge_fp16: MergeFp16 = MergeFp16()
     continue_train: ContinueTrain
     requantize_gptq: RequantizeGptq = RequantizeGptq()
+    train_on_grid: TrainOnGrid = TrainOnGrid.model_validate({})
     evaluate: Evaluate = Evaluate()
     promote: Promote = Promote()
     deploy: Deploy = Deploy()
@@ -60,10 +64,15 @@ class Config(Section):
         """Tell whether a stage is switched on; the preparing ones have no switch."""
         return bool(getattr(getattr(self, stage), "enabled", True))
 
+    @property
+    def ships(self) -> StageName:
+        """The stage whose model is registered, and may serve."""
+        return "train_on_grid" if self.train_on_grid.enabled else "requantize_gptq"
+
     @model_validator(mode="after")
     def _stages_fit_together(self) -> "Config":
         check_stages_fit(self)
         return self
 
 
-__all__ = ["STAGE_NAMES", "Config", "Section", "StageName"]
+__all__ = ["SHIPPING", "STAGE_NAMES", "Config", "Section", "StageName"]

@@ -17,6 +17,9 @@ from requant.store.layout import is_own
 if TYPE_CHECKING:
     from requant.config import Config
 
+OFF_THE_GRID = ("train_adapter", "merge_fp16", "continue_train", "requantize_gptq")
+"""Stages of the chain through 16 bit."""
+
 
 def check_stages_fit(config: "Config") -> None:
     """Refuse settings that cannot work together.
@@ -24,6 +27,8 @@ def check_stages_fit(config: "Config") -> None:
     Raises:
         ValueError: Naming the fields, their values and valid ones.
     """
+    if config.train_on_grid.enabled:
+        _check_on_grid(config)
     if config.train_adapter.enabled:
         _check_trainable(config)
     _check_nothing_is_lost(config)
@@ -31,7 +36,7 @@ def check_stages_fit(config: "Config") -> None:
         _check_merge(config)
     _check_gate(config)
     _check_served_apart(config)
-    for section in ("train_adapter", "continue_train"):
+    for section in ("train_adapter", "continue_train", "train_on_grid"):
         batch = getattr(config, section).optimisation.batch_size
         if config.runs(section) and batch % config.runtime.ranks:
             raise ValueError(
@@ -58,6 +63,25 @@ def _check_trainable(config: "Config") -> None:
         )
 
 
+def _check_on_grid(config: "Config") -> None:
+    """A night on the grid starts from GPTQ codes and ends with them; nothing trains beside it."""
+    beside = [name for name in OFF_THE_GRID if config.runs(name)]
+    quantize = config.quantize_base
+    method = f"quantize_base.method={quantize.method!r}"
+    wrong = [f"{name}.enabled=true" for name in beside]
+    ways = [f"{name}.enabled=false" for name in beside]
+    if not quantize.enabled:
+        wrong, ways = [*wrong, "quantize_base.enabled=false"], [*ways, "quantize_base.enabled=true"]
+    if quantize.method != "gptq":
+        wrong, ways = [*wrong, method], [*ways, "quantize_base.method=gptq"]
+    if wrong:
+        raise ValueError(
+            f"train_on_grid.enabled: true with {', '.join(wrong)}: the codes of a GPTQ base are "
+            "trained and shipped as they are, nothing is merged or quantized; set "
+            f"{', '.join(ways)}, or train_on_grid.enabled=false"
+        )
+
+
 def _check_nothing_is_lost(config: "Config") -> None:
     """An adapter is merged, or evaluated as it is; a base is not quantized for nobody."""
     trains, merges = config.train_adapter.enabled, config.merge_fp16.enabled
@@ -81,7 +105,7 @@ def _check_nothing_is_lost(config: "Config") -> None:
                     f"lose the adapter; set merge_fp16.enabled=true, or {later}.enabled=false to "
                     "evaluate and serve the adapter as it is"
                 )
-    if config.quantize_base.enabled and not trains:
+    if config.quantize_base.enabled and not trains and not config.train_on_grid.enabled:
         raise ValueError(
             "quantize_base.enabled: true with train_adapter.enabled=false quantizes a base "
             "that nothing uses; set quantize_base.enabled=false"
@@ -163,10 +187,10 @@ def _check_gate(config: "Config") -> None:
             )
     if not config.promote.auto:
         return
-    for needed in ("promote", "evaluate", "requantize_gptq"):
+    for needed in ("promote", "evaluate", config.ships):
         if not getattr(config, needed).enabled:
             raise ValueError(
-                f"promote.auto: true with {needed}.enabled=false: only a requantized model "
+                f"promote.auto: true with {needed}.enabled=false: only a 4-bit model "
                 f"that was evaluated is registered and may serve; set {needed}.enabled=true or "
                 "promote.auto=false"
             )

@@ -4,7 +4,23 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from requant.config.given_names import Name
 from requant.config.section import NOT_IN_KEY, Fraction, Positive, Relative, Section
+
+
+class Override(Section):
+    """Fields of GPTQ that some layers take otherwise; none of them changes the layout."""
+
+    modules: tuple[Name, ...] = Field(
+        min_length=1, description="names of layers, as train_adapter.target_modules: down_proj"
+    )
+    mse: float | None = Field(None, ge=0.0, le=8.0)
+    damp_percent: float | None = Field(None, gt=0.0, lt=1.0)
+    act_group_aware: bool | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Return what was changed."""
+        return self.model_dump(exclude_none=True, exclude={"modules"})
 
 
 class GptqFields(Section):
@@ -39,6 +55,9 @@ class GptqFields(Section):
     damp_auto_increment: float = Field(
         0.01, gt=0.0, lt=1.0, description="added at each try to invert the Hessian"
     )
+    overrides: tuple[Override, ...] = Field(
+        (), description="other mse, damp_percent or act_group_aware for some layers; first match"
+    )
     calibration_rows: Positive = Field(
         128, description="training conversations and general texts together"
     )
@@ -63,6 +82,8 @@ class GptqFields(Section):
 class Candidate(Section):
     """Fields of `requantize_gptq` that one of several tries changes."""
 
+    method: Literal["gptq", "auto_round"] | None = None
+    auto_round_iterations: Positive | None = None
     group_size: Literal[-1, 16, 32, 64, 128] | None = None
     desc_act: bool | None = None
     act_group_aware: bool | None = None
@@ -102,6 +123,14 @@ class RequantizeGptq(GptqFields):
     """
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
+    method: Literal["gptq", "auto_round"] = Field(
+        "gptq",
+        description="who rounds, into the same format; auto_round takes bits, group_size, "
+        "symmetric and the calibration, and has no desc_act or gptaq_alpha",
+    )
+    auto_round_iterations: Positive = Field(
+        200, description="of auto_round, for each block; its time grows with them"
+    )
     candidates: tuple[Candidate, ...] = Field(
         (), description="tries that change these fields; the one closest to 16 bit is shipped"
     )
@@ -139,3 +168,14 @@ class RequantizeGptq(GptqFields):
         description="KL over that of rounding to nearest on the same grid, uncalibrated; refused "
         "where it is shown to be more (95 %, over the texts)",
     )
+
+    @model_validator(mode="after")
+    def _of_its_method(self) -> Self:
+        tries = [self, *(self.model_copy(update=each.chosen()) for each in self.candidates)]
+        for fields in tries:
+            if fields.method == "auto_round" and (fields.desc_act or fields.gptaq_alpha):
+                raise ValueError(
+                    f"method: auto_round has no desc_act={str(fields.desc_act).lower()} or "
+                    f"gptaq_alpha={fields.gptaq_alpha:g}; set them to false and 0, or method: gptq"
+                )
+        return self

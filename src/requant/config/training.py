@@ -1,4 +1,4 @@
-"""train_adapter and continue_train: what is trained, and for how long."""
+"""train_adapter, continue_train and train_on_grid: what is trained, and for how long."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -112,6 +112,49 @@ class ContinueTrain(Section):
                 "give layers with scope top_layers, and only there"
             )
         return self
+
+
+class GridOptimisation(Optimisation):
+    """`Optimisation` of ternary numbers, which have to come a long way before one counts."""
+
+    learning_rate: float = Field(0.08, gt=0.0, le=1.0, description="peak; a number counts from 0.5")
+
+
+class TrainOnGrid(Section):
+    """Experimental: ternary updates of GPTQ codes (LoTA-QAF, arXiv:2505.18724).
+
+    Trained and shipped model are one, to the bit; `requant undo` gives the base back. What it costs
+    against the default chain, measured: docs/reversible.md.
+    """
+
+    enabled: bool = Field(False, json_schema_extra=NOT_IN_KEY)
+    rank: int = Field(
+        8, ge=1, le=64, description="columns of A, rows of B; the delta grows with it"
+    )
+    threshold: Fraction = Field(
+        0.75, description="a code moves where |A B| is more than this share of rank"
+    )
+    target_modules: tuple[Name, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="names of the linear layers",
+    )
+    optimisation: GridOptimisation
+    heldout_rows: Positive = Field(
+        16, description="held-out conversations the result is measured on"
+    )
+    delta_max_share: Fraction = Field(0.01, description="of the model's bytes, refused above")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _length_where_off(cls, given: Any) -> Any:
+        off = isinstance(given, Mapping) and "enabled" not in given
+        return _with_length_where_off({**given, "enabled": False} if off else given)
+
+    @property
+    def omega(self) -> int:
+        """The largest |A B| that moves no code."""
+        return int(self.threshold * self.rank)
 
 
 def _with_length_where_off(given: Any) -> Any:

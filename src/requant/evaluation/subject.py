@@ -12,6 +12,7 @@ from requant.evaluation.answers import identity, recall, remember
 from requant.evaluation.blocks import Ids
 from requant.evaluation.lm_eval import score_model
 from requant.evaluation.lm_eval_model import watched_model
+from requant.evaluation.loading import Load
 from requant.evaluation.scores import TaskScores
 from requant.execution.stage import StageContext
 
@@ -31,7 +32,12 @@ class Subject:
 
 
 def subject(
-    name: str, folder: Path, adapter: Path | None, section: Evaluate, context: StageContext
+    name: str,
+    folder: Path,
+    adapter: Path | None,
+    section: Evaluate,
+    context: StageContext,
+    load: Load,
 ) -> Subject:
     """Make a model that can be asked; it is loaded when the first answer is not known.
 
@@ -44,18 +50,15 @@ def subject(
         adapter: peft folder beside its weights.
         section: Says how many sequences a forward pass takes.
         context: Of the stage.
+        load: From `requant.evaluation.loading.shared_loads`.
     """
-    from requant.models.load import corrected, load_model, with_adapters
     from requant.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
 
     def opened() -> Any:
-        model = corrected(load_model(folder, context.device), folder)
-        if adapter is not None:
-            model = with_adapters(model, [(adapter, 1.0)])
         return watched_model(
-            pretrained=model,
+            pretrained=load(folder, adapter),
             tokenizer=tokenizer,
             batch_size=section.batch_size,
             softmax_dtype="float32",

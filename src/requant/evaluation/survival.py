@@ -22,6 +22,9 @@ STEPS = {
 }
 """What makes each model of the chain out of the one before it."""
 
+ON_GRID = ("quantized", "requantized")
+"""Neighbours where nothing passed through 16 bit in between."""
+
 NATS = "nats a byte"
 IN_16_BIT = ("base_adapted", "merged", "continued")
 """Models of the chain that have what was learned before it is rounded to few bits."""
@@ -99,12 +102,15 @@ def survival(paired: Sequence[Mapping[str, Any]]) -> Survival:
     along = {pair: place for place, pair in enumerate(pairwise(there))}
     steps = [row for row in ours if (row["earlier"], row["later"]) in along]
     totals = [row for row in ours if row["earlier"] == there[0]]
+    made = STEPS | ({"requantized": "train_on_grid"} if ON_GRID in along else {})
     return Survival(
         steps=tuple(
-            _step(row) for row in sorted(steps, key=lambda r: along[r["earlier"], r["later"]])
+            _step(row, made) for row in sorted(steps, key=lambda r: along[r["earlier"], r["later"]])
         ),
-        totals=tuple(_step(row) for row in sorted(totals, key=lambda r: CHAIN.index(r["later"]))),
-        judged=tuple(_step(row) for row in rows if row["earlier"] in JUDGES),
+        totals=tuple(
+            _step(row, made) for row in sorted(totals, key=lambda r: CHAIN.index(r["later"]))
+        ),
+        judged=tuple(_step(row, made) for row in rows if row["earlier"] in JUDGES),
     )
 
 
@@ -151,7 +157,8 @@ def figures(ledger: Survival) -> dict[str, float]:
     return metrics | {f"survived/{t}": share for t, share in shares.items() if share is not None}
 
 
-def _step(row: Mapping[str, Any]) -> Step:
+def _step(row: Mapping[str, Any], made: Mapping[str, str]) -> Step:
+    """Read a comparison; `made` is what made each model of the chain."""
     earlier = row["earlier"]
     if earlier in JUDGES:
         name = f"against the {earlier}"
@@ -159,8 +166,8 @@ def _step(row: Mapping[str, Any]) -> Step:
         # Of the models between, those of stages that were off do not exist; the adapted one is
         # left out with all that `evaluate.steps_between` leaves out.
         left_out = CHAIN[CHAIN.index(earlier) + 1 : CHAIN.index(row["later"])]
-        alone = "adapted" not in left_out
-        name = STEPS[row["later"]] if alone else f"up to {STEPS[row['later']]}"
+        alone = "adapted" not in left_out or (earlier, row["later"]) == ON_GRID
+        name = made[row["later"]] if alone else f"up to {made[row['later']]}"
     return Step(
         name=name,
         earlier=earlier,

@@ -3,14 +3,11 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from requant.config import SHIPPING, Config
 from requant.errors import ContractError
 from requant.store import StageRecord, Store, all_records, holds
 from requant.store.pins import holder
-
-if TYPE_CHECKING:
-    from requant.config import Config
 
 ADAPTERS = "past"
 """What the roles of past adapters begin with: past_1 is last night's."""
@@ -33,7 +30,7 @@ def nights_ago(kind: str, role: str) -> int:
     return int(found[1]) if found else 0
 
 
-def past_of(store: Store, tonight: StageRecord, config: "Config") -> dict[str, StageRecord]:
+def past_of(store: Store, tonight: StageRecord, config: Config) -> dict[str, StageRecord]:
     """Return what earlier nights left of the kind tonight's record is, by the role it takes.
 
     Raises:
@@ -105,14 +102,14 @@ def judging_models(store: Store, tonight: StageRecord, line: str) -> dict[str, S
 
     Args:
         store: Of the model line.
-        tonight: Record of tonight's requantized model.
+        tonight: Record of tonight's 4-bit model.
         line: Whose champion and anchor.
     """
     champion = holder(store, line, "champion")
     if champion == tonight.digest:
         champion = holder(store, line, "previous")
     anchor = holder(store, line, "anchor")
-    made = {record.digest: record for record in all_records(store) if record.stage == tonight.stage}
+    made = {record.digest: record for record in all_records(store) if record.stage in SHIPPING}
     wanted = {ANCHOR: anchor if anchor != champion else None, CHAMPION: champion}
     return {
         role: made[digest]
@@ -156,7 +153,7 @@ class PastUse:
 
     taker: str
     """The stage that takes them."""
-    find: "Callable[[Store, StageRecord, Config], dict[str, StageRecord]]"
+    find: Callable[[Store, StageRecord, Config], dict[str, StageRecord]]
     """`(store, tonight's record, configuration) -> role -> record`."""
 
 
@@ -169,8 +166,11 @@ PAST_USES = {
         "evaluate",
         lambda store, tonight, config: past_datasets(store, tonight, config.evaluate.past_nights),
     ),
-    "requantize_gptq": PastUse(
-        "evaluate", lambda store, tonight, config: judging_models(store, tonight, config.name)
+    **dict.fromkeys(
+        SHIPPING,
+        PastUse(
+            "evaluate", lambda store, tonight, config: judging_models(store, tonight, config.name)
+        ),
     ),
 }
 """Stage to what becomes of its earlier results; of any other stage nothing is taken up again."""

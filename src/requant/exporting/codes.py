@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from requant.errors import ContractError
 from requant.models.config import quantization_of, read_model_config
+from requant.models.folder import CORRECTION_NAME
 from requant.quantization.dequantize import QuantizedFolder, read_quantized
 from requant.quantization.gptq_layout import read_parts, stored_below, unpacked
 from requant.wording import few
@@ -49,7 +50,7 @@ def read_gptq(folder: Path) -> QuantizedFolder:
     """Read which layers of a folder are quantized.
 
     Raises:
-        ContractError: If it is no GPTQ model.
+        ContractError: If it is no GPTQ model, or one whose weights are not all of it.
     """
     method = quantization_of(read_model_config(folder))
     if method != "gptq":
@@ -57,6 +58,12 @@ def read_gptq(folder: Path) -> QuantizedFolder:
         raise ContractError(
             f"{folder}: is {found}; expected a GPTQ model, whose integers an export writes down: "
             "give the artifact of requantize_gptq"
+        )
+    if (folder / CORRECTION_NAME).is_dir():
+        raise ContractError(
+            f"{folder / CORRECTION_NAME}: is a LoRA that is part of the model, and an export holds "
+            "the weights alone; quantize with requantize_gptq.eora_rank=0, or serve the GPTQ "
+            "folder with its LoRA"
         )
     return read_quantized(folder)
 

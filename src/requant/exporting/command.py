@@ -19,8 +19,8 @@ from requant.exporting.gguf_file import write_gguf
 from requant.exporting.readers import check_exact, export_log_probs
 from requant.machine.library_noise import no_library_noise
 from requant.models.config import quantization_of, read_model_config
+from requant.models.new_folder import new_folder, refuse_used
 from requant.models.provenance import weights_digest
-from requant.models.sibling import check_new, put_in_place, sibling_folder
 from requant.models.tokenizer import same_tokens
 from requant.store.manifest import describe
 
@@ -74,7 +74,7 @@ def check_request(model: Path, kind: str, out: Path, against: Path | None) -> No
     for name, folder in (("MODEL", model), ("--against", against)):
         if folder is not None and not folder.is_dir():
             raise ConfigError(f"{name} {folder}: is no folder; give a Hugging Face model")
-    check_new(out)
+    refuse_used(out)
     for package in FORMATS[kind].packages:
         try:
             version(package)
@@ -125,9 +125,7 @@ def export_model(
         ContractError: If the format cannot hold the model exactly.
         ParityError: If a weight is read back otherwise, or the limit is passed; nothing is left.
     """
-    with sibling_folder(out.resolve()) as work:
-        partial = work / "unproved"
-        partial.mkdir()
+    with new_folder(out) as partial:
         with no_library_noise():
             kinds = FORMATS[kind].write(model, partial, reporter)
             exact = check_exact(model, partial, kind)
@@ -143,7 +141,6 @@ def export_model(
             )
         record = _record(found, model, kind, partial, against)
         (partial / EXPORT_NAME).write_bytes(canonical_json(record))
-        put_in_place(partial, out.resolve())
     return found
 
 

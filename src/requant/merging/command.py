@@ -16,9 +16,9 @@ from requant.models.config import quantization_of, read_model_config
 from requant.models.finite import check_finite
 from requant.models.folder import MERGE_NAME
 from requant.models.headers import weight_files
+from requant.models.new_folder import give_name, refuse_used, sibling_folder
 from requant.models.pairing import check_pairing, check_weights
 from requant.models.provenance import check_provenance, read_provenance, weights_digest
-from requant.models.sibling import check_new, put_in_place, sibling_folder
 from requant.models.small_files import refuse_small_files
 from requant.outside.json_text import read_object
 
@@ -53,7 +53,7 @@ def plan_request(request: Request) -> MergePlan:
             raise ConfigError(f"{folder}: is no folder; give a Hugging Face model or peft adapter")
     if not 0 < request.scale <= 1:
         raise ConfigError(f"--scale {request.scale:g}: expected more than 0, at most 1")
-    check_new(request.out)
+    refuse_used(request.out)
     method = quantization_of(read_model_config(request.base))
     if method is not None:
         raise ConfigError(
@@ -133,5 +133,5 @@ def merge_request(
                     work=work,
                 ),
             )
-        put_in_place(partial, out)
+        give_name(partial, out)
     return metrics

@@ -215,6 +215,14 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
             else []
         ),
     }
+    for section, fields in (("quantize_base", quantize), ("requantize_gptq", again)):
+        for number, override in enumerate(fields.overrides if fields.enabled else ()):
+            if unknown := [name for name in override.modules if name not in facts.present]:
+                yield Problem(
+                    f"{section}.overrides.{number}.modules",
+                    f"{', '.join(unknown)} not in this model; its layers are: "
+                    f"{', '.join(sorted(facts.present))}",
+                )
     for number, candidate in enumerate(again.candidates if again.enabled else ()):
         if candidate.group_size is not None:
             quantizing[f"requantize_gptq.candidates.{number}"] = quantizing_problems(
@@ -222,7 +230,7 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
             )
     for section, problems in quantizing.items():
         yield from (Problem(f"{section}.{field}", text) for field, text in problems)
-    train, further = config.train_adapter, config.continue_train
+    train, further, on_grid = config.train_adapter, config.continue_train, config.train_on_grid
     targets = train.target_modules
     unknown = [name for name in targets if name not in facts.present]
     named = not METHODS[train.method].prompts and targets != ("all-linear",)
@@ -230,6 +238,12 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
         yield Problem(
             "train_adapter.target_modules",
             f"{', '.join(unknown)} not in this model; its layers are: "
+            f"{', '.join(sorted(facts.present))}",
+        )
+    if on_grid.enabled and (lacking := sorted(set(on_grid.target_modules) - facts.present)):
+        yield Problem(
+            "train_on_grid.target_modules",
+            f"{', '.join(lacking)} not in this model; its layers are: "
             f"{', '.join(sorted(facts.present))}",
         )
     blocks = facts.config.get("num_hidden_layers", facts.config.get("n_layer"))
@@ -242,6 +256,9 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
         "train_adapter.optimisation.max_length": train.enabled and train.optimisation.max_length,
         "continue_train.optimisation.max_length": (
             further.enabled and further.optimisation.max_length
+        ),
+        "train_on_grid.optimisation.max_length": (
+            on_grid.enabled and on_grid.optimisation.max_length
         ),
         "requantize_gptq.calibration_length": again.enabled and again.calibration_length,
     }

@@ -77,7 +77,7 @@ def data_problems(
 def _trainings(config: Config) -> dict[str, Optimisation]:
     """Return what the enabled stages train by, of equal limits the first."""
     found: dict[tuple[int, str], str] = {}
-    for name in ("train_adapter", "continue_train"):
+    for name in ("train_adapter", "continue_train", "train_on_grid"):
         limits = getattr(config, name).optimisation
         if config.runs(name):
             found.setdefault((limits.max_length, limits.too_long), name)

@@ -69,7 +69,7 @@ def _disk(config: Config) -> Iterator[Problem]:
         "merged": config.merge_fp16.enabled and size,
         "continued": further.enabled and size,
         "checkpoint": further.enabled and further.scope == "full" and 6 * size,
-        "4-bit model": config.requantize_gptq.enabled and size // 3,
+        "4-bit model": config.runs(config.ships) and size // 3,
     }
     needed = sum(parts.values())
     free = shutil.disk_usage(_existing(config.state)).free

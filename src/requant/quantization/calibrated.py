@@ -1,9 +1,10 @@
 """GPTQ with calibration from a dataset artifact: what both stages that quantize have in common."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from requant.canonical import canonical_json
-from requant.config.quantizing import GptqFields
+from requant.config.quantizing import GptqFields, RequantizeGptq
 from requant.execution.stage import Metrics, StageContext
 from requant.models.folder import CALIBRATION_NAME
 from requant.models.tokenizer import load_tokenizer
@@ -16,7 +17,7 @@ from requant.quantization.calibration import (
     sample_calibration,
 )
 from requant.quantization.eora import write_correction
-from requant.quantization.gptq import quantize_gptq
+from requant.quantization.gptq import Rounding, quantize_gptq
 from requant.quantization.quantizable import check_quantizable
 from requant.quantization.settings import settings_of
 
@@ -65,16 +66,7 @@ def quantize_calibrated(
     context.reporter.message(str(encoded))
     widest = max(layers.features.values(), default=0)
     check_tokens(encoded, fields.calibration_min_tokens or widest, section)
-    rounding = quantize_gptq(
-        model,
-        context.out,
-        encoded.ids,
-        settings_of(fields),
-        device=context.device,
-        work=context.work,
-        reporter=context.reporter,
-        dtype=dtype,
-    )
+    rounding = _round(fields, context, model, encoded.ids, dtype)
     if rank := getattr(fields, "eora_rank", 0):
         write_correction(
             model, context.out, encoded.ids, rank, device=context.device, reporter=context.reporter
@@ -86,3 +78,38 @@ def quantize_calibrated(
         "layers_damped": float(len(rounding.damped)),
         "layers_to_nearest": float(len(rounding.to_nearest)),
     }
+
+
+def _round(
+    fields: GptqFields,
+    context: StageContext,
+    model: Path,
+    ids: Sequence[Sequence[int]],
+    dtype: str | None,
+) -> Rounding:
+    if isinstance(fields, RequantizeGptq) and fields.method == "auto_round":
+        from requant.quantization.auto_round import quantize_auto_round
+
+        quantize_auto_round(
+            model,
+            context.out,
+            ids,
+            settings_of(fields),
+            fields.auto_round_iterations,
+            seed=context.seed,
+            device=context.device,
+            work=context.work,
+            reporter=context.reporter,
+            dtype=dtype,
+        )
+        return Rounding({}, ())
+    return quantize_gptq(
+        model,
+        context.out,
+        ids,
+        settings_of(fields),
+        device=context.device,
+        work=context.work,
+        reporter=context.reporter,
+        dtype=dtype,
+    )

@@ -54,6 +54,14 @@ def assemble(model_folder: Path, draft: Path, out: Path, prefix: str, dtype: str
     written = json.loads((draft / "config.json").read_bytes())["quantization_config"]
     meta = {name: value for name, value in written["meta"].items() if name not in MACHINE_FIELDS}
     quantization = {**written, "meta": meta}
+    # Other settings of some layers are no business of who reads them: the layout is one.
+    quantization["dynamic"] = {
+        rule: fields
+        for rule, fields in (written.get("dynamic") or {}).items()
+        if rule.startswith("-:")
+    }
+    if not quantization["dynamic"]:
+        del quantization["dynamic"]
     original = json.loads((model_folder / "config.json").read_bytes())
     _write(out / "config.json", {**original, "quantization_config": quantization})
     set_fields(out, {"dtype": dtype} if dtype else {})

@@ -40,28 +40,33 @@ def model_card(made: Made, measured: Quantization) -> str:
     It holds nothing of the machine: the same model has the same card.
     """
     return "\n".join(
-        ["---", *_front_matter(made), "---", "", *_body(made, measured), *_figures(measured)]
+        [
+            *front_matter(made.origin, made.settings),
+            *_body(made, measured),
+            *_figures(measured),
+        ]
     )
 
 
-def _front_matter(made: Made) -> list[str]:
+def front_matter(origin: Mapping[str, str], settings: Mapping[str, Any]) -> list[str]:
     """Write the fields as YAML; `requant.models.origin` lets no quote or backslash into a value."""
-    origin, bits = made.origin, made.settings["bits"]
     base = []
     if "repo" in origin:
         base = [f'base_model: "{origin["repo"]}"', "base_model_relation: quantized"]
     return [
+        "---",
         *base,
         *(f'{name}: "{value}"' for name, value in sorted(origin.items()) if "license" in name),
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        f"tags: [requant, gptq, {bits}-bit]",
+        f"tags: [requant, gptq, {settings['bits']}-bit]",
+        "---",
+        "",
     ]
 
 
-def _body(made: Made, measured: Quantization) -> list[str]:
-    origin, settings = made.origin, made.settings
-    bits, group = settings["bits"], settings["group_size"]
+def base_lines(origin: Mapping[str, str]) -> list[str]:
+    """Say which base a model comes from, and under what licence; see `requant.models.origin`."""
     base = (
         f"[{origin['repo']}](https://huggingface.co/{origin['repo']}) at `{origin['revision']}`"
         if {"repo", "revision"} <= origin.keys()
@@ -75,11 +80,22 @@ def _body(made: Made, measured: Quantization) -> list[str]:
         if "license" in origin
         else "not stated by it: ask whoever published the base before you pass this model on"
     )
-    grid = (
+    return [f"- Base: {base}.", f"- Licence of the base: {licence}."]
+
+
+def grid_words(settings: Mapping[str, Any]) -> str:
+    """Describe bits and groups, of `quantization_config`."""
+    bits, group = settings["bits"], settings["group_size"]
+    return (
         f"{bits} bit in {'one group a row' if group < 0 else f'groups of {group}'}, "
         f"{'symmetric' if settings['sym'] else 'asymmetric'}"
         + (", act order" if settings["desc_act"] else "")
     )
+
+
+def _body(made: Made, measured: Quantization) -> list[str]:
+    origin, settings = made.origin, made.settings
+    bits, grid = settings["bits"], grid_words(settings)
     left = measured.left
     return [
         f"# A {bits}-bit model, retrained and quantized by requant",
@@ -92,8 +108,7 @@ def _body(made: Made, measured: Quantization) -> list[str]:
         "",
         "## Lineage",
         "",
-        f"- Base: {base}.",
-        f"- Licence of the base: {licence}.",
+        *base_lines(origin),
         f"- Retrained 16-bit model it was quantized from: weights sha256 `{made.weights}`.",
         "",
         "## Data",

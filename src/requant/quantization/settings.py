@@ -4,7 +4,8 @@ Every choice here leaves the layout alone: bits and group size decide how large 
 the others only which of its numbers are written.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,19 +35,38 @@ class GptqSettings:
     """Added to the Hessian's diagonal, as a share of its mean."""
     damp_auto_increment: float = 0.01
     """How much more is added at each further try, where the Hessian is not positive definite."""
+    overrides: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    """Name of a layer, and the settings it takes otherwise; the first of a name counts."""
     round_to_nearest: bool = False
     """Ignore the Hessian: the reference that calibration has to beat."""
 
 
 def settings_of(fields: GptqFields) -> GptqSettings:
     """Take the settings out of a section of the configuration."""
+    same = {
+        name: value
+        for name, value in fields.model_dump(exclude={"overrides"}).items()
+        if name in GptqSettings.__dataclass_fields__
+    }
     return GptqSettings(
-        **{
-            name: value
-            for name, value in fields.model_dump().items()
-            if name in GptqSettings.__dataclass_fields__
-        }
+        **same,
+        overrides=tuple(
+            (name, override.chosen()) for override in fields.overrides for name in override.modules
+        ),
     )
+
+
+def dynamic_rules(settings: GptqSettings, left_out: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Spell what single layers take otherwise as GPTQModel's `dynamic`, whose first match counts.
+
+    Args:
+        settings: See `GptqSettings`.
+        left_out: As `gptqmodel_settings`.
+    """
+    rules: dict[str, dict[str, Any]] = {f"-:{pattern}": {} for pattern in left_out}
+    for name, fields in settings.overrides:
+        rules.setdefault(f"+:.*\\.{re.escape(name)}$", dict(fields))
+    return rules
 
 
 def gptqmodel_settings(settings: GptqSettings, left_out: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +89,7 @@ def gptqmodel_settings(settings: GptqSettings, left_out: Sequence[str]) -> dict[
         "mse": settings.mse,
         "damp_percent": settings.damp_percent,
         "damp_auto_increment": settings.damp_auto_increment,
-        "dynamic": {f"-:{pattern}": {} for pattern in left_out} or None,
+        "dynamic": dynamic_rules(settings, left_out) or None,
     }
     if settings.gptaq_alpha:
         found["gptaq"] = GPTAQConfig(alpha=settings.gptaq_alpha)

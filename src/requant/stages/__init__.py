@@ -12,6 +12,7 @@ from requant.stages import (
     quantize_base,
     requantize_gptq,
     train_adapter,
+    train_on_grid,
 )
 
 STAGES: Mapping[str, Stage] = {
@@ -24,6 +25,7 @@ STAGES: Mapping[str, Stage] = {
         merge_fp16,
         continue_train,
         requantize_gptq,
+        train_on_grid,
         evaluate,
     )
 }

@@ -14,12 +14,13 @@ from requant.evaluation.artifact import CHAIN, MODELS, POOLS, WITH_ADAPTER, accu
 from requant.evaluation.blocks import Ids, drawn, first_block
 from requant.evaluation.examples import ask_examples, chosen_rows, write_examples
 from requant.evaluation.lm_eval import local_tasks, task_manager
+from requant.evaluation.loading import shared_loads
 from requant.evaluation.looking import judged_scores
 from requant.evaluation.night_verdict import CANDIDATE, references
 from requant.evaluation.own_tasks import copy_own_tasks, own_tasks
 from requant.evaluation.results import compare, of_all_documents, write_results
 from requant.evaluation.scores import TaskScores
-from requant.evaluation.subject import Subject, ask, settle, subject
+from requant.evaluation.subject import ask, settle, subject
 from requant.evaluation.survival import figures, in_words, survival
 from requant.evaluation.tasks import answer_documents, write_perplexity_task
 from requant.execution.past_nights import DATASETS, nights_ago
@@ -81,24 +82,27 @@ def execute(
     order = drawn(pools, context.seed, section.limit)
     pools = {task: len(places) for task, places in order.items()}
     first = first_block(order, section.first_documents)
+    held = _held(models, section, order, context.device)
+    load = shared_loads(context.device, [models[name] for name in held])
     subjects = {
         name: subject(
-            name, models[name], adapter if name in WITH_ADAPTER else None, section, context
+            name, models[name], adapter if name in WITH_ADAPTER else None, section, context, load
         )
         for name in MODELS
         if name in models
     }
-    held = _held(subjects, section, order, context.device)
     scores, said = {}, {}
     shown = chosen_rows(data, section.examples, context.seed)
     speakers = {"base", "champion", *[name for name in CHAIN if name in models][-1:]}
-    for number, (name, each) in enumerate(subjects.items(), 1):
+    for number, name in enumerate(_by_weights(models), 1):
+        each = subjects[name]
         unit = f"requests of {name}, model {number} of {len(subjects)}"
         scores[name] = ask(each, section, context, manager, first, section.tasks, unit)
         if shown and name in speakers:
             said[name] = ask_examples(each.model, shown, section.example_tokens)
         settle(each, context, hold=name in held)
         context.reporter.message(f"{name}: {_headline(scores[name])}")
+    scores = {name: scores[name] for name in subjects}
     if whole := of_all_documents(scores):
         context.reporter.message(
             f"not compared document by document, as no metric is a number for each: {whole}"
@@ -130,18 +134,23 @@ def execute(
     )
 
 
-def _held(
-    subjects: Mapping[str, Subject], section: Evaluate, order: Ids, device: str
-) -> frozenset[str]:
+def _by_weights(models: Mapping[str, Path]) -> list[str]:
+    """Put models of the same weights one after the other, without the adapter first."""
+    there = [name for name in MODELS if name in models]
+    folders = list(dict.fromkeys(models[name] for name in there))
+    return sorted(there, key=lambda name: (folders.index(models[name]), name in WITH_ADAPTER))
+
+
+def _held(models: Mapping[str, Path], section: Evaluate, order: Ids, device: str) -> frozenset[str]:
     """Return the models that stay loaded: those of which more documents may be wanted, if they fit.
 
     Half of the free memory is left to what they compute. On a CPU 16-bit weights take twice their
     file's size.
     """
-    judged = {CANDIDATE, *references(subjects, section.gate)} & subjects.keys()
+    judged = {CANDIDATE, *references(models, section.gate)} & models.keys()
     if all(len(places) <= section.first_documents for places in order.values()):
         return frozenset()
-    files = [path for name in judged for path in weight_files(subjects[name].folder)]
+    files = [path for name in judged for path in weight_files(models[name])]
     needed = sum(path.stat().st_size for path in files) * (2 if device == "cpu" else 1)
     return frozenset(judged if needed <= free_memory(device) / 2 else ())
 

@@ -1,4 +1,4 @@
-"""A folder that is made beside where it will be, and gets its name when it is whole."""
+"""A folder that a command makes: beside its place first, named only when it is whole."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from secrets import token_hex
 from requant.errors import ConfigError
 
 
-def check_new(out: Path) -> None:
-    """Refuse a place where something lies already.
+def refuse_used(out: Path) -> None:
+    """Refuse a place that holds something.
 
     Raises:
         ConfigError: Naming it.
@@ -19,16 +19,31 @@ def check_new(out: Path) -> None:
         raise ConfigError(f"--out {out}: holds something already; give a new folder")
 
 
-def put_in_place(partial: Path, out: Path) -> None:
-    """Give a folder its name.
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `out` where the block ends well; else nothing is left.
 
     Raises:
-        ConfigError: If something lies there by now.
+        ConfigError: If it cannot be made, or somebody else made it meanwhile.
+    """
+    out = out.resolve()
+    with sibling_folder(out) as work:
+        draft = work / "unproved"
+        draft.mkdir()
+        yield draft
+        give_name(draft, out)
+
+
+def give_name(draft: Path, out: Path) -> None:
+    """Rename a finished folder.
+
+    Raises:
+        ConfigError: If the name was taken meanwhile.
     """
     try:
         if out.exists():
             out.rmdir()
-        partial.rename(out)
+        draft.rename(out)
     except OSError as error:
         raise ConfigError(f"--out {out}: was made by somebody else meanwhile") from error
 
