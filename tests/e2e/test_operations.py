@@ -291,10 +291,8 @@ def receiver() -> Iterator[tuple[str, list[tuple[dict[str, str], Any]]]]:
 
 BLOCK = """
 from prefect.blocks.notifications import CustomWebhookNotificationBlock as Webhook
-from prefect.blocks.system import Secret
 text = "{{{{subject}}}}: {{{{body}}}}"
 Webhook(name="team", url={url!r}, json_data={{"text": text}}).save("team")
-Secret(value="nothing to send through").save("deaf")
 """
 
 
@@ -303,10 +301,6 @@ def test_a_failure_is_told_through_a_block(
 ) -> None:
     url, heard = receiver
     machine.command([sys.executable, "-c", BLOCK.format(url=url)])
-    refused = machine.sourced("notify", "custom-webhook/nobody", fails=2)
-    assert "block 'custom-webhook/nobody': is not on the server" in refused
-    refused = machine.sourced("notify", "secret/deaf", fails=2)
-    assert "block 'secret/deaf': is no notification block, so nothing would arrive" in refused
     assert "tell of failures" in machine.sourced("notify", "custom-webhook/team")
     time.sleep(3)
     run = machine.start(machine.config(merge_fp16={"trained_max_kl": 1e-9}))
@@ -327,10 +321,11 @@ def test_a_secret_goes_to_the_server_and_nowhere_else(
         "import sys; from pathlib import Path; sys.path.insert(0, '.')\n"
         "from requant.config.loading import load_config\n"
         "from flows.deploy_model import deploy_model\n"
-        "deploy_model(load_config(Path('configs/post.yaml')))\n"
+        "for _ in range(2):\n"
+        "    deploy_model(load_config(Path('configs/post.yaml')))\n"
     )
     said = machine.command([sys.executable, "-c", code])
-    assert "is deployed already" in machine.command([sys.executable, "-c", code])
+    assert "is deployed already" in said
     ((headers, body),) = heard
     assert headers["Authorization"] == "Bearer s3cret-of-the-test"
     assert body["model"] == "tiny"

@@ -1,4 +1,7 @@
-"""Nights on a real Prefect server and worker: killed, overlapping, cancelled, overdue."""
+"""Nights on a real Prefect server and worker: killed, overlapping, cancelled, overdue.
+
+One machine sees them all: to set one up takes longer than a night.
+"""
 
 import sqlite3
 import time
@@ -45,6 +48,22 @@ def test_a_killed_stage_goes_on_and_a_server_that_restarts_is_waited_for(machine
     assert resumed_at(machine, run) >= last
     logs = sorted(path.name for path in (machine.state / "logs" / run).glob("train_adapter*"))
     assert logs == ["train_adapter.1.log", "train_adapter.2.log"]
+
+
+def test_a_dead_machine_is_noticed_and_the_night_goes_on(machine: Machine) -> None:
+    run = long_night(machine, 5)
+    last = wait_for_checkpoint(machine, run)
+    kill(machine.worker(), machine.flow_process())
+    crashed = machine.wait(run, "CRASHED", seconds=200)
+    assert "no heartbeat for 90 s" in crashed["state"]["message"]
+    # A run of no deployment whose last sign of life the server has forgotten.
+    body = {"name": "of requant run", "state": {"type": "RUNNING"}, "flow_id": crashed["flow_id"]}
+    forgotten = machine.post("flow_runs/", body)["id"]
+    assert "worker: started" in machine.up()
+    machine.retry(run)
+    machine.wait(run, "COMPLETED")
+    assert resumed_at(machine, run) >= last
+    assert "give `requant run` again" in machine.wait(forgotten, "CRASHED")["state"]["message"]
 
 
 # -------------------------------------------------------------------- nights that must not run

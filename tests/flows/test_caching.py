@@ -26,6 +26,8 @@ from tasks.caching import FlockManager
 from tests.support.pickles import Bomb, armed
 from tests.support.word_stage import say, take, tries
 
+pytestmark = pytest.mark.usefixtures("mlflow_database")
+
 
 def test_the_second_run_is_cached_and_does_nothing(tmp_path: Path) -> None:
     assert say(str(tmp_path), "hello") == "Completed"

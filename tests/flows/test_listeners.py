@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
@@ -15,6 +16,7 @@ from tasks.servers.listeners import listeners_of, outlook
 from tasks.servers.machine import set_up_server
 from tasks.servers.setup import POOL
 from tests.support.chain import MICRO
+from tests.support.commands import requant
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,6 +76,16 @@ def test_what_keeps_a_deployment_from_starting_is_named(two_lines: None) -> None
         }
         client.pause_automation(hears["model.small"].id)
         assert "its automation is switched off" in outlook("small")
+
+
+def test_a_block_through_which_nothing_would_arrive_is_refused_by_name() -> None:
+    Secret(value="nothing to send through").save("deaf")
+    for block, text in {
+        "custom-webhook/nobody": "is not on the server",
+        "secret/deaf": "is no notification block, so nothing would arrive",
+    }.items():
+        refused = " ".join(requant("notify", block, fails=2).split())
+        assert f"block '{block}': {text}" in refused
 
 
 def test_a_server_that_does_not_say_who_listens_fails_nothing() -> None:

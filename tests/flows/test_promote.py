@@ -21,6 +21,8 @@ from tests.support.chain import micro_config
 from tests.support.nights import Samples, make_night
 from tests.support.scores import model_scores
 
+pytestmark = pytest.mark.usefixtures("mlflow_database")
+
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:

@@ -1,5 +1,6 @@
 """Tiny real artifacts, made once a session by the real stages."""
 
+import json
 import os
 import signal
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from requant.config.data import PrepareData
 from requant.config.quantizing import QuantizeBase
 from requant.config.training import Optimisation, TrainAdapter
 from requant.execution.stage import StageContext
+from tests.support.shared import Shared
 
 MICRO_BASE = {
     "source": {
@@ -73,48 +75,67 @@ def make_context(folder: Path, seed: int = 0, device: str = "cpu") -> StageConte
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_base(shared: Shared) -> Path:
     """Folder of a Qwen3 model of 0.2 million parameters in bfloat16, trained for 40 steps."""
-    from requant.stages import prepare_base
 
-    context = make_context(tmp_path_factory.mktemp("tiny_base"))
-    prepare_base.execute(PrepareBase.model_validate(MICRO_BASE), context)
-    return context.out
+    def make(folder: Path) -> None:
+        from requant.stages import prepare_base
+
+        prepare_base.execute(PrepareBase.model_validate(MICRO_BASE), make_context(folder))
+
+    return shared("tiny_base", make) / "out"
 
 
 @pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_data(shared: Shared) -> Path:
     """Folder of a dataset artifact: 64 training rows, three tasks of 12 documents."""
-    from requant.stages import prepare_data
 
-    context = make_context(tmp_path_factory.mktemp("tiny_data"))
-    prepare_data.execute(PrepareData.model_validate(MICRO_DATA), context)
-    return context.out
+    def make(folder: Path) -> None:
+        from requant.stages import prepare_data
+
+        prepare_data.execute(PrepareData.model_validate(MICRO_DATA), make_context(folder))
+
+    return shared("tiny_data", make) / "out"
 
 
 @pytest.fixture(scope="session")
-def nf4(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def nf4(tiny_base: Path, shared: Shared) -> Path:
     """Folder of `tiny_base` quantized to NF4."""
-    from requant.stages import quantize_base
 
-    context = make_context(tmp_path_factory.mktemp("nf4"))
-    quantize_base.execute(QuantizeBase(method="nf4"), context, base=tiny_base)
-    return context.out
+    def make(folder: Path) -> None:
+        from requant.stages import quantize_base
 
+        section = QuantizeBase(method="nf4")
+        quantize_base.execute(section, make_context(folder), base=tiny_base)
 
-@pytest.fixture(scope="session")
-def lora(nf4: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train("lora", nf4, tiny_data, tmp_path_factory.mktemp("lora"))
+    return shared("nf4", make) / "out"
 
 
 @pytest.fixture(scope="session")
-def dora(nf4: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train("dora", nf4, tiny_data, tmp_path_factory.mktemp("dora"))
+def lora(nf4: Path, tiny_data: Path, shared: Shared) -> Trained:
+    return shared_training("lora", nf4, tiny_data, shared)
+
+
+@pytest.fixture(scope="session")
+def dora(nf4: Path, tiny_data: Path, shared: Shared) -> Trained:
+    return shared_training("dora", nf4, tiny_data, shared)
 
 
 @pytest.fixture(params=["lora", "dora"])
 def trained(request: pytest.FixtureRequest) -> Trained:
     return request.getfixturevalue(request.param)
+
+
+def shared_training(method: str, nf4: Path, tiny_data: Path, shared: Shared) -> Trained:
+    """Train an adapter once for all test processes."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        _, metrics = train(method, nf4, tiny_data, folder)
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+
+    folder = shared(method, make)
+    return folder / "out", json.loads((folder / "metrics.json").read_text())
 
 
 def train(method: str, nf4: Path, tiny_data: Path, folder: Path) -> Trained:

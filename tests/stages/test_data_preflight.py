@@ -2,13 +2,16 @@
 
 import re
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
+from requant.config import Config
 from requant.config.data import PrepareData
 from requant.data.sources import night_rows, read_sources, split_rows
 from requant.preflight import find_problems
+from requant.preflight.data import data_problems
 from tests.stages.conftest import MICRO_DATA
 from tests.support.chain import micro_config
 from tests.support.row_files import read, rows, section, write
@@ -30,21 +33,25 @@ def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("max_length", "answer", "text"),
+    ("looked", "max_length", "answer", "text"),
     [
+        # In a process of its own, as before a night; the others in this one.
         (
+            find_problems,
             16,
             "word " * 40,
             "train_adapter.optimisation.max_length: nothing to learn in 9 rows: of the assistant "
             "turns 9 do not fit into optimisation.max_length=16 tokens (raise it)",
         ),
         (
+            data_problems,
             96,
             "",
             "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have weight "
             "0 (give the turns that are to be learned weight 1)",
         ),
         (
+            data_problems,
             96,
             "alone",
             "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have no "
@@ -53,7 +60,12 @@ def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: 
     ],
 )
 def test_nothing_to_learn_is_known_before_the_night(
-    max_length: int, answer: str, text: str, tiny_base: Path, tmp_path: Path
+    looked: Callable[[Config], Iterable[object]],
+    max_length: int,
+    answer: str,
+    text: str,
+    tiny_base: Path,
+    tmp_path: Path,
 ) -> None:
     steps = {"max_steps": 1, "max_length": max_length}
     said = [
@@ -75,7 +87,7 @@ def test_nothing_to_learn_is_known_before_the_night(
         train_adapter={"optimisation": steps},
         continue_train={"optimisation": steps},
     )
-    (found,) = map(str, find_problems(config))
+    (found,) = map(str, looked(config))
     assert found.startswith(text)
 
 

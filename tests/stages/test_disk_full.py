@@ -35,15 +35,17 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def write(section: Verb, context: StageContext) -> Metrics:
-    import torch
-    from safetensors.torch import save_file
-
     if section.verb == "plain":
         (context.out / "model.bin").write_bytes(os.urandom(6 * MEGABYTE))
     elif section.verb == "torch":
+        import torch
+
         # As an optimizer's state is kept in a checkpoint.
         torch.save(torch.rand(6 * MEGABYTE // 4), context.out / "optimizer.pt")
     else:
+        import torch
+        from safetensors.torch import save_file
+
         save_file({"w": torch.rand(6 * MEGABYTE // 4)}, context.out / "model.safetensors")
     return {}
 
