@@ -9,15 +9,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from requant.config.section import Section
-from requant.evaluation.foresight import foreseen, spreads_of
+from requant.evaluation.foresight import foreseen, last_spreads
 from requant.evaluation.night_verdict import GENERATED
 from requant.execution.key import stage_key
-from requant.execution.past_nights import last_evaluation, lost_datasets, past_of, past_use
+from requant.execution.past_nights import lost_datasets, past_of, past_use
 from requant.execution.progress import done_line
 from requant.machine.withheld import withheld
 from requant.report.headline import headline
 from requant.report.night import StageRow, StageState
-from requant.store import StageRecord, Store, materialise, touch_record
+from requant.store import StageRecord, Store, touch_record
 from requant.store.results import StageResult, result_of
 from tasks import tracking
 from tasks.gatekeeping import advice
@@ -179,9 +179,8 @@ def _foreseen(night: Night, data: StageRecord) -> list[str]:
         task: min(int(data.metrics.get(f"{task}_units", 0)), section.limit or sys.maxsize)
         for task in GENERATED
     }
-    gate, last = section.gate, last_evaluation(night.store, night.config.name)
-    spreads = spreads_of(materialise(night.store, last.digest), gate) if last else {}
-    return foreseen(gate, counts, spreads, "the last night")
+    spreads = last_spreads(night.store, night.config.name, section.gate, get_run_logger().warning)
+    return foreseen(section.gate, counts, spreads, "the last night")
 
 
 def _lost_nights(store: Store, tonight: StageRecord, nights: int) -> list[str]:

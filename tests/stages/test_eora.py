@@ -1,5 +1,6 @@
 """A LoRA beside the 4-bit model gives back what rounding took, and is part of the model."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from requant.comparison.folders import size_ratio
+from requant.evaluation.loading import shared_loads
 from requant.models.config import read_model_config
 from requant.models.load import corrected, load_model
 from requant.quantization.dequantize import read_quantized
+from requant.quantization.eora import write_correction
+from tests.stages.conftest import SilentReporter
 from tests.stages.test_gptq_choices import Made, requantize
 
 COARSE = {"bits": 2, "fidelity_max_kl": 9.0, "fidelity_max_rtn_ratio": 9.0}
@@ -59,3 +63,31 @@ def test_it_is_loaded_with_the_model_and_named_in_its_card(made: list[Made]) -> 
     assert "The LoRA in `eora/` is part of it" in (small / "README.md").read_text()
     assert "eora" not in (plain / "README.md").read_text()
     assert read_model_config(small)["quantization_config"]["bits"] == 2
+
+
+def test_an_evaluation_that_loads_it_twice_corrects_it_once(made: list[Made]) -> None:
+    folder = made[1][0]
+    ids = torch.arange(1, 20)[None]
+    load = shared_loads("cpu", ())
+    with torch.no_grad():
+        expected = corrected(load_model(folder, "cpu"), folder)(ids).logits
+        first = load(folder, None)
+        again = load(folder, None)
+        assert first is not again
+        assert torch.equal(first(ids).logits, expected)
+        assert torch.equal(again(ids).logits, expected)
+    assert sum("lora_A" in name for name, _ in first.named_parameters()) == sum(
+        "lora_A" in name for name, _ in again.named_parameters()
+    )
+    assert first.base_model.model is not again.base_model.model
+
+
+def test_to_a_layer_that_no_text_reached_nothing_is_added(
+    made: list[Made], tiny_base: Path, tmp_path: Path
+) -> None:
+    quantized = tmp_path / "quantized"
+    shutil.copytree(made[0][0], quantized)
+    write_correction(tiny_base, quantized, [], 2, device="cpu", reporter=SilentReporter())
+    tensors = load_file(quantized / "eora" / "adapter_model.safetensors")
+    assert tensors
+    assert not any(tensor.any() for tensor in tensors.values())

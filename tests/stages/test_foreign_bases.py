@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from requant.config.quantizing import QuantizeBase, RequantizeGptq
-from requant.errors import ContractError
+from requant.errors import ConfigError, ContractError
 from requant.models.headers import logical_shapes, read_headers
 from requant.models.load import load_model
 from requant.preflight import find_problems
@@ -108,6 +108,23 @@ def test_a_base_without_a_template_is_known_although_its_rows_are_plain_text(
     off = {"quantize_base": {"enabled": False}, "requantize_gptq": {"enabled": False}}
     (found,) = night(base, tmp_path / "state", prepare_data=data, **off)
     assert found.startswith("prepare_data.source: the base has no chat template")
+
+
+def test_experts_that_auto_round_cannot_round_are_known_before_the_night(
+    bases: Any, tiny_data: Path, tmp_path: Path
+) -> None:
+    base = bases("mixtral")
+    alone = {"group_size": 32, "method": "auto_round"}
+    said = "method: auto_round would round the experts of model.layers.0.mlp.experts, model.layers"
+    for sections, place in (
+        (alone, "requantize_gptq."),
+        ({"group_size": 32, "candidates": [{}, alone]}, "requantize_gptq.candidates.1."),
+    ):
+        found = night(base, tmp_path / "state", requantize_gptq=sections)
+        assert [line for line in found if line.startswith(place + said)], found
+    section = RequantizeGptq.model_validate({**alone, "calibration_rows": 8})
+    with pytest.raises(ConfigError, match=said):
+        requantize_gptq.execute(section, make_context(tmp_path), model=base, data=tiny_data)
 
 
 def test_rotary_positions_have_no_end(bases: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from requant.errors import ConfigError, ContractError
 from requant.models.load import load_model
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.calibration import read_pool, sample_calibration
+from requant.quantization.settings import dynamic_rules, settings_of
 from requant.stages import requantize_gptq
 from tests.stages.conftest import SilentReporter, make_context
 
@@ -222,6 +223,24 @@ def test_auto_round_takes_no_choice_that_is_gptqs_own() -> None:
         fields = {"desc_act": True, "method": "gptq" if candidates else "auto_round"}
         with pytest.raises(ValueError, match=r"auto_round has no desc_act=true or gptaq_alpha=0;"):
             RequantizeGptq.model_validate({**fields, "candidates": candidates})
+
+
+def test_overrides_that_nothing_could_follow_are_refused() -> None:
+    override = {"modules": ["q_proj"], "act_group_aware": True}
+    for fields, said in (
+        ({"method": "auto_round"}, "overrides: are GPTQ's, and nothing is rounded by it"),
+        ({"candidates": [{"method": "auto_round"}]}, "overrides: are GPTQ's, and nothing"),
+        ({"desc_act": True}, "act_group_aware: true with desc_act=true are two orders"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            RequantizeGptq.model_validate({**fields, "overrides": [override]})
+    mixed = [{"desc_act": True}, {"method": "auto_round"}]
+    section = RequantizeGptq.model_validate({"candidates": mixed, "overrides": [override]})
+    orders = [
+        dynamic_rules(settings_of(fields), ())["+:.*\\.q_proj$"]
+        for fields in (section, section.model_copy(update=section.candidates[0].chosen()))
+    ]
+    assert orders == [{"act_group_aware": True}, {}]
 
 
 def test_some_layers_are_rounded_otherwise_in_the_same_layout(

@@ -357,3 +357,22 @@ def test_a_group_is_on_one_side_and_one_unit(tmp_path: Path) -> None:
     missing = write(tmp_path / "missing.jsonl", rows(0, 3))
     with pytest.raises(ContractError, match=r"line 1: ticket is None; expected a text or a whole"):
         prepare_data.execute(section(missing, columns=columns), make_context(tmp_path / "m"))
+
+
+def test_what_groups_on_both_sides_repeat_is_not_measured_on(tmp_path: Path) -> None:
+    tickets = [{**row, "ticket": n // 4} for n, row in enumerate(rows(0, 80))]
+    # Every ticket ends with the same turn.
+    ends = [{**rows(99, 100)[0], "ticket": n} for n in range(20)]
+    path = write(tmp_path / "rows.jsonl", [*tickets, *ends])
+    context = make_context(tmp_path / "made")
+    columns = {"group": "ticket"}
+    metrics = prepare_data.execute(section(path, columns=columns, heldout_fraction=0.3), context)
+    train, heldout = (read(context.out / f"{name}.jsonl") for name in ("train", "heldout"))
+    texts = [{row["messages"][-1]["content"] for row in part} for part in (train, heldout)]
+    assert texts[0].isdisjoint(texts[1])
+    sides = [{row["group"] for row in part} for part in (train, heldout)]
+    assert sides[0].isdisjoint(sides[1])
+    assert len(train) == 5 * len(sides[0])
+    assert metrics["heldout_rows"] == len(heldout) == 4 * len(sides[1])
+    said = f"{len(sides[1])} held-out rows repeat a training row of another group and are left out"
+    assert any(text.startswith(said) for text in context.reporter.messages)  # type: ignore[attr-defined]

@@ -1,14 +1,17 @@
 """What a task says beforehand it can show is what the gate then shows."""
 
 import random
+from pathlib import Path
 
 import pytest
 
 from requant.config.gate import Gate
-from requant.evaluation.foresight import foreseen
+from requant.evaluation.foresight import foreseen, last_spreads
 from requant.evaluation.judging import likelihood_rule
 from requant.evaluation.night_verdict import margins_of
 from requant.gate import Differences, decide, smallest_shown
+from requant.store import Store, write_record
+from tests.support.nights import make_night
 
 GATE = Gate()
 TARGET, GUARD = (likelihood_rule(role, margins_of(GATE, 1.0)) for role in ("target", "guard"))
@@ -58,3 +61,20 @@ def test_it_is_said_of_each_task() -> None:
     spreads = {"old_perplexity": 0.001}
     (line,) = foreseen(GATE, {"old_perplexity": 400}, spreads, "the last night")
     assert "spread 0.001 nats a byte (of the last night): a true loss of up to 0.0" in line
+
+
+def test_an_evaluation_that_cannot_be_read_ends_no_night(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state")
+    said: list[str] = []
+    assert last_spreads(store, "line", GATE, said.append) == {}
+    record = make_night(store)["evaluate"]
+    write_record(store, record.model_copy(update={"labels": {"pipeline": "line"}}))
+    assert last_spreads(store, "line", GATE, said.append) == {}
+    assert not said
+    folder = store.object_path(record.digest)
+    folder.chmod(0o700)
+    (folder / "samples").mkdir()
+    (folder / "samples" / "requantized.old_perplexity.parquet").write_bytes(b"half")
+    assert last_spreads(store, "line", GATE, said.append) == {}
+    assert len(said) == 1
+    assert said[0].startswith(f"evaluation {record.digest[:12]} cannot be read (Arrow")

@@ -106,7 +106,8 @@ def test_earlier_nights_guard_by_themselves_once_they_can_show_something() -> No
 
 
 def test_blocks_are_all_documents_in_an_order_that_nobody_chose() -> None:
-    order = drawn({"task": 100}, seed=3, limit=None)
+    alone = {"task": [[place] for place in range(100)]}
+    order = drawn(alone, seed=3, limit=None)
     assert order["task"] != sorted(order["task"])
     first = first_block(order, 10)["task"]
     second = next_block(order, {"task": 10}, 40)["task"]
@@ -115,7 +116,29 @@ def test_blocks_are_all_documents_in_an_order_that_nobody_chose() -> None:
     assert sorted(first + second + third) == list(range(100))
     assert first == sorted(first)
     assert next_block(order, {"task": 100}, 500) == {}
-    assert len(drawn({"task": 100}, seed=3, limit=7)["task"]) == 7
+    assert len(drawn(alone, seed=3, limit=7)["task"]) == 7
+
+
+def test_no_look_takes_a_part_of_a_group() -> None:
+    groups = [list(range(start, start + 1 + start % 7)) for start in range(0, 210, 7)]
+    groups = [[*group, group[-1] + 1] for group in groups] + [list(range(300, 350))]
+    order = drawn({"task": groups}, seed=5, limit=None)
+    assert sorted(order["task"]) == groups
+    seen = first_block(order, 8)["task"]
+    blocks = [seen]
+    while block := next_block(order, {"task": len(seen)}, 2 * len(seen)).get("task"):
+        blocks.append(block)
+        seen = seen + block
+    assert len(blocks) > 2
+    assert sorted(seen) == sorted(place for group in groups for place in group)
+    for block in blocks:
+        assert all(set(group) <= set(block) or not set(group) & set(block) for group in groups)
+
+    large = {"task": [list(range(20)), [20], [21]]}
+    assert first_block(large, 8)["task"] == list(range(20))
+    # Beyond what was to be seen, there is still a next one.
+    assert next_block(large, {"task": 20}, 16)["task"] == [20]
+    assert sum(map(len, drawn(large, seed=0, limit=6)["task"])) == 6
 
 
 @pytest.mark.parametrize(
@@ -131,7 +154,7 @@ def test_the_gate_looks_at_more_until_it_decides_or_all_is_seen(
     new: float, verdicts: list[str]
 ) -> None:
     means = {"requantized": (1, new), "champion": (2, 0.0), "merged": (3, 0.0)}
-    order = drawn(POOLS, 0, None)
+    order = drawn({task: [[n] for n in range(POOL)] for task in TASKS}, 0, None)
     asked: list[tuple[str, int]] = []
     said: list[str] = []
 

@@ -118,3 +118,21 @@ def test_the_main_metric_is_the_first_the_task_names_that_documents_have() -> No
     assert (found.terms.metric, found.terms.higher_is_better) == ("acc_norm", False)
     assert found.documents[0].score == 0.0
     assert math.isclose(found.documents[0].fine, 0.25)
+
+
+def test_documents_that_name_no_cluster_beside_some_that_do_stand_alone() -> None:
+    asked = {"filter": "none", "metrics": ["acc"], "doc_hash": "d", "prompt_hash": "p", "acc": 1.0}
+    samples = [
+        {**choice(0, -1.0, -2.0), **asked, "doc_id": number, "doc": document}
+        # A file that `datasets` has read holds null where a line lacks the field.
+        for number, document in enumerate([{"cluster": None}, {"cluster": 0}, {}, {"cluster": "a"}])
+    ]
+    results = {
+        "results": {"t": {"acc,none": 1.0}},
+        "samples": {"t": samples},
+        "configs": {"t": {"metric_list": [{"metric": "acc"}]}},
+        "higher_is_better": {"t": {"acc": True}},
+        "versions": {"t": 1.0},
+    }
+    found = task_scores(Ran("base", 0, None, None, "h"), "t", results, lambda text: None)
+    assert [each.cluster for each in found.documents] == ["", "0", "", "a"]

@@ -71,7 +71,9 @@ class GptqFields(Section):
 
     @model_validator(mode="after")
     def _one_order(self) -> Self:
-        if self.desc_act and self.act_group_aware and "act_group_aware" in self.model_fields_set:
+        asked = self.act_group_aware and "act_group_aware" in self.model_fields_set
+        asked = asked or any(each.act_group_aware for each in self.overrides)
+        if self.desc_act and asked:
             raise ValueError(
                 "act_group_aware: true with desc_act=true are two orders of the columns; "
                 "set one of them to false"
@@ -178,4 +180,9 @@ class RequantizeGptq(GptqFields):
                     f"method: auto_round has no desc_act={str(fields.desc_act).lower()} or "
                     f"gptaq_alpha={fields.gptaq_alpha:g}; set them to false and 0, or method: gptq"
                 )
+        if self.overrides and all(fields.method == "auto_round" for fields in tries[1:] or tries):
+            raise ValueError(
+                "overrides: are GPTQ's, and nothing is rounded by it with method: auto_round; "
+                "remove them, or set method: gptq"
+            )
         return self

@@ -137,7 +137,8 @@ def _group(row: Mapping[str, Any], columns: "Columns", place: str) -> dict[str, 
     if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
         raise ContractError(
             f"{place}: {columns.group} is {shown(value)}; expected a text or a whole number, as "
-            "prepare_data.columns.group names what rows belong together by"
+            "prepare_data.columns.group names what rows belong together by; give the row one of "
+            "its own if it stands alone, or set prepare_data.columns.group to null"
         )
     return {"group": str(value)}
 

@@ -147,10 +147,12 @@ def past_heldout(past: Sequence[Path], data: Path, limit: int) -> tuple[list[Row
         limit: Rows at most.
 
     Returns:
-        The rows, and those that tonight trains on: a model that has read the answers proves
-        nothing.
+        The rows, and those that tonight trains on, they or their group: a model that has read the
+        answers proves nothing.
     """
-    trained = {normalised(row) for row in read_rows(data / TRAIN)}
+    train = read_rows(data / TRAIN)
+    trained = {normalised(row) for row in train}
+    groups = {row["group"] for row in train if "group" in row}
     seen = {normalised(row) for row in read_rows(data / HELDOUT)}
     nights: list[list[Row]] = []
     left_out: list[Row] = []
@@ -161,7 +163,8 @@ def past_heldout(past: Sequence[Path], data: Path, limit: int) -> tuple[list[Row
             if text in seen:
                 continue
             seen.add(text)
-            (left_out if text in trained else kept).append(row)
+            known = text in trained or row.get("group") in groups
+            (left_out if known else kept).append(row)
         nights.append(kept)
     by_turns = [row for turn in zip_longest(*nights) for row in turn if row is not None]
     return by_turns[:limit], left_out

@@ -34,14 +34,18 @@ def cut(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     """Cut about `fraction` of the rows off as held-out.
 
     A row's side depends on its text (its group, where it has one) and the seed alone, so equal rows
-    are on one side, and a row that is held out tonight is held out tomorrow.
+    are on one side, and a row that is held out tonight is held out tomorrow. Of equal rows whose
+    groups are on different sides the held-out ones are in neither part: what is trained on is not
+    measured on, and no group is split.
     """
     points = [_point(row, seed) for row in rows]
     limit = max(fraction, min(points, default=0.0) * (1 + 1e-12))
-    return Split(
-        train=tuple(row for row, point in zip(rows, points, strict=True) if point > limit),
-        heldout=tuple(row for row, point in zip(rows, points, strict=True) if point <= limit),
-    )
+    train = tuple(row for row, point in zip(rows, points, strict=True) if point > limit)
+    heldout = tuple(row for row, point in zip(rows, points, strict=True) if point <= limit)
+    if any("group" in row for row in rows):
+        trained = set(map(normalised, train))
+        heldout = tuple(row for row in heldout if normalised(row) not in trained)
+    return Split(train, heldout)
 
 
 def shuffled(rows: Sequence[Row], seed: int, salt: str) -> tuple[Row, ...]:

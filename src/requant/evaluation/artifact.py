@@ -87,7 +87,7 @@ def read_paired(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_pools(folder: Path) -> dict[str, int]:
-    """Read how many documents there are of each generated task; an earlier version says none."""
+    """Read how many units there are of each generated task; an earlier version says none."""
     path = folder / POOLS
     pools: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
     return pools

@@ -1,7 +1,7 @@
 """What a night's generated tasks will be able to see, by the gate's rules: said beforehand."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from requant.config.gate import Gate
@@ -18,7 +18,9 @@ from requant.evaluation.night_verdict import (
 )
 from requant.evaluation.pairs import joined, unit_means
 from requant.evaluation.samples import read_models
+from requant.execution.past_nights import last_evaluation
 from requant.gate import smallest_shown
+from requant.store import Store, materialise
 
 SPREADS = {OLD_PERPLEXITY: 0.022, PAST_PERPLEXITY: 0.05}
 """Nats a byte, of a document's difference between SmolLM2-135M and the same in 4 bit
@@ -47,6 +49,32 @@ def spreads_of(evaluation: Path, gate: Gate) -> dict[str, float]:
         if len(changes) > 1:
             found[task] = statistics.stdev(changes)
     return found
+
+
+def last_spreads(
+    store: Store, line: str, gate: Gate, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Return the spreads of a line's last evaluation; of one that cannot be read none, and say so.
+
+    What a broken disk or another release left is no reason to end tonight.
+
+    Args:
+        store: Of the line.
+        line: Its name.
+        gate: The configured rules.
+        say: Hears what went wrong.
+    """
+    last = last_evaluation(store, line)
+    if last is None:
+        return {}
+    try:
+        return spreads_of(materialise(store, last.digest), gate)
+    except Exception as error:
+        say(
+            f"evaluation {last.digest[:12]} cannot be read ({type(error).__name__}: {error}), so "
+            "what tonight can show is said by SmolLM2-135M's spreads"
+        )
+        return {}
 
 
 def foreseen(

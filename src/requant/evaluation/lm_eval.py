@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import io
+import json
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from importlib.metadata import version
@@ -13,13 +14,14 @@ from requant.errors import ConfigError
 from requant.evaluation.blocks import Ids
 from requant.evaluation.lm_eval_model import Tell, infinite_perplexities, without_environment
 from requant.evaluation.scores import Ran, TaskScores, task_scores
+from requant.evaluation.tasks import units
 from requant.machine.library_noise import no_library_noise
 from requant.outside.tokenizer_patterns import naming_patterns
 
 BOOTSTRAP_ITERATIONS = 1000
 
 
-def local_tasks(folder: Path, work: Path) -> dict[str, int]:
+def local_tasks(folder: Path, work: Path) -> dict[str, list[list[int]]]:
     """Copy generated task files to `work` with absolute paths, as lm-eval needs them.
 
     Args:
@@ -27,12 +29,12 @@ def local_tasks(folder: Path, work: Path) -> dict[str, int]:
         work: Gets the copies; `datasets` keeps its cache there too.
 
     Returns:
-        Task -> its documents.
+        Task -> its units, each the places of its documents.
     """
     import yaml
 
     work.mkdir(parents=True, exist_ok=True)
-    counts = {}
+    found = {}
     for path in sorted(folder.glob("*.yaml")):
         task = yaml.safe_load(path.read_text())
         given = task["dataset_kwargs"]["data_files"]
@@ -43,10 +45,9 @@ def local_tasks(folder: Path, work: Path) -> dict[str, int]:
         }
         task["dataset_kwargs"] = {"data_files": files, "cache_dir": str(work / "datasets")}
         (work / path.name).write_text(yaml.safe_dump(task, sort_keys=False))
-        counts[str(task["task"])] = sum(
-            (folder / name).read_bytes().count(b"\n") for name in given.values()
-        )
-    return counts
+        lines = [line for name in given.values() for line in (folder / name).open()]
+        found[str(task["task"])] = units(list(map(json.loads, lines)))
+    return found
 
 
 def task_manager(work: Path, tasks: Sequence[str], *, defaults: bool) -> Any:

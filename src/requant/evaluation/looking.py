@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from requant.config.evaluation import Evaluate
-from requant.evaluation.blocks import Ids, next_block
+from requant.evaluation.blocks import Ids, Units, next_block
 from requant.evaluation.night_verdict import CANDIDATE, judge_night, references
 from requant.evaluation.results import ModelScores
 from requant.evaluation.scores import TaskScores
@@ -16,7 +16,7 @@ More = Callable[[str, Ids], Mapping[str, TaskScores]]
 def judged_scores(
     first: ModelScores,
     section: Evaluate,
-    order: Ids,
+    order: Units,
     more: More,
     say: Callable[[str], None],
 ) -> ModelScores:
@@ -28,14 +28,14 @@ def judged_scores(
     Args:
         first: Scores of every model on the first documents.
         section: Says how many those are, and what must be shown.
-        order: Task -> all its documents in the order in which they are looked at.
+        order: Task -> all its units in the order in which they are looked at.
         more: Evaluates one model on some more.
         say: Hears each verdict.
 
     Returns:
         `first`, with the further documents of the models that are judged.
     """
-    pools = {task: len(places) for task, places in order.items()}
+    pools = {task: len(units) for task, units in order.items()}
     judged = (CANDIDATE, *references(first, section.gate))
     scores, seen = first, section.first_documents
     if CANDIDATE not in first or len(judged) < 2:

@@ -48,7 +48,7 @@ def guards(gate: Gate, pools: Mapping[str, int]) -> tuple[str, ...]:
 
     Args:
         gate: The configured rules.
-        pools: Task -> documents there are of it.
+        pools: Task -> units there are of it.
     """
     if gate.guard is not None:
         return gate.guard
@@ -65,7 +65,8 @@ def idle_guards(gate: Gate, pools: Mapping[str, int]) -> list[str]:
         return []
     return [
         f"evaluate.gate: {PAST_PERPLEXITY} does not guard: earlier nights left {count} held-out "
-        f"rows that tonight does not train on, and it takes {fewest(gate)}"
+        f"rows that tonight does not train on (those of a group count once), and it takes "
+        f"{fewest(gate)}"
         for task, count in pools.items()
         if task == PAST_PERPLEXITY
     ]
@@ -77,7 +78,7 @@ def targets(gate: Gate, pools: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def fewest(gate: Gate) -> int:
-    """Return the documents of a perplexity with which a guard can pass at all."""
+    """Return the units of a perplexity with which a guard can pass at all."""
     rule = likelihood_rule("guard", margins_of(gate, 1.0))
     units = least_units(rule, "log_likelihood", gate.alpha)
     assert units is not None  # what never changes is shown to lose nothing, some time
@@ -92,7 +93,7 @@ def judge_night(
     Args:
         scores: Model -> task -> scores; of a task the models have the same documents.
         gate: The configured rules.
-        pools: Task -> documents there are of it.
+        pools: Task -> units there are of it.
         alpha: Chance of an error; None for the share of one night.
     """
     candidate = scores.get(CANDIDATE, {})

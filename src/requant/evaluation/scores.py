@@ -115,7 +115,7 @@ def task_scores(
             each["prompt_hash"],
             score,
             finer,
-            str(each["doc"].get("cluster", "")),
+            _cluster(each["doc"]),
         )
         for each, score, finer in zip(first, scores, fine, strict=True)
     )
@@ -178,6 +178,12 @@ def _number(metric: str, value: Any) -> float | None:
     # numpy's scalars are no int or float of Python's.
     value = value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def _cluster(document: Mapping[str, Any]) -> str:
+    """Return what a document belongs to; where others of its file name one, it may hold null."""
+    named = document.get("cluster")
+    return "" if named is None else str(named)
 
 
 def _document_score(model: str, task: str, metric: str, sample: Sample) -> float:

@@ -102,9 +102,12 @@ def answer_documents(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [{"text": text, **cluster(row)} for row in rows if (text := answer(row))]
 
 
-def units(documents: Sequence[Mapping[str, Any]]) -> int:
-    """Count documents, those of one cluster once."""
-    return len({each.get("cluster", place) for place, each in enumerate(documents)})
+def units(documents: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Put the places of one cluster's documents together; a document of none stands alone."""
+    found: dict[str | int, list[int]] = {}
+    for place, each in enumerate(documents):
+        found.setdefault(each.get("cluster", place), []).append(place)
+    return list(found.values())
 
 
 def choice_documents(rows: Sequence[Row], limit: int, seed: int) -> list[dict[str, Any]]:

@@ -18,7 +18,12 @@ from requant.models.headers import read_headers, weight_files
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import chat_template
 from requant.preflight.problem import Problem
-from requant.quantization.quantizable import Layers, layers_of, quantizing_problems
+from requant.quantization.quantizable import (
+    Layers,
+    auto_round_problem,
+    layers_of,
+    quantizing_problems,
+)
 
 FIELD = "prepare_base.source"
 
@@ -205,31 +210,8 @@ def _facts(folder: Path, names: Iterable[str]) -> BaseFacts:
 
 def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
     """Check group sizes, trained layers and lengths against the base."""
-    quantize, again = config.quantize_base, config.requantize_gptq
-    size = quantize.group_size if quantize.method == "gptq" else None
-    quantizing = {
-        "quantize_base": quantizing_problems(facts.layers, size) if quantize.enabled else [],
-        "requantize_gptq": (
-            quantizing_problems(facts.layers, again.group_size, again.tensor_parallel)
-            if again.enabled
-            else []
-        ),
-    }
-    for section, fields in (("quantize_base", quantize), ("requantize_gptq", again)):
-        for number, override in enumerate(fields.overrides if fields.enabled else ()):
-            if unknown := [name for name in override.modules if name not in facts.present]:
-                yield Problem(
-                    f"{section}.overrides.{number}.modules",
-                    f"{', '.join(unknown)} not in this model; its layers are: "
-                    f"{', '.join(sorted(facts.present))}",
-                )
-    for number, candidate in enumerate(again.candidates if again.enabled else ()):
-        if candidate.group_size is not None:
-            quantizing[f"requantize_gptq.candidates.{number}"] = quantizing_problems(
-                facts.layers, candidate.group_size, again.tensor_parallel
-            )
-    for section, problems in quantizing.items():
-        yield from (Problem(f"{section}.{field}", text) for field, text in problems)
+    again = config.requantize_gptq
+    yield from _quantizing(config, facts)
     train, further, on_grid = config.train_adapter, config.continue_train, config.train_on_grid
     targets = train.target_modules
     unknown = [name for name in targets if name not in facts.present]
@@ -269,3 +251,37 @@ def fit_problems(config: Config, facts: BaseFacts) -> Iterator[Problem]:
                 f"got {length}, the base has {facts.positions} learned positions and fails beyond "
                 f"them; give at most {facts.positions}",
             )
+
+
+def _quantizing(config: Config, facts: BaseFacts) -> Iterator[Problem]:
+    """Check group sizes, the layers of overrides, and who rounds, of candidates too."""
+    quantize, again = config.quantize_base, config.requantize_gptq
+    size = quantize.group_size if quantize.method == "gptq" else None
+    quantizing = {
+        "quantize_base": quantizing_problems(facts.layers, size) if quantize.enabled else [],
+        "requantize_gptq": (
+            quantizing_problems(facts.layers, again.group_size, again.tensor_parallel)
+            if again.enabled
+            else []
+        ),
+    }
+    for section, fields in (("quantize_base", quantize), ("requantize_gptq", again)):
+        for number, override in enumerate(fields.overrides if fields.enabled else ()):
+            if unknown := [name for name in override.modules if name not in facts.present]:
+                yield Problem(
+                    f"{section}.overrides.{number}.modules",
+                    f"{', '.join(unknown)} not in this model; its layers are: "
+                    f"{', '.join(sorted(facts.present))}",
+                )
+    for number, candidate in enumerate(again.candidates if again.enabled else ()):
+        if candidate.group_size is not None:
+            quantizing[f"requantize_gptq.candidates.{number}"] = quantizing_problems(
+                facts.layers, candidate.group_size, again.tensor_parallel
+            )
+    if again.enabled and (problem := auto_round_problem(facts.layers)):
+        tries = {f"candidates.{number}.": each for number, each in enumerate(again.candidates)}
+        for place, each in tries.items() if tries else [("", again)]:
+            if (each.method or again.method) == "auto_round":
+                yield Problem(f"requantize_gptq.{place}method", problem)
+    for section, problems in quantizing.items():
+        yield from (Problem(f"{section}.{field}", text) for field, text in problems)

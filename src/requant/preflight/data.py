@@ -214,9 +214,9 @@ def _gate_problems(config: Config, made: Documents) -> Iterator[Problem]:
     counts = {
         task: min(count, evaluate.limit or count)
         for task, count in (
-            (HELDOUT_PERPLEXITY, units(made.heldout)),
-            (OLD_PERPLEXITY, units(made.old)),
-            (choice_task(section.source), units(made.choices)),
+            (HELDOUT_PERPLEXITY, len(units(made.heldout))),
+            (OLD_PERPLEXITY, len(units(made.old))),
+            (choice_task(section.source), len(units(made.choices))),
         )
     }
     there = {task: count for task, count in counts.items() if count}

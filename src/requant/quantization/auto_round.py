@@ -13,6 +13,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
+from requant.errors import ConfigError
 from requant.execution.stage import Reporter
 from requant.models.config import read_model_config
 from requant.models.device import clear_memory, compute_dtype
@@ -20,7 +21,7 @@ from requant.models.load import import_gptqmodel
 from requant.models.skeleton import empty_model, read_causal_config
 from requant.models.tokenizer import load_tokenizer
 from requant.quantization.gptq_files import assemble
-from requant.quantization.quantizable import check_quantizable
+from requant.quantization.quantizable import auto_round_problem, check_quantizable
 from requant.quantization.settings import GptqSettings
 
 SEQUENCE = 256
@@ -56,11 +57,14 @@ def quantize_auto_round(
         dtype: torch name of the floating dtype of what is not quantized; None keeps each tensor's.
 
     Raises:
-        ConfigError: If the group size does not divide the in_features of a layer.
+        ConfigError: If the group size does not divide the in_features of a layer, or the model has
+            experts in one tensor.
         ContractError: If the model is quantized already, or incomplete.
         ParityError: If a scale or zero point does not fit the format.
     """
-    check_quantizable(model_folder, settings.group_size)
+    layers = check_quantizable(model_folder, settings.group_size)
+    if problem := auto_round_problem(layers):
+        raise ConfigError(f"requantize_gptq.method: {problem}")
     draft = work / "auto-round"
     shutil.rmtree(draft, ignore_errors=True)
     blocks = int(read_model_config(model_folder).get("num_hidden_layers", 0))

@@ -68,15 +68,17 @@ def write_correction(
         for name in names:
             layer = model.get_submodule(name)
             error = load_tensor(f"{layers[name]}.weight", headers).float() - layer.weight.cpu()
-            least = min(rank, *error.shape)
-            down, up = eora_compute_lora(
-                w_wq_delta=error.to(model.device),
-                name=name,
-                eigen_scaling_diag_matrix=grams.pop(name),
-                rank=least,
-                dtype=torch.float32,
-                device=model.device,
-            )
+            # An expert that no text reached: of its inputs nothing is known, and nothing is added.
+            down = up = error.new_zeros(0, 0)
+            if name in grams:
+                down, up = eora_compute_lora(
+                    w_wq_delta=error.to(model.device),
+                    name=name,
+                    eigen_scaling_diag_matrix=grams.pop(name),
+                    rank=min(rank, *error.shape),
+                    dtype=torch.float32,
+                    device=model.device,
+                )
             stem = f"base_model.model.{name}"
             # Where a layer is smaller than the rank, zeros keep one rank for all.
             for part, factor, shape in (

@@ -64,7 +64,7 @@ def finished_blocks(
         def quantize(self: Any, *arguments: Any, **options: Any) -> Found:
             key = _key(self)
             if key in known:
-                return _on_device(known[key], self.module.weight.device)
+                return _read_layer(*known[key], key, self.module.weight.device)
             found: Found = inherited(self, *arguments, **options)
             with lock:
                 fresh.setdefault(self._named_module.layer_index, {})[key] = found
@@ -102,8 +102,12 @@ def _key(task: Any) -> str:
     return f"{task._named_module.layer_index} {task._named_module.full_name}"
 
 
-def _on_device(found: Found, device: Any) -> Found:
-    return tuple(item.to(device) if hasattr(item, "to") else item for item in found)
+def _read_layer(path: Path, figures: Sequence[Any], key: str, device: Any) -> Found:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as stored:
+        tensors = [stored.get_tensor(f"{key} {name}").to(device) for name in TENSORS]
+    return (*tensors, *figures)
 
 
 def _write_block(folder: Path, block: int, layers: Mapping[str, Found]) -> None:
@@ -122,11 +126,15 @@ def _write_block(folder: Path, block: int, layers: Mapping[str, Found]) -> None:
     write_durably(folder / f"{block}-{digest}.safetensors", content)
 
 
-def _read_blocks(folder: Path, reporter: Reporter) -> dict[str, Found]:
-    """Read the layers of all whole blocks; a file that lost bytes is said and removed."""
+def _read_blocks(folder: Path, reporter: Reporter) -> dict[str, tuple[Path, Sequence[Any]]]:
+    """Find the layers of all whole blocks; a file that lost bytes is said and removed.
+
+    Returns:
+        Layer -> its file and figures; all tensors at once would be a second model in memory.
+    """
     from safetensors import safe_open
 
-    known: dict[str, Found] = {}
+    known: dict[str, tuple[Path, Sequence[Any]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if hash_file(path) != path.stem.partition("-")[2]:
             reporter.message(f"{path.name} is damaged: its block is quantized again")
@@ -134,6 +142,5 @@ def _read_blocks(folder: Path, reporter: Reporter) -> dict[str, Found]:
             continue
         with safe_open(path, framework="pt") as stored:
             for key, figures in parse_json(stored.metadata()["figures"], DOCUMENT).items():
-                tensors = [stored.get_tensor(f"{key} {name}") for name in TENSORS]
-                known[key] = (*tensors, *figures)
+                known[key] = path, figures
     return known

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 CALIBRATION_BATCH = 8
 """Sequences per calibration forward pass."""
+BLOCKS_VERSION = 1
+"""Raised with every change of our own code that changes what is found for a layer: blocks that
+another version left are not gone on with."""
 GPTAQ_BATCH = 1
 """GPTQModel takes the padding out of a layer's inputs, and leaves it in what GPTAQ holds them
 against."""
@@ -137,6 +140,7 @@ def _run_gptqmodel(
     # It writes a file to time the disk, and calls a disk that others use too an ERROR.
     module_looper.io_write_performance = lambda: None
     identity = {
+        "version": BLOCKS_VERSION,
         "weights": weights_digest(model_folder),
         "texts": digest_of([list(ids) for ids in calibration]),
         "settings": asdict(settings),

@@ -37,6 +37,8 @@ class Layers:
     """Linear layers whose weights have another name in the files."""
     split: tuple[str, ...] = ()
     """Linear layers whose in_features tensor parallelism splits over GPUs (row-parallel)."""
+    fused: tuple[str, ...] = ()
+    """Modules that hold all experts of a block in one tensor."""
 
 
 def layers_of(model: Any, names: Iterable[str]) -> Layers:
@@ -65,6 +67,7 @@ def layers_of(model: Any, names: Iterable[str]) -> Layers:
             name for name in linear if file_name(name, model.base_model_prefix, stored) is None
         ),
         split=tuple(name for name in linear if split.fullmatch(name)),
+        fused=fused_experts(model),
     )
 
 
@@ -154,6 +157,16 @@ def quantizing_problems(
             )
         )
     return problems
+
+
+def auto_round_problem(layers: Layers) -> str | None:
+    """Say why AutoRound could not round a model that GPTQ can; None where it could."""
+    if not layers.fused:
+        return None
+    return (
+        f"auto_round would round the experts of {few(layers.fused)} one by one, and transformers "
+        "cannot load them so; set it to gptq, which leaves them in 16 bit"
+    )
 
 
 def _divides(layers: Layers, size: int) -> bool:

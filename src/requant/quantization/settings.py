@@ -64,8 +64,15 @@ def dynamic_rules(settings: GptqSettings, left_out: Sequence[str]) -> dict[str, 
         left_out: As `gptqmodel_settings`.
     """
     rules: dict[str, dict[str, Any]] = {f"-:{pattern}": {} for pattern in left_out}
+    # Candidates may take the order of groups away from what the overrides were written for.
+    ordered = settings.desc_act or settings.group_size == -1
     for name, fields in settings.overrides:
-        rules.setdefault(f"+:.*\\.{re.escape(name)}$", dict(fields))
+        chosen = {
+            field: value
+            for field, value in fields.items()
+            if field != "act_group_aware" or not ordered
+        }
+        rules.setdefault(f"+:.*\\.{re.escape(name)}$", chosen)
     return rules
 
 

@@ -11,7 +11,7 @@ from requant.data.overlap import past_heldout
 from requant.errors import ContractError
 from requant.evaluation.answers import LIBRARIES
 from requant.evaluation.artifact import CHAIN, MODELS, POOLS, WITH_ADAPTER, accuracy, new_skill
-from requant.evaluation.blocks import Ids, drawn, first_block
+from requant.evaluation.blocks import Ids, Units, drawn, first_block
 from requant.evaluation.examples import ask_examples, chosen_rows, write_examples
 from requant.evaluation.lm_eval import local_tasks, task_manager
 from requant.evaluation.loading import shared_loads
@@ -69,18 +69,18 @@ def execute(
         )
     work = context.work / "tasks"
     work.mkdir(parents=True, exist_ok=True)
-    pools: dict[str, int] = {}
+    found: dict[str, list[list[int]]] = {}
     counts: Metrics = {}
     if section.generated_tasks:
         counts = _write_past(past, data, section.past_rows, context)
         for folder in (data / EVALUATION, context.work / "past"):
-            pools |= local_tasks(folder, work)
+            found |= local_tasks(folder, work)
     own = own_tasks(section.task_folder, code=section.task_code) if section.task_folder else {}
     if section.task_folder:
         copy_own_tasks(section.task_folder, work)
     manager = task_manager(work, section.tasks, defaults=not own.keys() >= set(section.tasks))
-    order = drawn(pools, context.seed, section.limit)
-    pools = {task: len(places) for task, places in order.items()}
+    order = drawn(found, context.seed, section.limit)
+    pools = {task: len(units) for task, units in order.items()}
     first = first_block(order, section.first_documents)
     held = _held(models, section, order, context.device)
     load = shared_loads(context.device, [models[name] for name in held])
@@ -141,14 +141,16 @@ def _by_weights(models: Mapping[str, Path]) -> list[str]:
     return sorted(there, key=lambda name: (folders.index(models[name]), name in WITH_ADAPTER))
 
 
-def _held(models: Mapping[str, Path], section: Evaluate, order: Ids, device: str) -> frozenset[str]:
+def _held(
+    models: Mapping[str, Path], section: Evaluate, order: Units, device: str
+) -> frozenset[str]:
     """Return the models that stay loaded: those of which more documents may be wanted, if they fit.
 
     Half of the free memory is left to what they compute. On a CPU 16-bit weights take twice their
     file's size.
     """
     judged = {CANDIDATE, *references(models, section.gate)} & models.keys()
-    if all(len(places) <= section.first_documents for places in order.values()):
+    if all(sum(map(len, units)) <= section.first_documents for units in order.values()):
         return frozenset()
     files = [path for name in judged for path in weight_files(models[name])]
     needed = sum(path.stat().st_size for path in files) * (2 if device == "cpu" else 1)

@@ -68,7 +68,13 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
             f"{repeated} of {len(read)} rows repeat an earlier one, case and white space aside; "
             "they stay in: remove them from the files where that is not meant"
         )
-    rows = night_rows(split_rows(sources, section, context.seed), section, context.seed)
+    split = split_rows(sources, section, context.seed)
+    if left := len(read) - len(split.train) - len(split.heldout):
+        context.reporter.message(
+            f"{left} held-out rows repeat a training row of another group and are left out: what "
+            "is trained on is not measured on"
+        )
+    rows = night_rows(split, section, context.seed)
     train, heldout = rows.train, rows.heldout
     write_jsonl(context.out / TRAIN, train)
     write_jsonl(context.out / HELDOUT, heldout)
@@ -86,7 +92,7 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         "duplicate_rows": float(repeated),
         "general_rows": float(len(general)),
         **{f"{task}_documents": float(len(each)) for task, each in documents.items()},
-        **{f"{task}_units": float(units(each)) for task, each in documents.items()},
+        **{f"{task}_units": float(len(units(each))) for task, each in documents.items()},
     }
 
 
