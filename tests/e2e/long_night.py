@@ -15,7 +15,8 @@ LONG = {
             "checkpoint_steps": CHECKPOINT,
         }
     },
-    "merge_fp16": {"trained_max_kl": 5.0},
+    # Over the 83 tokens it is measured on here, rounding alone comes to 1.5e-6.
+    "merge_fp16": {"trained_max_kl": 5.0, "parity_max_kl": 1e-5},
     "continue_train": {"enabled": False},
     "requantize_gptq": {"enabled": False},
     "evaluate": {"enabled": False},
