@@ -11,9 +11,9 @@ from requant.config import Config
 from requant.config.data import PrepareData
 from requant.data.sources import night_rows, read_sources, split_rows
 from requant.preflight import find_problems
-from requant.preflight.data import data_problems
 from tests.stages.conftest import MICRO_DATA
 from tests.support.chain import micro_config
+from tests.support.looked import looked_here
 from tests.support.row_files import read, rows, section, write
 
 
@@ -44,14 +44,14 @@ def test_a_look_ahead_reads_the_rows_the_stage_reads(tiny_data: Path, tmp_path: 
             "turns 9 do not fit into optimisation.max_length=16 tokens (raise it)",
         ),
         (
-            data_problems,
+            looked_here,
             96,
             "",
             "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have weight "
             "0 (give the turns that are to be learned weight 1)",
         ),
         (
-            data_problems,
+            looked_here,
             96,
             "alone",
             "prepare_data.source: nothing to learn in 9 rows: of the assistant turns 9 have no "
@@ -109,7 +109,7 @@ def test_too_little_calibration_is_known_before_the_night(tiny_base: Path, tmp_p
             "candidates": [{}, few, {**few, "group_size": 128}, {**few, "mse": 0.0}],
         },
     )
-    found = sorted(map(str, find_problems(config)))
+    found = sorted(looked_here(config))
     short = r": 2 texts of calibration have \d+ tokens, expected at least 128 \({}.calibration_min_"
     assert len(found) == 3, "\n".join(found)
     assert re.match("quantize_base" + short.format("quantize_base"), found[0])
@@ -130,7 +130,7 @@ def test_a_broken_template_is_one_problem_of_the_base_and_not_of_the_rows(
         # Rows of all three parts: trained, held out, and left out tonight.
         prepare_data={"source": {"kind": "files", "train": [str(train)]}, "max_rows": 4},
     )
-    found = [str(p) for p in find_problems(config) if "chat template" in p.text]
+    found = [line for line in looked_here(config) if "chat template" in line]
     (problem,) = found
     assert problem.startswith(
         f"prepare_base.source: chat template: {base}/chat_template.jinja, line 2: unexpected '}}'"

@@ -10,10 +10,10 @@ from requant.config.quantizing import QuantizeBase, RequantizeGptq
 from requant.errors import ConfigError, ContractError
 from requant.models.headers import logical_shapes, read_headers
 from requant.models.load import load_model
-from requant.preflight import find_problems
 from requant.stages import quantize_base, requantize_gptq
 from tests.stages.conftest import make_context
 from tests.support.chain import micro_config
+from tests.support.looked import looked_here
 
 SIZES = {"vocab_size": 1024, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -62,8 +62,7 @@ def bases(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def night(base: Path, state: Path, **sections: Any) -> list[str]:
     source = {"kind": "folder", "path": str(base)}
-    config = micro_config(state, prepare_base={"source": source}, **sections)
-    return [str(problem) for problem in find_problems(config)]
+    return looked_here(micro_config(state, prepare_base={"source": source}, **sections))
 
 
 def test_what_does_not_fit_gpt2_is_known_before_the_night(bases: Any, tmp_path: Path) -> None:

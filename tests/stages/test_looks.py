@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from requant.config import Config
 from requant.config.data import Columns
 from requant.data.files import read_row_file
 from requant.errors import ConfigError, ContractError
 from requant.machine.looking import Look, Watch, look
 from requant.preflight import find_problems
 from tests.support.chain import micro_config
+from tests.support.looked import looked_here
 from tests.support.row_files import rows, write
 
 ENDLESS = (
@@ -23,14 +25,17 @@ ENDLESS = (
 ENDLESS += "{% endfor %}{% endfor %}"
 
 
-def found(base: Path, train: Path, state: Path, **sections: Any) -> list[str]:
-    config = micro_config(
+def night(base: Path, train: Path, state: Path, **sections: Any) -> Config:
+    return micro_config(
         state,
         prepare_base={"source": {"kind": "folder", "path": str(base)}},
         prepare_data={"source": {"kind": "files", "train": [str(train)]}},
         **sections,
     )
-    return [str(problem) for problem in find_problems(config)]
+
+
+def found(base: Path, train: Path, state: Path, **sections: Any) -> list[str]:
+    return [str(problem) for problem in find_problems(night(base, train, state, **sections))]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_a_pattern_that_is_none_is_named_by_its_field(tiny_base: Path, tmp_path:
     content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(\x1b"}, "content": ""}
     (base / "tokenizer.json").write_text(json.dumps(content))
     train = write(tmp_path / "night.jsonl", rows(0, 9))
-    (line,) = found(base, train, tmp_path / "state")
+    (line,) = looked_here(night(base, train, tmp_path / "state"))
     assert f"{base}/tokenizer.json: normalizer.pattern.Regex='(\\x1b': is no pattern (" in line
     assert line.endswith("correct it, or copy the file anew")
 
@@ -115,7 +120,8 @@ def test_a_pattern_of_the_tokenizer_without_end_is_stopped(tiny_base: Path, tmp_
     (base / "tokenizer.json").write_text(json.dumps(tokenizer))
     said = rows(0, 9)
     said[3]["messages"][0]["content"] = "x" * 5000
-    (line,) = found(base, write(tmp_path / "night.jsonl", said), tmp_path / "state")
+    train = write(tmp_path / "night.jsonl", said)
+    (line,) = looked_here(night(base, train, tmp_path / "state"))
     file = re.escape(str(base / "tokenizer.json"))
     assert re.search(
         rf"night.jsonl, line 4: {file}: normalizer.pattern.Regex='\(x\+x\+\)\+y': the tokenizer "

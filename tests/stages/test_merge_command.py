@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from requant.cli import app
+from requant.errors import RequantError
+from requant.machine.looking import unwatched
+from requant.preflight.folders import look_from_child
 from tests.stages.conftest import Trained
 
 
@@ -113,7 +116,7 @@ def test_a_bad_limit_is_named(limit: str, told: str, words: list[object]) -> Non
 
 
 def test_what_fails_leaves_nothing(
-    words: list[object], lora: Trained, nf4: Path, tmp_path: Path
+    words: list[object], lora: Trained, tiny_base: Path, nf4: Path, tmp_path: Path
 ) -> None:
     adapter = tmp_path / "adapter"
     tensors = load_file(adapter / "adapter_model.safetensors")
@@ -131,7 +134,7 @@ def test_what_fails_leaves_nothing(
     assert "over merge_fp16.rounding_max_kl_share=1e-09" in said
     assert "Use merge_fp16.dtype=float16" in said
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
-    quantized = [nf4 if str(word).endswith("tiny_base0/out") else word for word in words]
+    quantized = [nf4 if word == tiny_base else word for word in words]
     assert "is quantized (nf4); merging would round the update away" in requant(*quantized, fails=2)
 
 
@@ -263,13 +266,20 @@ def test_a_place_that_cannot_hold_it_is_named(words: list[object], tmp_path: Pat
         ),
     ],
 )
-def test_bad_text_is_named_before_the_work(
-    line: str, told: str, words: list[object], tmp_path: Path
-) -> None:
+def test_bad_text_is_named(line: str, told: str, tiny_base: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text(line + "\n")
+    looked = {"models": {"--base": str(tiny_base)}, "text": str(bad), "sequences": 4}
+    with pytest.raises(RequantError) as caught:
+        look_from_child(looked, unwatched)
+    assert told in " ".join(str(caught.value).split())
+
+
+def test_text_is_read_before_the_work(words: list[object], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": 5}\n')
     words[words.index("--text") + 1] = bad
-    assert told in requant(*words, fails=2)
+    assert "line 1: text is 5; expected non-empty text" in requant(*words, fails=2)
     assert not (tmp_path / "out").exists()
 
 

@@ -183,9 +183,7 @@ def test_rows_that_are_measured_on_are_not_calibrated_on(
     assert sorted(calibration.rows) == [2, 3]
     assert calibration.dropped == Dropped(measured=2)
     write_rows(data / "train.jsonl", [shouted])
-    with pytest.raises(
-        ContractError, match=r"all 1 training rows are also held out or evaluated on"
-    ):
+    with pytest.raises(ContractError, match="all 1 training rows are also held out or ev"):
         sample_calibration(tokenizer, read_pool(data), 4, seed=0)
 
 
