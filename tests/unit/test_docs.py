@@ -8,7 +8,7 @@ import pytest
 from requant.config import STAGE_NAMES
 from requant.methods import METHODS
 from requant.stages import STAGES
-from tests.support.nights import CHAIN
+from tests.support.nights import EVERY
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,10 +46,10 @@ def room_of(path: Path) -> str:
 
 
 def test_every_stage_is_declared_and_stands_where_stages_are_listed() -> None:
-    assert set(STAGES) == set(CHAIN) == set(STAGE_NAMES)
+    assert set(STAGES) == set(EVERY) == set(STAGE_NAMES)
     rows = re.findall(r"^\| (.*?) \|", page("artifacts.md"), re.M)
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(STAGE_NAMES)
-    assert {kind for kind, _, _ in CHAIN.values()} == {stage.kind for stage in STAGES.values()}
+    assert {kind for kind, _, _ in EVERY.values()} == {stage.kind for stage in STAGES.values()}
 
 
 def test_the_page_of_the_merge_names_every_method_that_merges() -> None:

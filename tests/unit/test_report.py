@@ -17,7 +17,7 @@ from requant.report.nights import NightEntry, nights_report
 from requant.statistics import verdict
 from requant.store import StageRecord, Store
 from requant.wording import duration
-from tests.support.nights import CHAIN, make_night
+from tests.support.nights import EVERY, make_night
 
 SCORES = {
     "base": {
@@ -86,7 +86,7 @@ def test_the_headline_of_an_evaluation_is_what_the_night_won(night: dict[str, St
     assert headline(kept) == "byte perplexity 5.437 → 5.247, 93% of the gain ships"
 
 
-@pytest.mark.parametrize("stage", [*CHAIN, "a_stage_of_tomorrow"])
+@pytest.mark.parametrize("stage", [*EVERY, "a_stage_of_tomorrow"])
 def test_headline_makes_do_with_other_figures(night: dict[str, StageRecord], stage: str) -> None:
     bare = night["evaluate"].model_copy(update={"stage": stage, "metrics": {}})
     other = bare.model_copy(update={"metrics": {"b": 2.0, "a": math.inf, "c": 3.0}})
