@@ -140,6 +140,32 @@ def promote(
     return Promotion(version, "champion", "", to_deploy, decision, notes)
 
 
+def name_anchor(config: Config, version: ModelVersion, reason: str) -> None:
+    """Hold the line's later models against another of its versions than the one it began with.
+
+    Only a person does so, as what was lost until then is forgiven. Nothing else changes: what
+    serves goes on serving.
+
+    Args:
+        config: Names line and state folder.
+        version: Of the line.
+        reason: Kept with the version.
+
+    Raises:
+        ConfigError: If there is no reason.
+        ArtifactError: If a byte of the model is wrong.
+    """
+    if not reason.strip():
+        raise ConfigError(
+            "--reason: is empty; say why later models may be held against version "
+            f"{version.version} instead of what the line began with"
+        )
+    store = Store(config.state.resolve())
+    verify_to_serve(store, store.ref("model", version.digest))
+    versions.note(registry_of(config), version, "anchor because", reason.strip())
+    pin(store, config.name, "anchor", version.digest)
+
+
 def standing(config: Config, version: ModelVersion) -> Outcome:
     """Tell whether a registered version is the champion already, or waits for a person's word."""
     serving = versions.champion(registry_of(config))

@@ -15,7 +15,7 @@ from requant.store.looks import read_looks
 from requant.store.pins import holder, pin, read_pins
 from tasks import tracking
 from tasks.gatekeeping import require_reason
-from tasks.promote import promote, register, registry_of, roll_back, standing
+from tasks.promote import name_anchor, promote, register, registry_of, roll_back, standing
 from tasks.tracking import registry as versions
 from tests.support.chain import micro_config
 from tests.support.nights import Samples, make_night
@@ -290,3 +290,23 @@ def test_a_harmed_model_does_not_serve(
 def test_a_version_nobody_knows_is_refused(config: Config, registered: Any) -> None:
     with pytest.raises(ConfigError, match="micro: has no version 7; versions: 1, 2"):
         versions.version_of(registry_of(config), 7)
+
+
+def test_only_a_person_names_another_anchor_and_says_why(
+    config: Config, registered: list[versions.ModelVersion]
+) -> None:
+    registry, store = registry_of(config), Store(config.state)
+    first, second = registered
+    promote(config, first)
+    promote(config, second)
+    assert holder(store, "micro", "anchor") == first.digest
+    with pytest.raises(ConfigError, match=r"--reason: is empty; say why later models may be held"):
+        name_anchor(config, second, " ")
+    assert holder(store, "micro", "anchor") == first.digest
+    name_anchor(config, second, "the task changed")
+    assert holder(store, "micro", "anchor") == second.digest
+    assert holder(store, "micro", "champion") == second.digest
+    promote(config, versions.version_of(registry, first.version))
+    assert holder(store, "micro", "anchor") == second.digest
+    kept = registry.client.get_model_version(registry.model, str(second.version))
+    assert kept.tags["anchor because"] == "the task changed"

@@ -45,6 +45,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         operations.down,
         operations.setup,
         operations.promote,
+        operations.anchor,
         operations.rollback,
         operations.deploy,
         operations.notify,

@@ -71,6 +71,25 @@ def promote(
             typer.echo("it is deployed already")
 
 
+def anchor(
+    config: ConfigFile,
+    version: Annotated[int, typer.Option("--version", help="of the registered model")],
+    reason: Annotated[str, typer.Option(help="kept with the version")],
+    overrides: Overrides = None,
+) -> None:
+    """Hold later models against a version of the line, in place of the one it began with."""
+    with errors():
+        loaded = load(config, overrides)
+        prepare_environment()
+        keep_private(loaded)
+        from tasks.promote import name_anchor, registry_of
+        from tasks.tracking.registry import version_of
+
+        found = version_of(registry_of(loaded), version)
+        name_anchor(loaded, found, reason)
+        typer.echo(f"{found.model}: version {version} ({found.digest[:12]}) is the anchor")
+
+
 def rollback(config: ConfigFile, overrides: Overrides = None) -> None:
     """Let the model serve again that did before the champion, and deploy it."""
     with _served(config, overrides) as (loaded, server):
