@@ -13,6 +13,7 @@ from requant.config import Config
 from requant.errors import ArtifactError, ConfigError, ContractError
 from requant.machine.withheld import withheld
 from requant.models.device import resolve_device
+from requant.models.folder import CORRECTION_NAME
 from requant.redaction import Redact
 from requant.serving.deploy import act, check_release, still_there
 from requant.serving.release import Release
@@ -121,7 +122,13 @@ def _deploy(config: Config, version: int | None, digest: str | None, redact: Red
         path = store.deployment_path(config.name)
         write_sealed(store, path, record.model_dump(mode="json"))
         versions.mark(registry, serving, "deployed")
-    return f"{config.name}: version {serving.version} {done}; it answers {said!r}"
+    beside = (
+        f"; its LoRA in {CORRECTION_NAME}/ is part of it: a server that does not load that serves "
+        "another model than was evaluated"
+    )
+    return f"{config.name}: version {serving.version} {done}; it answers {said!r}" + (
+        beside if (folder / CORRECTION_NAME).is_dir() else ""
+    )
 
 
 def read_deployment(store: Store, model: str) -> Deployment | None:
