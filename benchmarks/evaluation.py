@@ -22,7 +22,7 @@ KNOWN = ("base", "anchor", "champion")
 """Models that have answered before."""
 NEW = ("merged", "continued", "requantized")
 DOCUMENTS = 12
-"""Of each generated task: a token takes two cores 5 ms."""
+"""Documents of each generated task: a token takes two cores 5 ms."""
 
 MODEL = {
     "architectures": ["LlamaForCausalLM"],

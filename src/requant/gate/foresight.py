@@ -12,9 +12,9 @@ from requant.gate.evidence import bets, growth, units_until
 from requant.gate.rules import Rule
 
 QUANTILES = 400
-"""Of the normal distribution that stands for a night's differences."""
+"""Points of the normal distribution that stands for a night's differences."""
 NIGHTS = 0.8
-"""Share of them that is to show it."""
+"""Share of nights that are to show the change."""
 STEPS = 24
 """Halvings of what is between a margin and a reach."""
 

@@ -85,7 +85,7 @@ class Pool:
     measured: Set[str]
     """Every text that models are measured on, evened out."""
     rules: Rules
-    """Of rendering."""
+    """How rows are rendered."""
 
 
 def read_pool(data: Path) -> Pool:

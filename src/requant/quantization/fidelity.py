@@ -39,7 +39,7 @@ class Quantization:
     losses_before: tuple[float, ...] = ()
     """Cross entropy of each text under the model the night began with, nats; empty without one."""
     correction_bits_per_weight: float = 0.0
-    """Of the LoRA that is part of the model, over the weights of the quantized layers."""
+    """Bits of the LoRA that is part of the model, over the weights of the quantized layers."""
 
     def as_metrics(self) -> Metrics:
         """Flat figures for a stage's record: `Fidelity.in_full`, and those in weight space."""

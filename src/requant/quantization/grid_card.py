@@ -13,7 +13,7 @@ class OnGrid:
     """From what it was made, and what was measured; digests are hexadecimal sha256."""
 
     origin: Mapping[str, str]
-    """Of the base: see `requant.models.origin`."""
+    """Where the base came from: see `requant.models.origin`."""
     weights: str
     """Of the GPTQ base, see `requant.models.provenance.weights_digest`."""
     training: str

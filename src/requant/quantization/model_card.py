@@ -18,7 +18,7 @@ class Made:
     """From what a quantized model was made, and how; digests are hexadecimal sha256."""
 
     origin: Mapping[str, str]
-    """Of the base: see `requant.models.origin`."""
+    """Where the base came from: see `requant.models.origin`."""
     weights: str
     """Of the 16-bit model, see `requant.models.provenance.weights_digest`."""
     training: str
