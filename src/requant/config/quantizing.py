@@ -171,16 +171,20 @@ class RequantizeGptq(GptqFields):
         "where it is shown to be more (95 %, over the texts)",
     )
 
+    def tried(self) -> tuple[Self, ...]:
+        """Return what is quantized by: the section with each candidate's fields, or itself."""
+        candidates = (self.model_copy(update=each.chosen()) for each in self.candidates)
+        return tuple(candidates) or (self,)
+
     @model_validator(mode="after")
     def _of_its_method(self) -> Self:
-        tries = [self, *(self.model_copy(update=each.chosen()) for each in self.candidates)]
-        for fields in tries:
+        for fields in (self, *self.tried()):
             if fields.method == "auto_round" and (fields.desc_act or fields.gptaq_alpha):
                 raise ValueError(
                     f"method: auto_round has no desc_act={str(fields.desc_act).lower()} or "
                     f"gptaq_alpha={fields.gptaq_alpha:g}; set them to false and 0, or method: gptq"
                 )
-        if self.overrides and all(fields.method == "auto_round" for fields in tries[1:] or tries):
+        if self.overrides and all(fields.method == "auto_round" for fields in self.tried()):
             raise ValueError(
                 "overrides: are GPTQ's, and nothing is rounded by it with method: auto_round; "
                 "remove them, or set method: gptq"

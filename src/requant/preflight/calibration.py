@@ -53,5 +53,4 @@ def _quantizations(config: Config) -> Iterator[tuple[str, GptqFields]]:
     if base.enabled and base.method == "gptq":
         yield "quantize_base", base
     if again.enabled:
-        tried = [again.model_copy(update=each.chosen()) for each in again.candidates]
-        yield from (("requantize_gptq", fields) for fields in tried or [again])
+        yield from (("requantize_gptq", fields) for fields in again.tried())

@@ -47,7 +47,7 @@ def quantize_best(
         return quantize_calibrated(
             section, "requantize_gptq", context, model=model, data=data, dtype=dtype
         )
-    tried = [section.model_copy(update=each.chosen()) for each in section.candidates]
+    tried = section.tried()
     for fields in tried:
         check_quantizable(model, fields.group_size, fields.tensor_parallel)
     batches = _rows_to_choose_by(tried, section.candidate_rows, model, data, context.seed)

@@ -55,13 +55,9 @@ def assemble(model_folder: Path, draft: Path, out: Path, prefix: str, dtype: str
     meta = {name: value for name, value in written["meta"].items() if name not in MACHINE_FIELDS}
     quantization = {**written, "meta": meta}
     # Other settings of some layers are no business of who reads them: the layout is one.
-    quantization["dynamic"] = {
-        rule: fields
-        for rule, fields in (written.get("dynamic") or {}).items()
-        if rule.startswith("-:")
-    }
-    if not quantization["dynamic"]:
-        del quantization["dynamic"]
+    rules = quantization.pop("dynamic", None) or {}
+    if left_out := {rule: fields for rule, fields in rules.items() if rule.startswith("-:")}:
+        quantization["dynamic"] = left_out
     original = json.loads((model_folder / "config.json").read_bytes())
     _write(out / "config.json", {**original, "quantization_config": quantization})
     set_fields(out, {"dtype": dtype} if dtype else {})
