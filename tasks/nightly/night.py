@@ -175,12 +175,14 @@ def _foreseen(night: Night, data: StageRecord) -> list[str]:
     section = night.config.evaluate
     if not (section.enabled and section.generated_tasks):
         return []
-    counts = {
-        task: min(int(data.metrics.get(f"{task}_units", 0)), section.limit or sys.maxsize)
+    metrics = data.metrics
+    units = {
+        task: min(int(metrics.get(f"{task}_units", 0)), section.limit or sys.maxsize)
         for task in GENERATED
     }
+    grouped = [t for t in GENERATED if metrics.get(f"{t}_units") != metrics.get(f"{t}_documents")]
     spreads = last_spreads(night.store, night.config.name, section.gate, get_run_logger().warning)
-    return foreseen(section.gate, counts, spreads, "the last night")
+    return foreseen(section.gate, units, spreads, "the last night", grouped)
 
 
 def _lost_nights(store: Store, tonight: StageRecord, nights: int) -> list[str]:

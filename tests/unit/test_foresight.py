@@ -59,7 +59,9 @@ def test_it_is_said_of_each_task() -> None:
         "guard by",
     ]
     spreads = {"old_perplexity": 0.001}
-    (line,) = foreseen(GATE, {"old_perplexity": 400}, spreads, "the last night")
+    grouped = ["old_perplexity"]
+    (line,) = foreseen(GATE, {"old_perplexity": 400}, spreads, "the last night", grouped)
+    assert line.startswith("old_perplexity: 400 groups of documents, spread")
     assert "spread 0.001 nats a byte (of the last night): a true loss of up to 0.0" in line
 
 

@@ -62,8 +62,13 @@ def new_skill(metrics: Mapping[str, float]) -> str:
     if len(found) < 2:
         return ""
     share = metrics.get(f"survived/{HELDOUT_PERPLEXITY}")
-    kept = "" if share is None else f", {share:.0%} of the gain ships"
+    kept = "" if share is None else f", {share_kept(share)} of the gain ships"
     return f"byte perplexity {figure(found[0])} → {figure(found[-1])}{kept}"
+
+
+def share_kept(share: float) -> str:
+    """Say a share of a gain; of what became a loss nothing is left, and no percentage says it."""
+    return f"{share:.0%}" if share > 0 else "nothing"
 
 
 def accuracy(metrics: Mapping[str, float]) -> str:

@@ -1,7 +1,7 @@
 """What a night's generated tasks will be able to see, by the gate's rules: said beforehand."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from requant.config.gate import Gate
@@ -78,33 +78,39 @@ def last_spreads(
 
 
 def foreseen(
-    gate: Gate, documents: Mapping[str, int], spreads: Mapping[str, float], whose: str
+    gate: Gate,
+    units: Mapping[str, int],
+    spreads: Mapping[str, float],
+    whose: str,
+    grouped: Collection[str] = (),
 ) -> list[str]:
     """Say of each generated task how small a change it can show, one a line.
 
     Args:
         gate: The configured rules.
-        documents: Task -> documents there will be.
+        units: Task -> units of the gate there will be: documents, those of one group once.
         spreads: From `spreads_of`; empty for a line that was never evaluated.
         whose: What the spreads were measured on.
+        grouped: Tasks of which groups are the units.
     """
-    guarding, gaining = guards(gate, documents), targets(gate, documents)
+    guarding, gaining = guards(gate, units), targets(gate, units)
     lines = []
-    for task in (name for name in GENERATED if documents.get(name)):
+    for task in (name for name in GENERATED if units.get(name)):
         known = task in spreads
         spread = spreads[task] if known else SPREADS.get(task, SPREAD)
         said = []
         if task in gaining:
             rule = likelihood_rule("target", margins_of(gate, 1.0))
-            said.append(_target(smallest_shown(rule, documents[task], spread, gate.alpha)))
+            said.append(_target(smallest_shown(rule, units[task], spread, gate.alpha)))
         if task in guarding:
             rule = likelihood_rule("guard", margins_of(gate, 1.0))
-            least = smallest_shown(rule, documents[task], spread, gate.alpha)
+            least = smallest_shown(rule, units[task], spread, gate.alpha)
             said.append(_guard(least, gate.margin))
         if said:
             source = whose if known else "SmolLM2-135M"
+            of = "groups of documents" if task in grouped else "documents"
             lines.append(
-                f"{task}: {documents[task]} documents, spread {spread:.2g} nats a byte (of "
+                f"{task}: {units[task]} {of}, spread {spread:.2g} nats a byte (of "
                 f"{source}): {'; '.join(said)}"
             )
     return lines

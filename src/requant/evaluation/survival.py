@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from requant.config.task_names import OLD_PERPLEXITY, PAST_PERPLEXITY
-from requant.evaluation.artifact import CHAIN, JUDGES
+from requant.evaluation.artifact import CHAIN, JUDGES, share_kept
 from requant.evaluation.night_verdict import NEW_SKILL
 from requant.statistics import Paired
 
@@ -119,7 +119,7 @@ def in_words(ledger: Survival) -> list[str]:
     lines = []
     for task in ledger.tasks:
         share = ledger.survived(task)
-        kept = "" if share is None else f"; {_share(share)} of the gain in 16 bit is in what ships"
+        kept = "" if share is None else f"; {share_kept(share)} of the gain in 16 bit is in what ships"
         worst = ledger.costliest(task)
         if worst is None:
             lines.append(f"{task}: no step cost anything beyond chance{kept}")
@@ -131,10 +131,6 @@ def in_words(ledger: Survival) -> list[str]:
             f"worse and {worst.better} better{kept}"
         )
     return lines
-
-
-def _share(share: float) -> str:
-    return f"{share:.0%}" if share > 0 else "nothing"
 
 
 def figures(ledger: Survival) -> dict[str, float]:
