@@ -28,7 +28,7 @@ class Bare:
         task.stage.execute(section, context, **inputs)
         return out
 
-    def past(self, tonight):
+    def past(self, use, tonight):
         return {}
 
 walk(chain, config, Bare())

@@ -2,15 +2,18 @@
 
 from prefect import flow
 from prefect.client.schemas.objects import State
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Completed
 
 from requant.config import Config, StageName
 from requant.config.loading import given_config
 from requant.execution.walk import Call, Past, Result, walk
+from tasks.collect_rows import collect_rows
 from tasks.continue_train import continue_train
 from tasks.evaluate import evaluate
+from tasks.extend_ledger import extend_ledger
 from tasks.merge_fp16 import merge_fp16
 from tasks.nightly.opening import NightSkipped, night_name, night_of
+from tasks.nightly.row_ledger import NothingToDo
 from tasks.prepare_base import prepare_base
 from tasks.prepare_data import prepare_data
 from tasks.quantize_base import quantize_base
@@ -22,9 +25,12 @@ from tasks.train_on_grid import train_on_grid
 
 def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> None:
     """Say which stage takes whose output; a stage that is off hands on what it was given."""
-    # Data first: a bad row must be refused before a base is fetched or trained.
-    data = call(prepare_data)
     original = call(prepare_base)
+    # The base says which rows its chat template can render; the last ledger, which are new.
+    before = past("ledger", original)
+    rows = call(collect_rows, base=original, **before)
+    ledger = call(extend_ledger, rows=rows, **before)
+    data = call(prepare_data, ledger=ledger)
     # Only GPTQ looks at data; without it NF4 and int8 stay cached from night to night.
     calibration = data if config.quantize_base.method == "gptq" else None
 
@@ -37,7 +43,7 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
         trained_on=trained_on,
         adapter=adapter,
         data=data,
-        **past(adapter),
+        **past("adapters", adapter),
     )
     continued = call(continue_train, model=merged or original, data=data)
     requantized = call(
@@ -61,8 +67,8 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
         merged=merged,
         continued=continued,
         requantized=shipped,
-        **past(shipped),
-        **past(data),
+        **past("judges", shipped),
+        **past("datasets", data),
     )
 
 
@@ -82,6 +88,9 @@ def incremental_training(
         with night_of(config, force or []) as night:
             walk(chain, config, night)
             night.promote()
+            night.conclude()
     except NightSkipped as skipped:
         return Cancelled(message=str(skipped))
+    except NothingToDo as idle:
+        return Completed(message=str(idle))
     return None

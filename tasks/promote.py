@@ -9,6 +9,7 @@ from requant.config import Config
 from requant.errors import ConfigError, GateError
 from requant.evaluation.samples import count_documents
 from requant.gate import Decision
+from requant.ledger.nights import settle
 from requant.store import StageRecord, Store, materialise, verify_to_serve
 from requant.store.pins import holder, is_broken, pin
 from requant.store.room import naming_full_disk
@@ -137,6 +138,8 @@ def promote(
     to_deploy = moves or "deployed" not in version.marks
     if to_deploy:
         announce(config, version, reason or (said(decision) if decision else ""))
+    if evaluation is None:
+        settle(store, config.name, version.digest, "accepted", reason)
     return Promotion(version, "champion", "", to_deploy, decision, notes)
 
 
@@ -188,6 +191,7 @@ def roll_back(config: Config) -> ModelVersion:
         raise ConfigError(f"{config.name}: has no champion; there is nothing to roll back")
     if "deployed" not in serving.marks and _took_over(registry, serving):
         announce(config, serving)
+        _set_aside(config, registry)
         return serving
     if serving.replaced is None:
         raise ConfigError(
@@ -203,7 +207,19 @@ def roll_back(config: Config) -> ModelVersion:
     versions.unmark(registry, earlier, "deployed")
     versions.move_champion(registry, earlier, back=True)
     announce(config, earlier)
+    _set_aside(config, registry)
     return earlier
+
+
+def _set_aside(config: Config, registry: Registry) -> None:
+    """Set the rows of the nights aside whose models were rolled back, where the line has a ledger.
+
+    Comes last: a head of the line that cannot be believed must keep nobody from a rollback.
+    """
+    store = Store(config.state.resolve())
+    for version in versions.all_versions(registry):
+        if "rolled_back" in version.marks:
+            settle(store, config.name, version.digest, "refused", "rolled back")
 
 
 def _refuse_known(version: ModelVersion, serving: ModelVersion | None) -> None:

@@ -47,6 +47,8 @@ class Night:
     parent: tracking.TrackingRun
     started: float
     """Seconds since the epoch."""
+    began: str = ""
+    """When the ledger's night began: of one that goes on, earlier; empty without a ledger."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from requant.config.section import Section
 from requant.evaluation.foresight import foreseen, last_spreads
 from requant.evaluation.night_verdict import GENERATED
 from requant.execution.key import stage_key
-from requant.execution.past_nights import lost_datasets, past_of, past_use
+from requant.execution.past_nights import PAST_USES, Use, lost_datasets, past_of
 from requant.execution.progress import done_line
 from requant.machine.withheld import withheld
 from requant.report.headline import headline
@@ -23,6 +23,7 @@ from tasks import tracking
 from tasks.gatekeeping import advice
 from tasks.nightly.artifacts import publish_artifacts
 from tasks.nightly.pages import judged, night_figures, night_verdict, write_pages
+from tasks.nightly.row_ledger import close_ledger, note_taken
 from tasks.nightly.way_on import of_deployment
 from tasks.promote import Promotion, promote, register, serving_of, standing
 from tasks.retry import retrying
@@ -52,7 +53,8 @@ class OpenNight:
         stage, config = task.stage, self._night.config
         refs = {role: result.artifact for role, result in inputs.items()}
         with self._blaming(stage.name):
-            key = retrying(config)(stage_key, stage, section, refs, config.seed)
+            began = self._night.began
+            key = retrying(config)(stage_key, stage, section, refs, config.seed, began)
             result, state = run_stage_task(task, self._night, key, inputs)
             record = record_of(self._night.store, result)
             touch_record(self._night.store, record)
@@ -64,18 +66,19 @@ class OpenNight:
         self._rows.append(StageRow(stage.name, came, record))
         seconds = None if cached else record.seconds
         get_run_logger().info(done_line(stage.name, came, seconds, headline(record)))
+        note_taken(config, self._night.store, record)
         if stage.name == "prepare_data":
             for line in _foreseen(self._night, record):
                 get_run_logger().info(line)
         return result
 
-    def past(self, tonight: StageResult) -> dict[str, StageResult]:
+    def past(self, use: Use, tonight: StageResult) -> dict[str, StageResult]:
         """Find what past nights left that the configuration uses with tonight's."""
         store, config = self._night.store, self._night.config
-        with self._blaming(past_use(tonight.stage).taker):
+        with self._blaming(PAST_USES[use].taker):
             record = record_of(store, tonight)
-            found = past_of(store, record, config)
-            if record.stage == "prepare_data" and config.evaluate.enabled:
+            found = past_of(use, store, record, config)
+            if use == "datasets" and config.evaluate.enabled:
                 self._note(*_lost_nights(store, record, config.evaluate.past_nights))
         return {role: result_of(store, record) for role, record in found.items()}
 
@@ -89,6 +92,13 @@ class OpenNight:
             with self._blaming("promote"):
                 self._promotion = run(self._night, model, evaluation)
             self._note(*self._promotion.notes)
+
+    def conclude(self) -> None:
+        """Tell the data ledger what came of the rows that the night took."""
+        config = self._night.config
+        if config.collect_rows.enabled:
+            records = {row.stage: row.record for row in self._rows if row.record}
+            close_ledger(config, self._night.store, records.get(config.ships), self._promotion)
 
     def close(self, status: tracking.Status) -> None:
         """Write the pages, and end the MLflow parent run.

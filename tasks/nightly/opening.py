@@ -24,6 +24,7 @@ from tasks import tracking
 from tasks.nightly.night import OpenNight
 from tasks.nightly.preflight import refuse_problems
 from tasks.nightly.reporter import keep_log_readable
+from tasks.nightly.row_ledger import NothingToDo, open_ledger
 from tasks.nightly.way_on import way_on
 from tasks.retry import retrying
 from tasks.secrets import redactor_of, short_secrets
@@ -87,11 +88,15 @@ def _opened(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             pages=config.tracking.pages,
         )
         retrying(config)(tracking.end_orphans, parent, config.name, store.root)
-        opened = OpenNight(Night(config, store, frozenset(force), parent, _first_start()))
+        began = open_ledger(config, store)
+        opened = OpenNight(Night(config, store, frozenset(force), parent, _first_start(), began))
         # Between stages too nobody may collect what the next one reads.
         with locked(store.use_lock, shared=True, say=get_run_logger().info):
             try:
                 yield opened
+            except NothingToDo:
+                opened.close("FINISHED")
+                raise
             except BaseException as error:
                 get_run_logger().error("%s", str(error) or type(error).__name__)
                 failed = isinstance(error, Exception)

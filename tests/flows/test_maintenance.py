@@ -35,7 +35,7 @@ def test_a_record_that_cannot_be_believed_keeps_all_and_is_said_to(
     with pytest.raises(ArtifactError) as failed:
         maintenance(store.root, keep=1)
     said, reason = str(failed.value).splitlines()
-    assert said.startswith("1 records or pins cannot be believed, and nobody knows what they name")
+    assert said.startswith("1 records, pins or heads of lines cannot be believed, and nobody knows")
     assert reason.startswith(f"{store.record_path(old.key)}: has no seal")
     assert "does it again and writes it anew; else put it back from a copy, or remove it" in reason
     assert store.object_path(old.digest).exists()

@@ -26,6 +26,7 @@ NAMES = (
     "results",
     "pins",
     "ledgers",
+    "lines",
     "deployments",
     "attempts",
     "locks",

@@ -10,10 +10,11 @@ from flows.incremental_training import chain
 from requant.config import Config
 from requant.config.section import Section
 from requant.execution.key import stage_key
-from requant.execution.past_nights import past_of
+from requant.execution.past_nights import Use, past_of
 from requant.execution.perform import perform
 from requant.execution.walk import walk
 from requant.store import StageRecord, Store, artifact_of
+from tasks.nightly.row_ledger import note_taken, open_ledger
 from tasks.stage_task import StageTask
 
 MICRO = """
@@ -94,6 +95,7 @@ class Performed:
         self._config = config
         self._store = Store(config.state)
         self._force = force
+        self._began = open_ledger(config, self._store)
 
     def off(self, stage: str) -> None: ...
 
@@ -105,7 +107,7 @@ class Performed:
         self.records[stage.name] = perform(
             store,
             stage,
-            stage_key(stage, section, refs, seed),
+            stage_key(stage, section, refs, seed, self._began),
             section,
             refs,
             seed=seed,
@@ -114,10 +116,11 @@ class Performed:
             force=stage.name in self._force,
             labels={"pipeline": self._config.name},
         )
+        note_taken(self._config, store, self.records[stage.name])
         return self.records[stage.name]
 
-    def past(self, tonight: StageRecord) -> Mapping[str, StageRecord]:
-        return past_of(self._store, tonight, self._config)
+    def past(self, use: Use, tonight: StageRecord) -> Mapping[str, StageRecord]:
+        return past_of(use, self._store, tonight, self._config)
 
 
 def run_chain(config: Config, force: Iterable[str] = ()) -> dict[str, StageRecord]:

@@ -75,7 +75,7 @@ def test_what_an_unreadable_record_names_is_kept_until_it_is_mended_or_removed(
         assert status == 1
         assert err.splitlines()[0].startswith(f"{path}"), err
         assert "the night that needs its work does it again and writes it anew; else put it" in err
-        assert "1 records or pins cannot be believed, and nobody knows what they name" in err
+        assert "1 records, pins or heads of lines cannot be believed, and nobody knows" in err
         assert "1 folders (0.0 MiB), 0 records" in out
         assert crashed.exists() == ("--dry-run" in words)
     assert {item.key for item in all_records(store)} | {record.key} == {

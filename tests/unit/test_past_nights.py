@@ -3,11 +3,7 @@
 import shutil
 from pathlib import Path
 
-import pytest
-
 from requant.canonical import digest_of
-from requant.config.loading import load_config
-from requant.errors import ContractError
 from requant.execution.past_nights import (
     ADAPTERS,
     DATASETS,
@@ -15,10 +11,8 @@ from requant.execution.past_nights import (
     lost_datasets,
     nights_ago,
     past_datasets,
-    past_of,
     past_role,
 )
-from requant.execution.plan import Plan, PlannedStage
 from requant.store import StageRecord, Store
 from requant.store.gc import collect
 from requant.store.pins import pin
@@ -130,13 +124,3 @@ def test_a_model_is_held_against_what_served_before_it_and_against_its_anchor(
     assert judging_models(store, third, "another line") == {}
     shutil.rmtree(store.object_path(second.digest))
     assert judges(third) == {"anchor": first.digest}
-
-
-def test_only_a_stage_whose_earlier_results_are_taken_has_a_past(tmp_path: Path) -> None:
-    """Planning a night refuses it as running one does, and before the stage has ever run."""
-    store, config = Store(tmp_path), load_config(CONFIGS / "tiny.yaml")
-    says = r"past\(quantize_base\): no stage .* of train_adapter, prepare_data, requantize_gptq"
-    with pytest.raises(ContractError, match=says):
-        past_of(store, make_night(store)["quantize_base"], config)
-    with pytest.raises(ContractError, match=says):
-        Plan(store, config, ()).past(PlannedStage("quantize_base", "waits", "for prepare_base"))

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from requant.cli import artifacts, models, nights, operations
+from requant.cli.data import data
 from requant.cli.exports import export
 from requant.cli.gate import gate
 from requant.machine.library_noise import log_only_errors
@@ -57,3 +58,4 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
 for panel, commands in COMMANDS.items():
     for command in commands:
         app.command(rich_help_panel=panel)(command)
+app.add_typer(data, name="data", rich_help_panel="Nights")

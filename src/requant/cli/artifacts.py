@@ -42,7 +42,7 @@ def verify(
     checked = "every byte" if deep else "names and sizes"
     typer.echo(f"{right} of {health.artifacts} artifacts are right ({checked})")
     believed = health.documents - len(health.doubtful)
-    kinds = "records, pins, ledgers, results, deployments, attempts, answers"
+    kinds = "records, pins, ledgers, lines, results, deployments, attempts, answers"
     typer.echo(f"{believed} of {health.documents} documents can be believed ({kinds})")
     if health.harmed:
         typer.echo("a night that needs a harmed artifact makes it again")

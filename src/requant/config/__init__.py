@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from requant.config.base import PrepareBase
+from requant.config.collecting import CollectRows, ExtendLedger
 from requant.config.data import PrepareData
 from requant.config.evaluation import Evaluate
 from requant.config.fit import check_stages_fit
@@ -16,8 +17,10 @@ from requant.config.section import LocalPath, Section
 from requant.config.training import ContinueTrain, TrainAdapter, TrainOnGrid
 
 StageName = Literal[
-    "prepare_data",
     "prepare_base",
+    "collect_rows",
+    "extend_ledger",
+    "prepare_data",
     "quantize_base",
     "train_adapter",
     "merge_fp16",
@@ -46,6 +49,8 @@ class Config(Section):
     )
 
     prepare_base: PrepareBase
+    collect_rows: CollectRows = CollectRows()
+    extend_ledger: ExtendLedger = ExtendLedger()
     prepare_data: PrepareData
     quantize_base: QuantizeBase = QuantizeBase()
     train_adapter: TrainAdapter
@@ -62,7 +67,8 @@ class Config(Section):
 
     def runs(self, stage: str) -> bool:
         """Tell whether a stage is switched on; the preparing ones have no switch."""
-        return bool(getattr(getattr(self, stage), "enabled", True))
+        switch = "collect_rows" if stage == "extend_ledger" else stage
+        return bool(getattr(getattr(self, switch), "enabled", True))
 
     @property
     def ships(self) -> StageName:

@@ -70,7 +70,21 @@ class HubData(Section):
     heldout_split: Name | None = Field(None, description="null cuts heldout_fraction off train")
 
 
-def choice_task(source: StdlibData | FilesData | HubData) -> str:
+class CollectedData(Section):
+    """The rows that extend_ledger takes tonight; what is read and divided is configured there."""
+
+    kind: Literal["collected"]
+    old_text: LocalPath | None = Field(
+        None,
+        description="plain text of the skill to keep; its perplexity is evaluated",
+        json_schema_extra=NOT_IN_KEY,
+    )
+
+
+Source = StdlibData | FilesData | HubData | CollectedData
+
+
+def choice_task(source: Source) -> str:
     """Name the multiple-choice task that is made of a source's held-out rows."""
     return DESCRIBE_CHOICE if isinstance(source, StdlibData) else RESPONSE_CHOICE
 
@@ -102,20 +116,10 @@ class Columns(Section):
         return self
 
 
-class PrepareData(Section):
-    """One night's conversations, a held-out part, and the evaluation tasks made from it."""
+class RowRules(Section):
+    """How rows are read and rendered."""
 
-    source: Annotated[StdlibData | FilesData | HubData, Field(discriminator="kind")]
     columns: Columns = Columns()
-    heldout_fraction: float = Field(0.1, gt=0.0, lt=0.5, description="of rows, where none is given")
-    max_rows: int | None = Field(
-        None, ge=1, description="training rows kept, first by seed; null: all"
-    )
-    max_evaluation_rows: Positive = Field(
-        512,
-        description="documents of a generated evaluation task; those that the gate looks at first "
-        "are evaluate.first_documents",
-    )
     unknown_fields: Literal["list", "refuse"] = Field(
         "list", description="columns and message fields that nothing reads: count and say, or stop"
     )
@@ -132,4 +136,24 @@ class PrepareData(Section):
     clock: datetime = Field(
         datetime(2025, 1, 1),
         description="the moment a chat template's strftime_now tells, in training and measuring",
+    )
+
+
+class NightSize(Section):
+    """How many rows a night takes, and how many of them it holds out."""
+
+    heldout_fraction: float = Field(0.1, gt=0.0, lt=0.5, description="of rows, where none is given")
+    max_rows: int | None = Field(
+        None, ge=1, description="training rows kept, first by seed; null: all"
+    )
+
+
+class PrepareData(RowRules, NightSize):
+    """One night's conversations, a held-out part, and the evaluation tasks made from it."""
+
+    source: Annotated[Source, Field(discriminator="kind")]
+    max_evaluation_rows: Positive = Field(
+        512,
+        description="documents of a generated evaluation task; those that the gate looks at first "
+        "are evaluate.first_documents",
     )

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.config.data import choice_task
+from requant.config.data import NightSize, RowRules, choice_task
 from requant.config.operations import CopyAction
 from requant.config.task_names import (
     HELDOUT_PERPLEXITY,
@@ -27,6 +27,7 @@ def check_stages_fit(config: "Config") -> None:
     Raises:
         ValueError: Naming the fields, their values and valid ones.
     """
+    _check_collected(config)
     if config.train_on_grid.enabled:
         _check_on_grid(config)
     if config.train_adapter.enabled:
@@ -43,6 +44,30 @@ def check_stages_fit(config: "Config") -> None:
                 f"{section}.optimisation.batch_size: {batch} cannot be shared by "
                 f"runtime.ranks={config.runtime.ranks}; give a multiple of it"
             )
+
+
+def _check_collected(config: "Config") -> None:
+    """Rows come from the ledger or from prepare_data's own source, and are divided in one place."""
+    data, collects = config.prepare_data, config.collect_rows.enabled
+    kind = data.source.kind
+    if collects != (kind == "collected"):
+        way = "kind: collected" if collects else "collect_rows.enabled=true"
+        switch = f"collect_rows.enabled={str(collects).lower()}"
+        raise ValueError(
+            f"prepare_data.source.kind: {kind!r} with {switch}: "
+            "collected rows are what a night with collect_rows trains on, and nothing else is; set "
+            f"{way}"
+        )
+    if not collects:
+        return
+    for fields, place in ((RowRules, "collect_rows"), (NightSize, "extend_ledger")):
+        for name, field in fields.model_fields.items():
+            given = getattr(data, name)
+            if given != field.get_default():
+                raise ValueError(
+                    f"prepare_data.{name}: {given!r} with prepare_data.source.kind='collected': "
+                    f"its rows are read and divided before; set {place}.{name}"
+                )
 
 
 def _check_trainable(config: "Config") -> None:

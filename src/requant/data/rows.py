@@ -38,14 +38,20 @@ def cut(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     groups are on different sides the held-out ones are in neither part: what is trained on is not
     measured on, and no group is split.
     """
-    points = [_point(row, seed) for row in rows]
-    limit = max(fraction, min(points, default=0.0) * (1 + 1e-12))
-    train = tuple(row for row, point in zip(rows, points, strict=True) if point > limit)
-    heldout = tuple(row for row, point in zip(rows, points, strict=True) if point <= limit)
+    sides = held_out(rows, fraction, seed)
+    train = tuple(row for row, out in zip(rows, sides, strict=True) if not out)
+    heldout = tuple(row for row, out in zip(rows, sides, strict=True) if out)
     if any("group" in row for row in rows):
         trained = set(map(normalised, train))
         heldout = tuple(row for row in heldout if normalised(row) not in trained)
     return Split(train, heldout)
+
+
+def held_out(rows: Sequence[Row], fraction: float, seed: int) -> list[bool]:
+    """Tell of each row whether it is held out; see `cut`. Of any rows at least one is."""
+    points = [_point(row, seed) for row in rows]
+    limit = max(fraction, min(points, default=0.0) * (1 + 1e-12))
+    return [point <= limit for point in points]
 
 
 def shuffled(rows: Sequence[Row], seed: int, salt: str) -> tuple[Row, ...]:

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from requant.config.data import FilesData, HubData, PrepareData, StdlibData
+from requant.config.data import (
+    CollectedData,
+    FilesData,
+    HubData,
+    PrepareData,
+    RowRules,
+    Source,
+    StdlibData,
+)
 from requant.corpus import Docstring, bucket, docstrings, in_base, instruction
 from requant.data.chat_template import Rules
 from requant.data.files import count_ignored, describe, read_hub, read_row_file
@@ -36,7 +44,7 @@ class Sources:
         return count_ignored(self.everything)
 
 
-def rules_of(section: PrepareData) -> Rules:
+def rules_of(section: RowRules) -> Rules:
     """Return how the section's rows are rendered wherever the night renders them."""
     return Rules(
         clock=section.clock.isoformat(),
@@ -65,6 +73,7 @@ def read_sources(section: PrepareData, cache: Path) -> Sources:
             train=_docstring_rows(split.train, "training"),
             heldout=_docstring_rows(split.heldout, "held-out"),
         )
+    assert not isinstance(source, CollectedData), "the ledger holds its rows"
     named: dict[str, list[Parsed]]
     if isinstance(source, FilesData):
         paths = source_files(source)
@@ -184,7 +193,7 @@ def source_commit(source: HubData) -> str:
     return resolve_commit(source.repo, source.revision, "dataset", "prepare_data.source")
 
 
-def require_source(source: FilesData | HubData | StdlibData) -> None:
+def require_source(source: Source) -> None:
     """Refuse a source that names files or a repository that do not exist; read none of them.
 
     Raises:
@@ -195,6 +204,8 @@ def require_source(source: FilesData | HubData | StdlibData) -> None:
         require_files(source_files(source))
     elif isinstance(source, HubData):
         source_commit(source)
+    elif isinstance(source, CollectedData) and source.old_text:
+        require_files({"old_text": source.old_text})
 
 
 def require_files(paths: Mapping[str, Path]) -> None:

@@ -99,6 +99,7 @@ def main(asked: Path, events: Path) -> int:
                 reporter,
                 store=None if request.store is None else Store(request.store),
                 forced=request.forced,
+                line=request.line,
             )
             reporter.done(stage.execute(section, context, **request.folders))
         except Exception as error:

@@ -26,7 +26,11 @@ class StageKey:
 
 
 def stage_key(
-    stage: Stage, section: Section, inputs: Mapping[str, ArtifactRef], seed: int
+    stage: Stage,
+    section: Section,
+    inputs: Mapping[str, ArtifactRef],
+    seed: int,
+    began: str = "",
 ) -> StageKey:
     """Compute the key of one piece of work.
 
@@ -38,17 +42,19 @@ def stage_key(
         section: How; only `section.key_fields()` counts.
         inputs: Role to artifact; only the digests count.
         seed: Of every shuffle and initialisation.
+        began: When the night first began; only a stage that `reads_anew` has it in its key.
 
     Raises:
         TerminalError: If content the section points to is missing.
     """
     digests = {role: ref.digest for role, ref in inputs.items()}
+    moment = {"began": digest_of(began)} if stage.reads_anew else {}
     return StageKey(
         {
             "stage": stage.name,
             "version": stage.version,
             "config": section.key_fields(),
-            "inputs": {**digests, **stage.content_digests(section)},
+            "inputs": {**digests, **moment, **stage.content_digests(section)},
             "libraries": _versions(stage.libraries),
             "seed": seed,
         }

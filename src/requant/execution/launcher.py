@@ -47,6 +47,7 @@ class StageRequest(BaseModel):
     store: Path | None
     """The state folder, where the stage may keep answers of models."""
     forced: bool
+    line: str
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def in_own_process(stage: Stage, launch: Launch) -> Callable[..., Metrics]:
             device=context.device,
             store=None if context.store is None else context.store.root.resolve(),
             forced=context.forced,
+            line=context.line,
         )
         asked = context.work / "request.json"
         asked.write_text(request.model_dump_json())

@@ -1,20 +1,26 @@
 """What earlier nights of a model line left that tonight can build on."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from requant.config import SHIPPING, Config
-from requant.errors import ContractError
+from requant.errors import ArtifactError
 from requant.store import StageRecord, Store, all_records, holds
+from requant.store.lines import read_line
 from requant.store.pins import holder
 
+Use = Literal["ledger", "adapters", "judges", "datasets"]
+"""What something of earlier nights is taken for."""
 ADAPTERS = "past"
 """What the roles of past adapters begin with: past_1 is last night's."""
 DATASETS = "past_data"
 """What the roles of past datasets begin with: past_data_1 is last night's."""
 CHAMPION = "champion"
 """The model that serves."""
+LEDGER = "ledger"
+"""What became of every row the line has read."""
 ANCHOR = "anchor"
 """The model that the line began with, or that a person named since."""
 
@@ -30,13 +36,16 @@ def nights_ago(kind: str, role: str) -> int:
     return int(found[1]) if found else 0
 
 
-def past_of(store: Store, tonight: StageRecord, config: Config) -> dict[str, StageRecord]:
-    """Return what earlier nights left of the kind tonight's record is, by the role it takes.
+def past_of(use: Use, store: Store, tonight: StageRecord, config: Config) -> dict[str, StageRecord]:
+    """Return what earlier nights left for a use, by the role it takes.
 
-    Raises:
-        ContractError: If no stage takes earlier results of tonight's stage.
+    Args:
+        use: What it is taken for.
+        store: Of the model line.
+        tonight: Record of the outcome beside which it is taken.
+        config: Of the night.
     """
-    return past_use(tonight.stage).find(store, tonight, config)
+    return PAST_USES[use].find(store, tonight, config)
 
 
 def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
@@ -130,6 +139,26 @@ def last_evaluation(store: Store, line: str) -> StageRecord | None:
     return max(found, key=lambda record: record.started, default=None)
 
 
+def last_ledger(store: Store, line: str) -> dict[str, StageRecord]:
+    """Return the ledger that tonight's builds on, by its role; none on the first night.
+
+    Raises:
+        ArtifactError: If the head of the line cannot be believed, or its ledger is gone: a new one
+            would take every row for new.
+    """
+    digest = read_line(store, line).ledger
+    if digest is None:
+        return {}
+    for record in all_records(store):
+        if record.digest == digest and holds(store, digest):
+            return {LEDGER: record}
+    raise ArtifactError(
+        f"{store.line_path(line)}: names the ledger {digest[:12]}, which is not in the state "
+        "folder; put objects/ and actions/ back from a copy, or remove that file: the line then "
+        "begins anew, and takes every row of its sources for new"
+    )
+
+
 def _earlier(store: Store, tonight: StageRecord) -> list[StageRecord]:
     """List the different datasets of the nights before, last night's first."""
     found = {
@@ -149,43 +178,31 @@ def _by_role(kind: str, newest_first: list[StageRecord]) -> dict[str, StageRecor
 
 @dataclass(frozen=True)
 class PastUse:
-    """What becomes of a stage's results of earlier nights."""
+    """What becomes of something that earlier nights left."""
 
     taker: str
-    """The stage that takes them."""
+    """The stage that takes it."""
     find: Callable[[Store, StageRecord, Config], dict[str, StageRecord]]
     """`(store, tonight's record, configuration) -> role -> record`."""
 
 
-PAST_USES = {
-    "train_adapter": PastUse(
+PAST_USES: Mapping[Use, PastUse] = {
+    "ledger": PastUse(
+        "collect_rows",
+        lambda store, tonight, config: (
+            last_ledger(store, config.name) if config.collect_rows.enabled else {}
+        ),
+    ),
+    "adapters": PastUse(
         "merge_fp16",
         lambda store, tonight, config: past_adapters(store, tonight, config.merge_fp16.past_nights),
     ),
-    "prepare_data": PastUse(
+    "judges": PastUse(
+        "evaluate", lambda store, tonight, config: judging_models(store, tonight, config.name)
+    ),
+    "datasets": PastUse(
         "evaluate",
         lambda store, tonight, config: past_datasets(store, tonight, config.evaluate.past_nights),
     ),
-    **dict.fromkeys(
-        SHIPPING,
-        PastUse(
-            "evaluate", lambda store, tonight, config: judging_models(store, tonight, config.name)
-        ),
-    ),
 }
-"""Stage to what becomes of its earlier results; of any other stage nothing is taken up again."""
-
-
-def past_use(stage: str) -> PastUse:
-    """Look up what becomes of a stage's earlier results.
-
-    Raises:
-        ContractError: If no stage takes them.
-    """
-    if stage not in PAST_USES:
-        raise ContractError(
-            f"past({stage}): no stage takes earlier results of {stage}, only of "
-            f"{', '.join(PAST_USES)}; give past() the outcome of one of these, or add a row to "
-            "PAST_USES in requant/execution/past_nights.py"
-        )
-    return PAST_USES[stage]
+"""What stages take up again of what earlier nights left."""

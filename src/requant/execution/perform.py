@@ -139,6 +139,7 @@ def _make(
         reporter=recorder,
         store=store,
         forced=forced,
+        line=labels.get("pipeline", ""),
     )
     try:
         for ref in inputs.values():

@@ -7,11 +7,12 @@ from typing import Any, Literal
 from requant.canonical import flattened
 from requant.config import Config, Section
 from requant.execution.key import StageKey, stage_key
-from requant.execution.past_nights import past_of, past_use
+from requant.execution.past_nights import Use, past_of
 from requant.execution.stage import Stage
 from requant.execution.walk import HasStage
 from requant.store import StageRecord, Store, all_records, artifact_of, verified_record
 from requant.store.attempts import Attempt, all_attempts, in_words, read_attempt
+from requant.store.lines import read_line
 
 State = Literal["cached", "run", "waits", "off"]
 
@@ -71,12 +72,11 @@ class Plan:
         self.stages.append(plan)
         return plan
 
-    def past(self, tonight: PlannedStage) -> dict[str, PlannedStage]:
+    def past(self, use: Use, tonight: PlannedStage) -> dict[str, PlannedStage]:
         """Plan with what past nights left; not before tonight's own is there."""
-        past_use(tonight.stage)
         if tonight.record is None:
             return {}
-        found = past_of(self._store, tonight.record, self._config)
+        found = past_of(use, self._store, tonight.record, self._config)
         return {
             role: PlannedStage(record.stage, "cached", "of a past night", record)
             for role, record in found.items()
@@ -113,7 +113,8 @@ def plan_stage(
         return PlannedStage(stage.name, "waits", f"for {', '.join(pending)}{forced}")
     records = {role: plan.record for role, plan in inputs.items()}
     refs = {role: artifact_of(store, record) for role, record in records.items() if record}
-    key = stage_key(stage, section, refs, seed)
+    begun = read_line(store, line).begun
+    key = stage_key(stage, section, refs, seed, begun.at if begun else "")
     if force:
         # Its bytes may come out the same, so what is downstream cannot be told.
         return PlannedStage(stage.name, "run", "forced")
@@ -121,11 +122,13 @@ def plan_stage(
     if record is not None:
         return PlannedStage(stage.name, "cached", "verified", record)
     attempt = read_attempt(store, key.digest)
-    if attempt is not None:
-        return PlannedStage(stage.name, "run", in_words(store, attempt))
-    if store.record_path(key.digest).exists():
-        return PlannedStage(stage.name, "run", reason)
-    return PlannedStage(stage.name, "run", why_not_cached(store, stage.name, key, line))
+    if stage.reads_anew and begun is None:
+        reason = "what it reads is read anew every night"
+    elif attempt is not None:
+        reason = in_words(store, attempt)
+    elif not store.record_path(key.digest).exists():
+        reason = why_not_cached(store, stage.name, key, line)
+    return PlannedStage(stage.name, "run", reason)
 
 
 def why_not_cached(store: Store, stage: str, key: StageKey, line: str) -> str:

@@ -41,6 +41,8 @@ class StageContext:
     """Where answers of models are kept from night to night; None keeps none."""
     forced: bool = False
     """Do again what is known."""
+    line: str = ""
+    """Model line of the night."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,9 @@ class Stage:
     """`(section, context, **folders by input role) -> final figures`."""
     content_digests: Callable[[Any], dict[str, str]] = field(default=lambda section: {})
     """`section -> role -> digest` of content outside the store (files, hub commits)."""
+    reads_anew: bool = False
+    """What it reads changes by itself: its key holds when the night began, and it is read once a
+    night, whatever becomes of what it was read from."""
     data_parallel: bool = False
     """Several ranks can share the work."""
     artifact: str = ""

@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 
 from requant.config import Config
 from requant.config.section import Section
+from requant.execution.past_nights import Use
 from requant.execution.stage import Stage
 
 
@@ -28,13 +29,10 @@ class Way(Protocol[Task_contra, Result]):
     def take(self, task: Task_contra, section: Section, inputs: Mapping[str, Result]) -> Result:
         """Run, or plan, a stage on the outcomes of those before it."""
 
-    def past(self, tonight: Result) -> Mapping[str, Result]:
-        """Find what past nights left of the kind of tonight's outcome, by the role it takes.
+    def past(self, use: Use, tonight: Result) -> Mapping[str, Result]:
+        """Find what past nights left that a stage takes beside tonight's outcome, by its role.
 
         Adapters are merged with tonight's, held-out rows of datasets are evaluated too.
-
-        Raises:
-            ContractError: If no stage takes earlier results of tonight's stage.
         """
 
 
@@ -46,9 +44,9 @@ class Call(Protocol[Task_contra, Result]):
 
 
 class Past(Protocol[Result]):
-    """What past nights left of the kind of an outcome; empty where there is none tonight."""
+    """What past nights left for a use; empty where there is no such outcome tonight."""
 
-    def __call__(self, tonight: Result | None) -> Mapping[str, Result]: ...
+    def __call__(self, use: Use, tonight: Result | None) -> Mapping[str, Result]: ...
 
 
 def walk(chain: Callable[..., None], config: Config, way: Way[Task_contra, Result]) -> None:
@@ -68,7 +66,7 @@ def walk(chain: Callable[..., None], config: Config, way: Way[Task_contra, Resul
         given = {role: result for role, result in inputs.items() if result is not None}
         return way.take(task, getattr(config, name), given)
 
-    def past(tonight: Result | None) -> Mapping[str, Result]:
-        return {} if tonight is None else way.past(tonight)
+    def past(use: Use, tonight: Result | None) -> Mapping[str, Result]:
+        return {} if tonight is None else way.past(use, tonight)
 
     chain(config, call, past)

@@ -7,7 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from requant.config import Config
-from requant.config.data import FilesData, StdlibData, choice_task
+from requant.collecting.read import require_rows
+from requant.config.data import CollectedData, FilesData, StdlibData, choice_task
 from requant.config.task_names import (
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
@@ -62,6 +63,11 @@ def data_problems(
     section = config.prepare_data
     try:
         require_source(section.source)
+        if isinstance(section.source, CollectedData):
+            # Which rows are new is not known before they are read, and a bad one ends no night.
+            for source in config.collect_rows.sources:
+                require_rows(source)
+            return
     except RequantError as error:
         yield from _each(error)
         return
@@ -166,7 +172,7 @@ class _Watched:
 def _each(error: RequantError) -> Iterator[Problem]:
     """Take an error of several lines for as many problems."""
     for text in str(error).splitlines():
-        named = text.startswith("prepare_data")
+        named = text.startswith(("prepare_data", "collect_rows"))
         yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
 
 

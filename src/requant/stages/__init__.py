@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 from requant.execution.stage import Stage
 from requant.stages import (
+    collect_rows,
     continue_train,
     evaluate,
+    extend_ledger,
     merge_fp16,
     prepare_base,
     prepare_data,
@@ -19,6 +21,8 @@ STAGES: Mapping[str, Stage] = {
     module.STAGE.name: module.STAGE
     for module in (
         prepare_base,
+        collect_rows,
+        extend_ledger,
         prepare_data,
         quantize_base,
         train_adapter,

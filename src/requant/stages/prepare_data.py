@@ -2,22 +2,31 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from requant.canonical import canonical_json
-from requant.config.data import FilesData, HubData, PrepareData, StdlibData, choice_task
+from requant.config.data import (
+    CollectedData,
+    FilesData,
+    HubData,
+    PrepareData,
+    StdlibData,
+    choice_task,
+)
 from requant.config.task_names import (
     HELDOUT_PERPLEXITY,
     OLD_PERPLEXITY,
 )
 from requant.corpus import corpus_digest, topics
 from requant.data.artifact import CARD_NAME, EVALUATION, GENERAL, HELDOUT, TRAIN
-from requant.data.chat_template import write_rules
+from requant.data.chat_template import Rules, read_rules, write_rules
 from requant.data.formats import Row
 from requant.data.overlap import Measured, duplicates, even
 from requant.data.plain_text import chunks
-from requant.data.rows import write_jsonl
+from requant.data.rows import Split, shuffled, write_jsonl
 from requant.data.sources import (
     Sources,
     night_rows,
@@ -38,14 +47,31 @@ from requant.evaluation.tasks import (
 )
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
+from requant.ledger.document import read_decisions, read_ledger, rows_of
+from requant.ledger.fates import Decided
 from requant.store.manifest import hash_file
 
 GENERAL_PIECES = 256
 """Of some 150 tokens each: a calibration takes half of them at most."""
 
 
-def execute(section: PrepareData, context: StageContext) -> Metrics:
+@dataclass(frozen=True)
+class Night:
+    """What tonight is trained on and measured on, and what is said of it."""
+
+    rows: Split
+    card: Mapping[str, Any]
+    rules: Rules
+    counts: Metrics
+
+
+def execute(section: PrepareData, context: StageContext, ledger: Path | None = None) -> Metrics:
     """Write both parts, evaluation/, the rules of rendering and a card into `context.out`.
+
+    Args:
+        section: Of the configuration.
+        context: Of the stage; where there is a ledger, its store holds the rows.
+        ledger: What extend_ledger decided tonight; None where the section's source is read.
 
     Returns:
         Counts: train_rows, heldout_rows, rows_with_ignored_fields (columns or fields that nothing
@@ -58,6 +84,29 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
         ConfigError: If a file, repository, subset or split does not exist.
         TransientError: If the hub cannot be reached.
     """
+    night = _read(section, context) if ledger is None else _taken(context, ledger)
+    train, heldout = night.rows.train, night.rows.heldout
+    write_jsonl(context.out / TRAIN, train)
+    write_jsonl(context.out / HELDOUT, heldout)
+    write_rules(context.out, night.rules)
+    (context.out / CARD_NAME).write_bytes(canonical_json(night.card))
+    old_text = read_old_text(section)
+    made = night_documents(heldout, old_text, section.max_evaluation_rows, context.seed)
+    general = general_rows(old_text, [each["text"] for each in made.old], context.seed)
+    write_jsonl(context.out / GENERAL, general)
+    documents = _write_tasks(section, context, made)
+    return {
+        "train_rows": float(len(train)),
+        "heldout_rows": float(len(heldout)),
+        **night.counts,
+        "general_rows": float(len(general)),
+        **{f"{task}_documents": float(len(each)) for task, each in documents.items()},
+        **{f"{task}_units": float(len(units(each))) for task, each in documents.items()},
+    }
+
+
+def _read(section: PrepareData, context: StageContext) -> Night:
+    """Read the section's source, and divide its rows."""
     sources = read_sources(section, context.work / "datasets")
     for line in sources.messages:
         context.reporter.message(line)
@@ -74,26 +123,29 @@ def execute(section: PrepareData, context: StageContext) -> Metrics:
             f"{left} held-out rows repeat a training row of another group and are left out: what "
             "is trained on is not measured on"
         )
-    rows = night_rows(split, section, context.seed)
-    train, heldout = rows.train, rows.heldout
-    write_jsonl(context.out / TRAIN, train)
-    write_jsonl(context.out / HELDOUT, heldout)
-    write_rules(context.out, rules_of(section))
-    (context.out / CARD_NAME).write_bytes(canonical_json(_card(sources)))
-    old_text = read_old_text(section)
-    made = night_documents(heldout, old_text, section.max_evaluation_rows, context.seed)
-    general = general_rows(old_text, [each["text"] for each in made.old], context.seed)
-    write_jsonl(context.out / GENERAL, general)
-    documents = _write_tasks(section, context, made)
-    return {
-        "train_rows": float(len(train)),
-        "heldout_rows": float(len(heldout)),
-        "rows_with_ignored_fields": float(sum(bool(row.ignored) for row in sources.everything)),
-        "duplicate_rows": float(repeated),
-        "general_rows": float(len(general)),
-        **{f"{task}_documents": float(len(each)) for task, each in documents.items()},
-        **{f"{task}_units": float(len(units(each))) for task, each in documents.items()},
-    }
+    ignored = sum(bool(row.ignored) for row in sources.everything)
+    return Night(
+        rows=night_rows(split, section, context.seed),
+        card=_card(sources),
+        rules=rules_of(section),
+        counts={"rows_with_ignored_fields": float(ignored), "duplicate_rows": float(repeated)},
+    )
+
+
+def _taken(context: StageContext, folder: Path) -> Night:
+    """Take the rows that the ledger decided on tonight, in an order by the seed."""
+    assert context.store is not None
+    ledger = read_ledger(folder)
+    decided = {each.number: each.decided for each in read_decisions(folder, ("taken", "held_out"))}
+    rows = {number: row.row for number, row in rows_of(context.store, ledger, decided) if row.row}
+
+    def part(kind: Decided, salt: str) -> tuple[Row, ...]:
+        found = [row for number, row in rows.items() if decided[number] == kind]
+        return shuffled(found, context.seed, salt)
+
+    split = Split(train=part("taken", "train"), heldout=part("held_out", "heldout"))
+    card = {"rows": len(rows), "night": ledger.night}
+    return Night(split, card, read_rules(folder), counts={})
 
 
 def content_digests(section: PrepareData) -> dict[str, str]:
@@ -108,6 +160,11 @@ def content_digests(section: PrepareData) -> dict[str, str]:
         return {"corpus": corpus_digest()}
     if isinstance(source, HubData):
         return {"commit": source_commit(source), "old_text": corpus_digest()}
+    if isinstance(source, CollectedData):
+        if source.old_text is None:
+            return {"old_text": corpus_digest()}
+        require_files({"old_text": source.old_text})
+        return {"old_text": hash_file(source.old_text)}
     files = source_files(source)
     require_files(files)
     return {"old_text": corpus_digest(), **{role: hash_file(path) for role, path in files.items()}}
@@ -120,7 +177,7 @@ def read_old_text(section: PrepareData) -> str:
         ConfigError: If the file given for it does not exist, is no text, or is empty.
     """
     source = section.source
-    if not isinstance(source, FilesData) or source.old_text is None:
+    if not isinstance(source, FilesData | CollectedData) or source.old_text is None:
         return "\n\n".join(text for _, text in topics())
     path = source.old_text
     require_files({"old_text": path})

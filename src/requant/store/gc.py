@@ -12,6 +12,7 @@ from requant.errors import ArtifactError, TransientError
 from requant.store.answers import answer_notes, read_kept
 from requant.store.attempts import Attempt, all_attempts, in_progress, in_words
 from requant.store.layout import Store
+from requant.store.lines import needed_by_lines
 from requant.store.locks import Say, acquire, holder_of, is_held
 from requant.store.pins import read_pins
 from requant.store.records import StageRecord, last_used, read_records
@@ -52,8 +53,9 @@ class Garbage:
         if not self.held_back:
             return ""
         return (
-            f"{len(self.held_back)} records or pins cannot be believed, and nobody knows what they "
-            "name: every artifact and record is kept until they are mended or removed"
+            f"{len(self.held_back)} records, pins or heads of lines cannot be believed, and nobody "
+            "knows what they name: every artifact and record is kept until they are mended or "
+            "removed"
         )
 
 
@@ -81,8 +83,9 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
     running = {item.key: item for item in all_attempts(store) if in_progress(store, item.key)}
     records, no_records = read_records(store)
     found_pins, no_pins = read_pins(store)
-    held_back = (*no_pins, *no_records)
-    pins = set(found_pins.values())
+    in_lines, no_lines = needed_by_lines(store)
+    held_back = (*no_pins, *no_lines, *no_records)
+    pins = {*found_pins.values(), *in_lines}
     pinned = [record for record in records if record.digest in pins]
     kept = (
         records

@@ -11,6 +11,7 @@ from requant.store.answers import KIND, answer_notes, read_kept
 from requant.store.attempts import attempt_files, load_attempt
 from requant.store.documents import read_sealed
 from requant.store.layout import ArtifactRef, Store
+from requant.store.lines import line_files, read_line
 from requant.store.looks import read_looks
 from requant.store.objects import check_sizes, verify
 from requant.store.pins import read_pins
@@ -45,8 +46,8 @@ def examine(
 ) -> Health:
     """Check every artifact that is recorded or pinned, and every document of the state folder.
 
-    Documents are records, pins, the gate's ledgers, Prefect's results, notes of deployments, of
-    attempts and of what models answered.
+    Documents are records, pins, the gate's ledgers, heads of model lines, Prefect's results, notes
+    of deployments, of attempts and of what models answered.
 
     Args:
         store: The store.
@@ -62,6 +63,7 @@ def examine(
     harmed = _refused(lambda ref: check(store, ref), watch(list(refs.values())))
     results, deployments = result_files(store), sorted(store.deployments.glob("[!.]*"))
     attempts, ledgers = attempt_files(store), sorted(store.ledgers.glob("[!.]*"))
+    lines = line_files(store)
     answers = answer_notes(store)
     by_key = {record.key: record for record in records}
     others = (
@@ -69,6 +71,7 @@ def examine(
         *_refused(lambda path: _check_deployment(store, path), deployments),
         *_refused(_check_attempt, attempts),
         *_refused(lambda path: read_looks(store, path.stem), ledgers),
+        *_refused(lambda path: read_line(store, path.stem), lines),
         *_refused(lambda path: _check_answers(store, path, check), answers),
     )
     return Health(
@@ -78,7 +81,7 @@ def examine(
             len(found)
             for found in (
                 *(records, no_records, pins, no_pins),
-                *(results, deployments, attempts, ledgers, answers),
+                *(results, deployments, attempts, ledgers, lines, answers),
             )
         ),
         doubtful=(*no_records, *no_pins, *others),

@@ -12,7 +12,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 OWN = frozenset(
     {
-        *("objects", "actions", "answers", "attempts", "pins", "ledgers", "deployments"),
+        *("objects", "actions", "answers", "attempts", "pins", "ledgers", "lines", "deployments"),
         *("work", "tmp"),
         *("locks", "results", "preflight", "services", "access", "logs", "reports", "sealed"),
         *("prefect", "prefect-pages", "mlartifacts"),
@@ -124,6 +124,10 @@ class Store:
         return self.root / "ledgers"
 
     @property
+    def lines(self) -> Path:
+        return self.root / "lines"
+
+    @property
     def deployments(self) -> Path:
         return self.root / "deployments"
 
@@ -134,6 +138,10 @@ class Store:
     def ledger_path(self, line: str) -> Path:
         """File of the gate's verdicts on a model line."""
         return self.ledgers / f"{line}.json"
+
+    def line_path(self, line: str) -> Path:
+        """File of the head of a model line."""
+        return self.lines / f"{line}.json"
 
     def deployment_path(self, model: str) -> Path:
         """Record of what was deployed last of a registered model."""

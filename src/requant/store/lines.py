@@ -1,0 +1,110 @@
+"""The head of a model line: which ledger its next night builds on, and what came of each night.
+
+One sealed document a line, replaced in one step: a night that is killed has either ended, or goes
+on with the rows that it took.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from requant.errors import ArtifactError
+from requant.store.documents import read_sealed, write_sealed
+from requant.store.layout import Digest, Store
+from requant.store.locks import locked
+from requant.wording import printable
+
+Verdict = Literal["accepted", "refused", "pending", "released", "discarded"]
+"""accepted: its model serves, or nothing judges the line; refused: by the gate, or rolled back;
+pending: a person has not promoted it. Rows of the last two are set aside until a person has
+released them, so that the next night takes them again, or discarded them for good."""
+SET_ASIDE: tuple[Verdict, ...] = ("refused", "pending")
+
+REMOVE = (
+    "put back a copy of it; without one, remove it: the line then begins anew, and takes every row "
+    "of its sources for new"
+)
+
+
+class Outcome(BaseModel):
+    """What came of a night."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    verdict: Verdict
+    model: Digest | None = Field(None, description="that the night made, where it ships one")
+    reason: str = ""
+
+
+class Begun(BaseModel):
+    """A night whose outcome is not known yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    at: str = Field(description="ISO time at which it started first, UTC")
+    rows: Digest | None = Field(None, description="artifact of the rows it read")
+    ledger: Digest | None = Field(None, description="the ledger that holds them")
+
+
+class Line(BaseModel):
+    """The head of a model line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ledger: Digest | None = Field(None, description="of the last night that ended")
+    begun: Begun | None = None
+    nights: dict[int, Outcome] = Field(default_factory=dict, description="by number, from 1")
+
+
+def read_line(store: Store, name: str) -> Line:
+    """Return the head of a line; of one that never kept a ledger an empty one.
+
+    Raises:
+        ArtifactError: If it cannot be believed, with the way out.
+    """
+    path = store.line_path(name)
+    try:
+        return Line.model_validate(read_sealed(store, path))
+    except FileNotFoundError:
+        return Line()
+    except (ArtifactError, ValidationError) as error:
+        said = error if isinstance(error, ArtifactError) else "it is no head of a line"
+        raise ArtifactError(f"{printable(path)}: {said}; {REMOVE}") from error
+
+
+def change_line(store: Store, name: str, change: Callable[[Line], Line]) -> Line:
+    """Replace the head of a line by what `change` makes of it; of two at once each sees the other.
+
+    Raises:
+        ArtifactError: As `read_line`.
+    """
+    with locked(store.lock_path(f"line-{name}")):
+        before = read_line(store, name)
+        after = change(before)
+        if after != before:
+            write_sealed(store, store.line_path(name), after.model_dump(mode="json"))
+        return after
+
+
+def line_files(store: Store) -> list[Path]:
+    """List the files of all heads."""
+    return sorted(store.lines.glob("[!.]*"))
+
+
+def needed_by_lines(store: Store) -> tuple[set[str], list[str]]:
+    """Return what the heads of all lines name, and why others cannot be believed."""
+    needed: set[str] = set()
+    reasons = []
+    for path in line_files(store):
+        try:
+            needed |= set(_named(read_line(store, path.stem)))
+        except ArtifactError as error:
+            reasons.append(str(error))
+    return needed, reasons
+
+
+def _named(line: Line) -> Iterator[str]:
+    begun = line.begun or Begun(at="")
+    yield from (digest for digest in (line.ledger, begun.rows, begun.ledger) if digest)
