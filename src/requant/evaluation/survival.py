@@ -119,7 +119,9 @@ def in_words(ledger: Survival) -> list[str]:
     lines = []
     for task in ledger.tasks:
         share = ledger.survived(task)
-        kept = "" if share is None else f"; {share_kept(share)} of the gain in 16 bit is in what ships"
+        kept = (
+            "" if share is None else f"; {share_kept(share)} of the gain in 16 bit is in what ships"
+        )
         worst = ledger.costliest(task)
         if worst is None:
             lines.append(f"{task}: no step cost anything beyond chance{kept}")
