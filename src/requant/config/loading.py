@@ -234,6 +234,8 @@ def _located(
             chosen = True
             continue
         fields.append(part)
+        if isinstance(part, int):
+            continue  # an item of a list is one of the sections that the list holds
         secret |= any(_is_secret(model, part) for model in models)
         holders, others = models, others if chosen else []
         models, chosen = _below(models, part), False

@@ -77,11 +77,12 @@ def _fields_without(section: BaseModel, mark: dict[str, Any]) -> dict[str, Any]:
         if has_mark(info, mark):
             continue
         value = getattr(section, name)
-        fields[name] = (
-            _fields_without(value, mark)
-            if isinstance(value, BaseModel)
-            else section.model_dump(mode="json", include={name})[name]
-        )
+        if isinstance(value, BaseModel):
+            fields[name] = _fields_without(value, mark)
+        elif isinstance(value, tuple) and all(isinstance(item, BaseModel) for item in value):
+            fields[name] = [_fields_without(item, mark) for item in value]
+        else:
+            fields[name] = section.model_dump(mode="json", include={name})[name]
     return fields
 
 

@@ -179,17 +179,45 @@ def encode_rows(
     samples: list[Sample] = []
     for place, row in rows:
         counts["rows"] += 1
-        try:
-            with naming_patterns(tokenizer, place):
-                samples += list(_row_samples(words, row, max_length, too_long, counts))
-        except RowError as error:
-            faults.append(Fault(place, error.kind, str(error), error.of_template))
+        made = encode_row(words, place, row, max_length, too_long, counts)
+        if isinstance(made, Fault):
+            faults.append(made)
+        else:
+            samples += made
     counts["samples"] = len(samples)
     counts["tokens"] = sum(len(sample["input_ids"]) for sample in samples)
     counts["trained_tokens"] = sum(
         label != IGNORED for sample in samples for label in sample["labels"]
     )
     return Encoded(samples, RowReport(tuple(faults), _named(counts)))
+
+
+def encode_row(
+    words: Dialect,
+    place: str,
+    row: Row,
+    max_length: int | None,
+    too_long: Clipped,
+    counts: Counter[str],
+) -> list[Sample] | Fault:
+    """Encode one row as `encode_rows` does, or say what is wrong with it.
+
+    Args:
+        words: Tokenizer and rules.
+        place: Of the row.
+        row: In the project's shape.
+        max_length: As `encode_rows`.
+        too_long: As `encode_rows`.
+        counts: Is added to.
+
+    Raises:
+        ContractError: If a pattern of the tokenizer gives up.
+    """
+    try:
+        with naming_patterns(words.tokenizer, place):
+            return list(_row_samples(words, row, max_length, too_long, counts))
+    except RowError as error:
+        return Fault(place, error.kind, str(error), error.of_template)
 
 
 def _row_samples(

@@ -2,14 +2,14 @@
 
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from requant.errors import ArtifactError
 from requant.wording import data_size, printable
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a file for reading in bytes; links are followed.
 
     Raises:

@@ -1,0 +1,157 @@
+"""Rows of files, packed or not, here or behind an address; a damaged file ends no night."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from requant.canonical import digest_of
+from requant.collecting.listing import Found, find_files
+from requant.collecting.reached import is_lasting, reached, reason_of
+from requant.config.sources import FileRows, field_of
+from requant.data.lines import Line, jsonl_lines, parquet_lines
+from requant.errors import ArtifactError, ContractError, TransientError, is_transient
+from requant.outside.files import open_plain
+from requant.wording import printable
+
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+UNPACKED_BYTES = 8192
+"""Unpacked at once; of a file that ends in the middle so much of the last rows is lost."""
+VERSIONS = (
+    *("ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum"),
+    *("crc32c", "LastModified", "last_modified", "Last-Modified", "mtime", "updated", "modified"),
+    *("created", "creation_time", "date"),
+)
+"""What file systems of fsspec call that by which one content is known from the next."""
+
+
+def source_lines(source: FileRows, cache: Path) -> Iterator[Line]:
+    """Yield the rows of all files of a source, files by name and rows by line.
+
+    What cannot be read of a file is one line more, with the file as its place, after the rows that
+    stand before the damage. A remote file is copied first, one at a time: Parquet is read from its
+    end, and a connection that breaks is told from a file that is damaged.
+
+    Args:
+        source: Of the configuration.
+        cache: Folder for the copies.
+
+    Raises:
+        ConfigError: If a path names no file.
+        TransientError: If the files, or one of them, cannot be reached.
+    """
+    for found in find_files(source):
+        try:
+            with _stored(found, f"{field_of(source)}: {found.place}", cache) as file:
+                yield from _file_lines(file, found.place)
+        except ContractError as error:
+            yield Line(found.place, error)
+
+
+def source_digest(source: FileRows) -> str:
+    """Return the sha256 of the places of a source's files and of what tells their content.
+
+    That is the sha256 of a local file, and of a remote one its size and what of `VERSIONS` its file
+    system tells (ETag, time of the last change); of one that tells none, the sha256.
+
+    Raises:
+        ConfigError, TransientError: As `source_lines`.
+    """
+    versions = []
+    for found in find_files(source):
+        try:
+            version = _version(found, f"{field_of(source)}: {found.place}")
+        except ContractError as error:
+            version = {"fault": str(error)}
+        versions.append([found.place, version])
+    return digest_of(versions)
+
+
+def _version(found: Found, named: str) -> dict[str, Any]:
+    if found.is_local or found.fault:
+        with _stored(found, named, Path()) as file:
+            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with _reachable(found, named):
+        for info in (found.info, found.system.info(found.path)):
+            told = {name: str(info[name]) for name in VERSIONS if info.get(name)}
+            if told:
+                return {"size": info.get("size"), **told}
+        with found.system.open(found.path, "rb", block_size=0) as file:
+            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+@contextmanager
+def _stored(found: Found, named: str, cache: Path) -> Iterator[BufferedReader]:
+    """Open a file as it is stored, of a remote one a copy.
+
+    Raises:
+        ContractError: If it is not there any more, may not be read, or is no plain file.
+        TransientError: If it cannot be reached.
+    """
+    if found.fault:
+        raise ContractError(f"{found.place}: cannot be listed ({found.fault})")
+    if found.is_local:
+        with _open_local(found) as file:
+            yield file
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="remote-") as folder:
+        copy = Path(folder, "rows")
+        with _reachable(found, named):
+            found.system.get_file(found.path, str(copy))
+        with copy.open("rb") as file:
+            yield file
+
+
+def _open_local(found: Found) -> BufferedReader:
+    try:
+        return open_plain(Path(found.path))
+    except ArtifactError as error:
+        if error.__cause__ is not None and is_transient(error.__cause__):
+            raise TransientError(str(error)) from error
+        said = str(error).removeprefix(f"{printable(found.path)}: ")
+        raise ContractError(f"{found.place}: {said}") from error
+
+
+@contextmanager
+def _reachable(found: Found, named: str) -> Iterator[None]:
+    with reached(named):
+        try:
+            yield
+        except Exception as error:
+            if not is_lasting(error):
+                raise
+            # It was there when the files were listed.
+            raise ContractError(
+                f"{found.place}: cannot be read ({reason_of(error)}); give a file that can be"
+            ) from error
+
+
+def _file_lines(file: BinaryIO, place: str) -> Iterator[Line]:
+    size = os.fstat(file.fileno()).st_size
+    if place.endswith(".parquet"):
+        yield from parquet_lines(file, place, size)
+        return
+    try:
+        yield from jsonl_lines(_unpacked(file, Path(place).suffix), place, size)
+    except OSError as error:
+        if is_transient(error):
+            raise
+        raise ContractError(
+            f"{place}: is damaged, or still being written: {printable(error)[:300]}; the rows "
+            "before that are read; write it anew"
+        ) from error
+
+
+def _unpacked(file: BinaryIO, suffix: str) -> BinaryIO:
+    if suffix not in CODECS:
+        return file
+    # Of gzip and zstd alike: it tells a file that ends in the middle, as zstandard does not.
+    from pyarrow import CompressedInputStream, PythonFile
+
+    stream = CompressedInputStream(PythonFile(file, "r"), CODECS[suffix])
+    return cast(BinaryIO, BufferedReader(stream, UNPACKED_BYTES))

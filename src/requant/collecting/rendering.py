@@ -1,0 +1,57 @@
+"""Rows that the model's chat template or tokenizer cannot take, quarantined one by one."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from requant.collecting.read import Read
+from requant.config.training import Optimisation
+from requant.data.chat_template import Rules, dialect
+from requant.data.faults import Fault, listed
+from requant.data.samples import encode_row
+from requant.data.turns import TooLong
+from requant.errors import ContractError
+
+
+def render_faults(
+    tokenizer: Any, rules: Rules, limits: Optimisation | None, reads: Iterable[Read]
+) -> Iterator[Read]:
+    """Render and encode each good row as training will; quarantine those that fail, one by one.
+
+    Args:
+        tokenizer: Of the model that is trained.
+        rules: How rows are rendered.
+        limits: max_length and too_long of the training; None for rows that are only measured on.
+        reads: Rows of a source; bad ones pass as they are.
+
+    Returns:
+        The same reads in the same order, the bad rows among them without a row and with the reason.
+
+    Raises:
+        ContractError: At a fault that every row would have: the template is to be mended.
+    """
+    words = dialect(tokenizer, rules)
+    length = None if limits is None else limits.max_length
+    too_long: TooLong = "cut" if limits is None else limits.too_long
+    for read in reads:
+        if read.row is None:
+            yield read
+            continue
+        place = f"{read.source}: {read.place}"
+        try:
+            made = encode_row(words, place, read.row, length, too_long, Counter())
+        except ContractError as error:
+            # The tokenizer gave up on this text.
+            yield _bad(read, str(error).removeprefix(f"{place}: "))
+            continue
+        if not isinstance(made, Fault):
+            yield read
+        elif made.of_template:
+            raise ContractError("\n".join(listed([made])))
+        else:
+            yield _bad(read, made.text)
+
+
+def _bad(read: Read, reason: str) -> Read:
+    return replace(read, row=None, reason=reason, ignored=(), format="")
