@@ -213,3 +213,32 @@ def test_a_killed_continuation_resumes_and_ends_with_the_same_bytes(
     assert "resuming from checkpoint-4" in killed.reporter.messages
     assert [step for step, _ in killed.reporter.points] == [1, 2, 3, 4, 5, 6]
     assert describe(killed.out).digest == describe(whole.out).digest
+
+
+def test_an_adapter_is_trained_on_from_where_the_night_before_left_it(
+    nf4: Path, tiny_data: Path, trained, tmp_path: Path
+) -> None:
+    section = TrainAdapter(method="lora", rank=4, optimisation=STEPS)
+    first, second = make_context(tmp_path / "one"), make_context(tmp_path / "two")
+    before = train_adapter.execute(section, first, base=nf4, data=tiny_data)
+    after = train_adapter.execute(section, second, base=nf4, data=tiny_data, start=first.out)
+    assert after["loss_first"] < before["loss_first"]
+    old, new = (load_file(each.out / "adapter_model.safetensors") for each in (first, second))
+    assert old.keys() == new.keys()
+    other = section.model_copy(update={"rank": 8})
+    with pytest.raises(ContractError, match=r"another than tonight's \(r: 4 -> 8\); set train_ad"):
+        train_adapter.execute(
+            other, make_context(tmp_path / "x"), base=nf4, data=tiny_data, start=first.out
+        )
+
+
+def test_an_adapter_of_another_base_is_not_trained_on(
+    tiny_base: Path, nf4: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    section = TrainAdapter(method="lora", rank=4, optimisation=STEPS)
+    context = make_context(tmp_path / "one")
+    train_adapter.execute(section, context, base=nf4, data=tiny_data)
+    with pytest.raises(ContractError, match="was made from another trained on"):
+        train_adapter.execute(
+            section, make_context(tmp_path / "x"), base=tiny_base, data=tiny_data, start=context.out
+        )

@@ -32,11 +32,13 @@ def make_ledger(store: Store, before: Ledger = EMPTY, digest: str = "", rows: in
         ledgers=(*before.ledgers, *([digest] if digest else [])),
         counts=(
             *before.counts,
-            *([Count(read=night, source="s", decided="taken", night=night, rows=rows)] * bool(rows)),
+            *(
+                [Count(read=night, source="s", decided="taken", night=night, rows=rows)]
+                * bool(rows)
+            ),
         ),
         queue=(),
         released=(),
-        index={},
     )
     write_ledger(draft, ledger, [])
     return publish(store, "dataset", draft).digest
@@ -128,7 +130,9 @@ def test_a_head_that_was_altered_is_not_believed(store: Store) -> None:
     content["content"]["ledger"] = "d" * 64
     path.chmod(0o600)
     path.write_text(json.dumps(content))
-    with pytest.raises(ArtifactError, match="was altered, .* takes every row of its sources for n"):
+    with pytest.raises(
+        ArtifactError, match=r"was altered, .* takes every row of its sources for n"
+    ):
         read_line(store, "line")
     assert any("line.json" in reason for reason in find_garbage(store, 1).held_back)
 

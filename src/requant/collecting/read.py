@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from requant.collecting.files import source_digest, source_lines
+from requant.collecting.listing import find_files
 from requant.collecting.sql import query_digest, query_lines
 from requant.config.data import Columns
 from requant.config.sources import FileRows, HubRows, RowSource, SqlRows, field_of
@@ -50,6 +51,20 @@ def read_source(source: RowSource, columns: Columns, cache: Path) -> Iterator[Re
     """
     for line in _lines(source, columns, cache):
         yield _read(source.name, line, columns)
+
+
+def require_rows(source: RowSource) -> None:
+    """Refuse a source that does not exist; read no row of it. A query is not looked at.
+
+    Raises:
+        ConfigError, TransientError: As `read_source`.
+    """
+    if isinstance(source, FileRows):
+        find_files(source)
+    elif isinstance(source, HubRows):
+        from requant.hub import resolve_commit
+
+        resolve_commit(source.repo, source.revision, "dataset", field_of(source))
 
 
 def source_digests(sources: Iterable[RowSource]) -> dict[str, str]:

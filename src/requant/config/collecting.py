@@ -14,6 +14,9 @@ class CollectRows(RowRules):
         False, description="nights learn what is new; false: prepare_data.source, every night"
     )
     sources: tuple[RowSource, ...] = Field((), description="read anew every night, in this order")
+    max_new_rows: Positive = Field(
+        200_000, description="new rows read in one night; later nights read the others"
+    )
     max_bad_share: Fraction = Field(
         0.05,
         description="of a source's new rows that may be unreadable: more, and the source is taken "
@@ -46,7 +49,7 @@ class ExtendLedger(NightSize):
     )
     near_duplicates: float | None = Field(
         0.8,
-        gt=0.3,
+        ge=0.5,
         le=1.0,
         description="Jaccard similarity of word runs from which on a row repeats an earlier one; "
         "null: only equal rows do",

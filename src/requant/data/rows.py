@@ -47,6 +47,11 @@ def cut(rows: Sequence[Row], fraction: float, seed: int) -> Split:
     return Split(train, heldout)
 
 
+def is_held_out(row: Row, fraction: float, seed: int) -> bool:
+    """Tell whether a row is held out whatever the other rows are; see `cut`."""
+    return _point(row, seed) <= fraction
+
+
 def held_out(rows: Sequence[Row], fraction: float, seed: int) -> list[bool]:
     """Tell of each row whether it is held out; see `cut`. Of any rows at least one is."""
     points = [_point(row, seed) for row in rows]

@@ -1,17 +1,17 @@
 """The ledger artifact: what a night decided of rows, on top of the ledger before it.
 
-ledger.json      night, parent, the rows of every night so far, counts, the queue, the index
-decisions.parquet   a row each that this night decided on: its number, decision, reason
-index/           what earlier rows are looked up by
+ledger.json          the rows of every night so far, counts, the queue
+decisions.parquet    a row each that this night decided on: its number, decision, reason
+index.json, index/   what earlier rows are looked up by; see requant.ledger.index
 
 A row's number is its place among all rows the line has ever read, from 0.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,6 +43,7 @@ class Queued(BaseModel):
 
     night: int = Field(description="whose ledger")
     decided: Decided = Field(description="which of its rows: waiting, or taken and released")
+    rows: int = Field(description="of them that wait")
     after: int = Field(-1, description="number of the last of them that is decided since")
 
 
@@ -56,7 +57,6 @@ class Ledger(BaseModel):
     counts: tuple[Count, ...]
     queue: tuple[Queued, ...]
     released: tuple[int, ...] = Field(description="nights whose rows went back into the queue")
-    index: dict[str, Any] = Field(description="see requant.ledger.index")
 
     @property
     def night(self) -> int:
@@ -69,7 +69,7 @@ class Ledger(BaseModel):
         return sum(night.rows for night in self.nights)
 
 
-EMPTY = Ledger(nights=(), ledgers=(), counts=(), queue=(), released=(), index={})
+EMPTY = Ledger(nights=(), ledgers=(), counts=(), queue=(), released=())
 """What the first night builds on."""
 
 
@@ -124,18 +124,6 @@ def read_decisions(folder: Path, decided: Iterable[Decided] | None = None) -> li
     return [Decision(**item) for item in table.to_pylist()]
 
 
-def ledger_of_night(store: Store, digest: str, ledger: Ledger, night: int) -> Path:
-    """Return the folder of an earlier night's ledger, or of this one.
-
-    Args:
-        store: That holds them.
-        digest: Of this ledger.
-        ledger: Its content.
-        night: From 1.
-    """
-    return materialise(store, (*ledger.ledgers, digest)[night - 1])
-
-
 def rows_of(
     store: Store, ledger: Ledger, numbers: Iterable[int]
 ) -> Iterator[tuple[int, CollectedRow]]:
@@ -144,21 +132,13 @@ def rows_of(
     Raises:
         ArtifactError: If the store does not hold the rows of a night.
     """
-    nights = list(ledger.nights)
-
-    def night_of(number: int) -> int:
-        return _night_of(nights, number)
-
-    for index, group in groupby(sorted(numbers), key=night_of):
-        night, of_night = nights[index], list(group)
-        found = rows_at(
-            materialise(store, night.artifact) / ROWS, [each - night.first for each in of_night]
-        )
+    for night, group in groupby(sorted(numbers), key=lambda number: read_night(ledger, number)):
+        read, of_night = ledger.nights[night - 1], list(group)
+        path = materialise(store, read.artifact) / ROWS
+        found = rows_at(path, [number - read.first for number in of_night])
         yield from zip(of_night, found, strict=True)
 
 
-def _night_of(nights: Sequence[ReadIn], number: int) -> int:
-    """Return the index of the night that read a row."""
-    from bisect import bisect_right
-
-    return bisect_right([night.first for night in nights], number) - 1
+def read_night(ledger: Ledger, number: int) -> int:
+    """Return the number of the night that read a row, from 1."""
+    return bisect_right(ledger.nights, number, key=lambda night: night.first)

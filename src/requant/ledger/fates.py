@@ -32,6 +32,7 @@ Decided = Literal[
     "waiting",
 ]
 """What a night decides of a row; what becomes of those it takes its outcome decides."""
+DECIDED: tuple[Decided, ...] = get_args(Decided)
 Fate = Literal[
     "training",
     "trained",

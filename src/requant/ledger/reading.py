@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from requant.ledger.document import Ledger, read_decisions, rows_of
+from requant.ledger.document import read_decisions, read_night, rows_of
 from requant.ledger.fates import Fate, by_fate, resolved
 from requant.ledger.nights import ledger_of
 from requant.ledger.rows import CollectedRow
@@ -94,7 +94,7 @@ def show(store: Store, name: str, fate: Fate, limit: int) -> Iterator[Shown]:
         for number, row in rows_of(store, ledger, numbers):
             yield Shown(
                 number=number,
-                night=_read_in(ledger, number),
+                night=read_night(ledger, number),
                 decided_in=night,
                 row=row,
                 reason=wanted[number].reason,
@@ -102,7 +102,3 @@ def show(store: Store, name: str, fate: Fate, limit: int) -> Iterator[Shown]:
             )
         if not left:
             return
-
-
-def _read_in(ledger: Ledger, number: int) -> int:
-    return sum(night.first <= number for night in ledger.nights)

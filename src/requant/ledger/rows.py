@@ -8,8 +8,9 @@ template.json    the rules by which rows are rendered
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,8 +18,7 @@ from requant.canonical import canonical_json
 from requant.data.formats import Row
 from requant.store.lines import Verdict
 
-if TYPE_CHECKING:
-    import numpy as np
+Item = TypeVar("Item")
 
 ROWS = "rows.parquet"
 CARD = "collected.json"
@@ -89,7 +89,7 @@ def write_rows(path: Path, rows: Iterable[CollectedRow]) -> int:
     )
     count = 0
     with ParquetWriter(path, schema, compression="zstd") as writer:
-        for group in _groups(rows):
+        for group in grouped(rows, GROUP_ROWS):
             count += len(group)
             writer.write_table(pa.Table.from_pylist(list(map(_stored, group)), schema=schema))
     return count
@@ -127,16 +127,6 @@ def rows_at(path: Path, positions: Sequence[int]) -> list[CollectedRow]:
     return found
 
 
-def read_keys(path: Path) -> "tuple[np.ndarray, np.ndarray]":
-    """Return the keys of all rows of a file: contents uint64 [n, 2], occurrences uint64 [n]."""
-    import numpy as np
-    from pyarrow.parquet import read_table
-
-    table = read_table(path, columns=["content_high", "content_low", "occurrence"])
-    high, low, occurrence = (column.to_numpy() for column in table.columns)
-    return np.stack([high, low], axis=1), occurrence
-
-
 def read_card(folder: Path) -> Card:
     """Read what a night read of each source."""
     return Card.model_validate_json((folder / CARD).read_bytes())
@@ -147,14 +137,10 @@ def write_card(folder: Path, card: Card) -> None:
     (folder / CARD).write_bytes(canonical_json(card.model_dump(mode="json")))
 
 
-def _groups(rows: Iterable[CollectedRow]) -> Iterator[list[CollectedRow]]:
-    group: list[CollectedRow] = []
-    for row in rows:
-        group.append(row)
-        if len(group) == GROUP_ROWS:
-            yield group
-            group = []
-    if group:
+def grouped(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield items in lists of at most `size`, as they come."""
+    waiting = iter(items)
+    while group := list(islice(waiting, size)):
         yield group
 
 

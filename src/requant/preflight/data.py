@@ -6,8 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from requant.config import Config
 from requant.collecting.read import require_rows
+from requant.config import Config
 from requant.config.data import CollectedData, FilesData, StdlibData, choice_task
 from requant.config.task_names import (
     HELDOUT_PERPLEXITY,

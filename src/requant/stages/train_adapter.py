@@ -8,9 +8,15 @@ from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import figure
 from requant.methods import METHODS
 from requant.models.finite import broken_tensors
-from requant.models.provenance import read_provenance, weights_digest, write_provenance
+from requant.models.provenance import (
+    check_provenance,
+    read_provenance,
+    weights_digest,
+    write_provenance,
+)
 from requant.training.adapter import (
     check_no_experts,
+    check_start,
     check_targets,
     frozen_sizes,
     layer_sizes,
@@ -21,7 +27,14 @@ from requant.training.words import LOSSES
 from requant.wording import few
 
 
-def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: Path) -> Metrics:
+def execute(
+    section: TrainAdapter,
+    context: StageContext,
+    *,
+    base: Path,
+    data: Path,
+    start: Path | None = None,
+) -> Metrics:
     """Train an adapter on assistant tokens and save it as an ordinary peft folder.
 
     DoRA: W' = m (W + s B A) / ||W + s B A||_c with s = alpha / rank (arXiv:2402.09353); LoRA is the
@@ -32,9 +45,11 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
         context: Of the stage.
         base: Model artifact the adapter is trained on, quantized or not.
         data: Dataset artifact.
+        start: Adapter of an earlier night that is trained on; None: a new one.
 
     Raises:
-        ContractError: If no module of the base is named in `target_modules`.
+        ContractError: If no module of the base is named in `target_modules`, or `start` is an
+            adapter of another base, or another adapter than `section` describes.
         TerminalError: As `fine_tune`, or if a weight of the adapter is NaN or infinite.
     """
     from requant.models.load import import_gptqmodel, load_model
@@ -42,7 +57,7 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     from requant.training.fine_tune import fine_tune
 
     import_gptqmodel()
-    from peft import get_peft_model
+    from peft import PeftModel, get_peft_model
     from transformers import set_seed
 
     # Seeds the random A: without it the same key would give other bytes.
@@ -51,7 +66,13 @@ def execute(section: TrainAdapter, context: StageContext, *, base: Path, data: P
     if not METHODS[section.method].prompts:
         check_targets(model, section.target_modules)
     sizes = layer_sizes(model)
-    model = get_peft_model(model, peft_config(section))
+    wanted = peft_config(section)
+    if start is None:
+        model = get_peft_model(model, wanted)
+    else:
+        check_start(start, wanted)
+        check_provenance(start, trained_on=weights_digest(base))
+        model = PeftModel.from_pretrained(model, start, is_trainable=True)
     check_no_experts(model)
     frozen = frozen_sizes(model, sizes)
     whole = sum(sizes.values())

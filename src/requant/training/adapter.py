@@ -33,6 +33,41 @@ def peft_config(section: TrainAdapter) -> Any:
     )
 
 
+def check_start(start: Path, wanted: Any) -> None:
+    """Refuse to train an adapter on that is another than the one asked for.
+
+    Args:
+        start: Its peft folder.
+        wanted: peft's configuration of the one asked for.
+
+    Raises:
+        ContractError: With each field that differs, both values, and the way out.
+    """
+    from peft import PeftConfig
+
+    found = PeftConfig.from_pretrained(str(start))
+    fields = ("peft_type", "r", "lora_alpha", "target_modules", "use_dora", "use_rslora")
+    pairs = {name: (getattr(found, name, None), getattr(wanted, name, None)) for name in fields}
+    # "all-linear" is written down as the layers that it found.
+    if pairs["target_modules"][1] == "all-linear":
+        del pairs["target_modules"]
+    differ = [
+        f"{name}: {_listed(was)} -> {_listed(now)}"
+        for name, (was, now) in pairs.items()
+        if _listed(was) != _listed(now)
+    ]
+    if differ:
+        raise ContractError(
+            "train_adapter: the adapter of the generation before is another than tonight's "
+            f"({'; '.join(differ)}); set train_adapter back, or let this night start anew with "
+            "generations.policy=fresh"
+        )
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(sorted(value)) if isinstance(value, set | list) else str(value)
+
+
 def check_targets(model: Any, targets: tuple[str, ...]) -> None:
     """Refuse names of layers that a model does not have.
 

@@ -1,0 +1,180 @@
+"""extend_ledger: what becomes of each new row, on top of the ledger of the night before."""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from requant.config.collecting import ExtendLedger
+from requant.data.artifact import RULES_NAME
+from requant.data.rows import is_held_out
+from requant.errors import ConfigError
+from requant.execution.stage import Metrics, Stage, StageContext
+from requant.figures import worded
+from requant.ledger.decide import Numbered, decide, extended, verdicts_in_words
+from requant.ledger.document import EMPTY, read_ledger, write_ledger
+from requant.ledger.extend import extend
+from requant.ledger.fates import DECIDED
+from requant.ledger.grams import measured_grams, measured_texts
+from requant.ledger.index import Index, read_index, write_index
+from requant.ledger.keyed import keyed
+from requant.ledger.near import algorithm
+from requant.ledger.queue import waiting_rows, with_released
+from requant.ledger.rows import ROWS, CollectedRow, read_card, read_rows
+from requant.ledger.verdicts import look_up, shared_runs
+from requant.ledger.words import Flags, Keys
+from requant.store import materialise
+from requant.store.manifest import hash_file
+from requant.store.objects import read_manifest
+
+EQUAL = 1.0
+"""Near-duplicates are then those alone that differ in case and punctuation."""
+PLENTY = 3
+"""Times `max_rows` of waiting rows that are looked at: some are held out, some contaminated."""
+
+
+def execute(
+    section: ExtendLedger, context: StageContext, *, rows: Path, ledger: Path | None = None
+) -> Metrics:
+    """Decide on every new row, and on those that waited, and index the new ones.
+
+    Args:
+        section: What repeats another row, and how many a night takes.
+        context: Of the stage; its store holds the ledgers and rows of the line.
+        rows: Artifact of collect_rows.
+        ledger: Of the last night; None in the first.
+
+    Returns:
+        new_rows; how many rows met which decision tonight (taken, held_out, ...); waits: rows that
+        wait now; rows: all that the line has read; candidates_left_out: pairs of rows of one
+        template that were not compared.
+
+    Raises:
+        ContractError: If the index was made in another way than tonight's would be.
+        ConfigError: If a file of `evaluation_text` does not exist or is no text.
+        ArtifactError: If the store does not hold a ledger of the line, or its rows.
+    """
+    store = context.store
+    assert store is not None
+
+    def open_artifact(digest: str) -> Path:
+        return materialise(store, digest) if digest else context.out
+
+    threshold = section.near_duplicates or EQUAL
+    before, parent, index = EMPTY, None, Index(algorithm(threshold))
+    if ledger is not None:
+        before, parent = read_ledger(ledger), read_manifest(ledger).digest
+        index = read_index(ledger, parent, threshold)
+    before = with_released(before, read_card(rows).outcomes)
+    texts = measured_texts(_texts(section))
+
+    collected = [row for group in read_rows(rows / ROWS) for row in group]
+    new = {before.rows + place: row for place, row in enumerate(collected)}
+    batch = keyed(new, threshold)
+    # Text that will be held out, tonight or when its turn comes, is kept from training now.
+    sides = _sides(collected, section.heldout_fraction, context.seed)
+    verdicts = look_up(index, open_artifact, batch, sides, _measured(texts, _of(new, sides)))
+    digests = (*before.ledgers, *([parent] if parent else []))
+    most = None if section.max_rows is None else PLENTY * section.max_rows + section.min_new_rows
+    waiting = list(waiting_rows(store, digests, before, most))
+    waiting_batch = keyed({each.number: each.row for each in waiting}, threshold)
+
+    def shared(held: Sequence[Numbered]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for each in (batch, waiting_batch):
+            counts = shared_runs(index, open_artifact, each, _measured(texts, held))
+            found |= {int(each.numbers[at]): int(counts[at]) for at in np.flatnonzero(counts)}
+        return found
+
+    tonight = decide(
+        section, context.seed, new, verdicts_in_words(batch, verdicts), waiting, shared
+    )
+    kept = np.isin(batch.numbers, tonight.kept)
+    held = dict([*_of(new, sides & kept), *tonight.held_out])
+    index = extend(
+        index, open_artifact, batch, verdicts, kept, measured_grams([*held.values()]), context.out
+    )
+    write_index(index, context.out)
+    after = extended(before, parent, read_manifest(rows).digest, new, waiting, tonight)
+    write_ledger(context.out, after, tonight.decisions)
+    shutil.copyfile(rows / RULES_NAME, context.out / RULES_NAME)
+    counts = Counter(decision.decided for decision in tonight.decisions)
+    left_out = verdicts.left_out
+    if left_out:
+        context.reporter.message(
+            f"{left_out} pairs of rows that look alike in part were not compared: too many rows "
+            "are of one template"
+        )
+    return {
+        "new_rows": float(len(new)),
+        **{decided: float(counts[decided]) for decided in DECIDED},
+        "waits": float(sum(queued.rows for queued in after.queue)),
+        "rows": float(after.rows),
+        "candidates_left_out": float(left_out),
+    }
+
+
+def content_digests(section: ExtendLedger) -> dict[str, str]:
+    """Return role -> digest of the files that rows are held against.
+
+    Raises:
+        ConfigError: If one does not exist.
+    """
+    return {
+        f"evaluation_text.{place}": hash_file(_existing(path))
+        for place, path in enumerate(section.evaluation_text)
+    }
+
+
+def _sides(collected: Sequence[CollectedRow], fraction: float, seed: int) -> Flags:
+    """Tell which rows are held out when their turn comes, bool [rows]."""
+    return np.array(
+        [row.row is not None and is_held_out(row.row, fraction, seed) for row in collected], bool
+    )
+
+
+def _measured(texts: Keys, rows: Sequence[Numbered]) -> Keys:
+    return np.sort(np.concatenate([texts, measured_grams([row for _, row in rows])]))
+
+
+def _of(new: dict[int, CollectedRow], chosen: Flags) -> list[Numbered]:
+    return [
+        (number, row.row)
+        for (number, row), is_chosen in zip(new.items(), chosen, strict=True)
+        if is_chosen and row.row is not None
+    ]
+
+
+def _texts(section: ExtendLedger) -> list[str]:
+    texts = []
+    for path in section.evaluation_text:
+        try:
+            texts += _existing(path).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"extend_ledger.evaluation_text: {path} is not UTF-8 text ({error.reason} at byte "
+                f"{error.start}); save it as plain text"
+            ) from error
+    return texts
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ConfigError(
+            f"extend_ledger.evaluation_text: {path} is not a file; give an existing one"
+        )
+    return path
+
+
+STAGE = Stage(
+    name="extend_ledger",
+    version=1,
+    kind="dataset",
+    libraries=("pyarrow", "numpy", "rensa", "xxhash"),
+    execute=execute,
+    content_digests=content_digests,
+    artifact="ledger",
+    headline=(worded("{} rows taken, {} held out", "taken", "held_out"),),
+)
