@@ -120,7 +120,7 @@ def _print_status(name: str, found: "Status") -> None:
     totals = [sum(cell.get(fate, 0) for cell in found.fates.values()) for fate in there]
     table.add_section()
     table.add_row("all", "", *(f"{total:,}" for total in totals), f"{found.rows:,}", "")
-    Console(soft_wrap=True).print(table)
+    Console().print(table)
     if found.in_progress:
         typer.echo(f"night {found.night} has begun and not ended; the next run goes on with it")
 

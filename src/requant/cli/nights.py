@@ -91,6 +91,8 @@ def run(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -
                 f"when the cause is mended, `{command}` goes on from what is valid", err=True
             )
         raise typer.Exit(1)
+    if state.message:
+        typer.echo(state.message)
 
 
 def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None) -> None:
