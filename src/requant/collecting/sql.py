@@ -145,7 +145,7 @@ class _Database:
     def away(self, error: Exception) -> TransientError:
         """The error of a database that cannot be reached, or is busy."""
         said = self.said(error)
-        return TransientError(f"{field_of(self.source)}: the database cannot be reached ({said})")
+        return TransientError(f"{field_of(self.source)}: the database is away or busy ({said})")
 
     def said(self, error: Exception) -> str:
         """What a driver said, without the secrets of the address."""
