@@ -20,7 +20,7 @@ from requant.wording import printable
 
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 UNPACKED_BYTES = 8192
-"""Unpacked at once; of a file that ends in the middle so much of the last rows is lost."""
+"""Unpacked at once; so much that stands before the damage in a file is lost, at most."""
 VERSIONS = (
     *("ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum"),
     *("crc32c", "LastModified", "last_modified", "Last-Modified", "mtime", "updated", "modified"),
@@ -76,12 +76,15 @@ def _version(found: Found, named: str) -> dict[str, Any]:
         with _stored(found, named, Path()) as file:
             return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     with _reachable(found, named):
-        for info in (found.info, found.system.info(found.path)):
-            told = {name: str(info[name]) for name in VERSIONS if info.get(name)}
-            if told:
-                return {"size": info.get("size"), **told}
+        if told := _told(found.info) or _told(found.system.info(found.path)):
+            return told
         with found.system.open(found.path, "rb", block_size=0) as file:
             return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _told(info: dict[str, Any]) -> dict[str, Any]:
+    told = {name: str(info[name]) for name in VERSIONS if info.get(name)}
+    return {"size": info.get("size"), **told} if told else {}
 
 
 @contextmanager

@@ -58,5 +58,7 @@ def is_lasting(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Say what went wrong and not where: that is said by who asks."""
-    said = getattr(error, "strerror", None) or error.__cause__ or error
-    return printable(said)[:300] or type(error).__name__
+    said = getattr(error, "strerror", None) or error.__cause__
+    if said is None and isinstance(error, FileNotFoundError):
+        return "no such file"
+    return printable(" ".join(str(said or error).split()))[:300] or type(error).__name__

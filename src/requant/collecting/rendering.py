@@ -8,7 +8,7 @@ from typing import Any
 from requant.collecting.read import Read
 from requant.config.training import Optimisation
 from requant.data.chat_template import Rules, dialect
-from requant.data.faults import Fault, listed
+from requant.data.faults import Fault
 from requant.data.samples import encode_row
 from requant.data.turns import TooLong
 from requant.errors import ContractError
@@ -48,7 +48,7 @@ def render_faults(
         if not isinstance(made, Fault):
             yield read
         elif made.of_template:
-            raise ContractError("\n".join(listed([made])))
+            raise ContractError(f"{place}: {made.text}")
         else:
             yield _bad(read, made.text)
 

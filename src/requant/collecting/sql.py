@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 FETCHED = 1000
 """Rows that a driver which can stream holds at once."""
-BUSY = re.compile(r"lock|busy|deadlock|time.?out|cancel|try again|too many|serialize", re.I)
+BUSY = re.compile(
+    r"is locked|deadlock|lock wait|lock timeout|timed out|statement timeout|timeout exceeded"
+    r"|canceling|try again|try restarting|too many (clients|connections)|could not serialize",
+    re.I,
+)
 """How databases say that the same query may work in a minute."""
 REFUSED = re.compile(
     r"does not exist|authentication failed|access denied|unknown database|no such|not permitted"
@@ -49,7 +53,8 @@ def query_lines(source: SqlRows, columns: Columns) -> Iterator[Line]:
     from sqlalchemy.exc import DBAPIError
 
     number = 0
-    with _database(source) as database, database.connected() as connection:
+    database = _database(source)
+    with database.connected() as connection:
         rows = database.executed(connection)
         try:
             for row in rows:
@@ -59,7 +64,7 @@ def query_lines(source: SqlRows, columns: Columns) -> Iterator[Line]:
             if database.is_away(error):
                 raise database.away(error) from None
             place = f"row {number + 1}"
-            said = f"this row and those after it cannot be read ({database.said(error)})"
+            said = f"from here on no row can be read ({database.said(error)})"
             yield Line(place, ContractError(f"{place}: {said}; correct the row, or the query"))
 
 
@@ -140,7 +145,7 @@ class _Database:
     def away(self, error: Exception) -> TransientError:
         """The error of a database that cannot be reached, or is busy."""
         said = self.said(error)
-        return TransientError(f"{field_of(self.source)}: the database cannot be reached ({said})")
+        return TransientError(f"{field_of(self.source)}: the database is away or busy ({said})")
 
     def said(self, error: Exception) -> str:
         """What a driver said, without the secrets of the address."""
@@ -151,8 +156,7 @@ class _Database:
         return ConfigError(f"{field_of(self.source)}.{field}: {self.said(error)}; correct it")
 
 
-@contextmanager
-def _database(source: SqlRows) -> Iterator[_Database]:
+def _database(source: SqlRows) -> _Database:
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.exc import ArgumentError
 
@@ -175,7 +179,7 @@ def _database(source: SqlRows) -> Iterator[_Database]:
         # It would be made.
         raise ConfigError(f"{field}: there is no file {shown(file)}; give a database that exists")
     secrets = [url.password, *url.query.values(), url.render_as_string(hide_password=False)]
-    yield _Database(source, engine, redactor(str(secret) for secret in secrets if secret))
+    return _Database(source, engine, redactor(str(secret) for secret in secrets if secret))
 
 
 def _address(source: SqlRows) -> "URL":

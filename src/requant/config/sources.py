@@ -2,12 +2,14 @@
 
 import re
 from typing import Annotated, Literal
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, Field, field_validator
 
 from requant.config.addresses import clear_fault, http_fault
 from requant.config.given_names import Name, Repository, Revision
 from requant.config.plain_secrets import ADDRESS, user_of
+from requant.config.secret_arguments import assigned_fault
 from requant.config.section import MAY_HOLD_SECRET, NOT_IN_KEY, Section
 
 SourceName = Annotated[
@@ -89,10 +91,12 @@ class SqlRows(Section):
             return value
         match = ADDRESS.match(value)
         user = user_of(match[1], match[2]) if match else None
-        fault = "is no address such as postgresql+psycopg2://user@host/database"
+        fault: str | None = "is no address such as postgresql+psycopg2://user@host/database"
         if match:
-            fault = "holds a password" if ":" in (user or "") else clear_fault(value) or ""
-        if fault:
+            query = unquote(value.partition("?")[2])
+            fault = "holds a password" if ":" in (user or "") else clear_fault(value)
+            fault = fault or assigned_fault(query)
+        if fault is not None:
             raise ValueError(
                 f"{fault}; give it without a password, or the whole of it as env:NAME, a variable "
                 "of the environment where the worker runs"

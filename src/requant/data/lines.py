@@ -109,8 +109,9 @@ def parquet_lines(file: BinaryIO, name: str, size: int) -> Iterator[Line]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        table = ParquetFile(file)
-        _refuse_twins(name, table.schema_arrow)
+        # Not a whole row group at once, which may be the file.
+        table = ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
+        _check_columns(name, table.schema_arrow)
         groups = map(table.metadata.row_group, range(table.metadata.num_row_groups))
         _refuse_swelling(name, sum(group.total_byte_size for group in groups), size)
         number, unpacked = 0, 0
@@ -171,19 +172,28 @@ def hub_lines(source: "HubData | HubRows", split: str, field: str, cache: Path) 
     folder = fetch(source.repo, source.revision, "dataset", field)
     try:
         with no_datasets_bars():
-            table = datasets.load_dataset(
-                str(folder), name=source.subset, split=split, cache_dir=str(cache)
+            builder = datasets.load_dataset_builder(
+                str(folder), name=source.subset, cache_dir=str(cache)
             )
+            _prepare(builder, f"{field}: {source.repo}, split {split}")
+            table = builder.as_dataset(split=split)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(
             f"{field}: {source.repo} has no split {split!r} of subset {source.subset!r}: {error}"
         ) from error
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ContractError(
-            f"{field}: {source.repo}, split {split}: cannot be read: {error.__cause__ or error}"
-        ) from error
     for number, row in enumerate(table, 1):
         yield Line(f"{source.repo}, split {split}, row {number}", row)
+
+
+def _prepare(builder: Any, named: str) -> None:
+    """Let `datasets` write its Arrow copy of a dataset."""
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        builder.download_and_prepare()
+    # It guesses the types of columns from the first rows, before it reads them.
+    except (DatasetGenerationError, ValueError) as error:
+        raise ContractError(f"{named}: cannot be read: {error.__cause__ or error}") from error
 
 
 def row_bytes(row: Any) -> bytes:
@@ -199,12 +209,20 @@ def _text(value: Any) -> str:
     return bytes(value).hex() if isinstance(value, (bytes, memoryview)) else str(value)
 
 
-def _refuse_twins(name: str, columns: "Iterable[Field]") -> None:
-    """Refuse columns, or fields of one, of the same name: a row keeps the last of them only."""
+def _check_columns(name: str, columns: "Iterable[Field]") -> None:
+    """Refuse columns, or fields of one, of the same name: a row keeps the last of them only.
+
+    And those nested deeper than JSON may be, which what reads a row would go down to.
+    """
     # Without calling itself: who wrote the file says how deep it is.
-    waiting = [("", list(columns))]
+    waiting = [("", list(columns), 1)]
     while waiting:
-        inside, fields = waiting.pop()
+        inside, fields, level = waiting.pop()
+        if level > ROW.depth:
+            raise ContractError(
+                f"{name}: has more than {ROW.depth} levels of lists and fields{inside}; write them "
+                "flat, or leave them out"
+            )
         count = Counter(each.name for each in fields)
         twice = [column for column, times in count.items() if times > 1]
         if twice:
@@ -215,7 +233,8 @@ def _refuse_twins(name: str, columns: "Iterable[Field]") -> None:
         for each in fields:
             # The only field of a list is called as its writer likes.
             within = f" in {shown(each.name)}" if len(fields) > 1 or not inside else inside
-            waiting.append((within, [each.type.field(at) for at in range(each.type.num_fields)]))
+            below = [each.type.field(at) for at in range(each.type.num_fields)]
+            waiting.append((within, below, level + bool(below)))
 
 
 def _refuse_swelling(name: str, unpacked: int, size: int) -> None:

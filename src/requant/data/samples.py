@@ -206,8 +206,7 @@ def encode_row(
         words: Tokenizer and rules.
         place: Of the row.
         row: In the project's shape.
-        max_length: As `encode_rows`.
-        too_long: As `encode_rows`.
+        max_length, too_long: As `encode_rows`.
         counts: Is added to.
 
     Raises:
