@@ -1,0 +1,110 @@
+"""What the index says of new rows: seen, known, near-duplicate or contaminated."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from requant.ledger.batch import Batch
+from requant.ledger.grams import COMMON, counted, telling
+from requant.ledger.index import (
+    CONTENTS,
+    GRAMS,
+    OCCURRENCES,
+    OTHERS,
+    ROWS,
+    Index,
+    OpenArtifact,
+    matches,
+)
+from requant.ledger.nearest import Nearest, among, in_index
+from requant.ledger.words import Flags, Keys, Places
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What is known of each row of a batch; several things may hold at once."""
+
+    seen: Flags
+    """The same content at the same place: not a new row at all."""
+    known: Places
+    """Number of the first row of the same content, or -1."""
+    shared: npt.NDArray[np.int32]
+    """Runs of 13 words that measured text holds."""
+    contaminated: Flags
+    """Not held out, and shares a run with measured text."""
+    nearest: Nearest
+    """The kept row that it is most like, if it is a near-duplicate."""
+    left_out: int
+    """Candidates that were not looked at, as too many rows share a band."""
+
+    @property
+    def keep(self) -> Flags:
+        """Rows against which nothing speaks."""
+        return ~(self.seen | (self.known >= 0) | self.contaminated | (self.nearest.row >= 0))
+
+
+def look_up(
+    index: Index, open_artifact: OpenArtifact, batch: Batch, heldout: Flags, measured: Keys
+) -> Verdicts:
+    """Hold new rows against all earlier ones, and against those before them in the batch.
+
+    Row by row: it is seen or known if an earlier row is its equal; contaminated if it shares a run
+    of 13 words with measured text, wherever that stands; a near-duplicate if it is like a row that
+    is kept. A row that is dropped itself makes no other a near-duplicate: of A, B, C, of which only
+    neighbours are alike, B is dropped and C kept. So the order of rows decides which of a group is
+    kept, and can decide how many.
+
+    Args:
+        index: Of all earlier rows.
+        open_artifact: Folder of an artifact, by digest; of "" the one tonight's runs lie in.
+        batch: The rows.
+        heldout: Which would be held out if they are kept: bool [rows].
+        measured: Sorted runs of the evaluation's texts and of tonight's rows that would be held
+            out (`requant.ledger.grams`); those of earlier nights are in the index.
+    """
+    seen = _seen(index, open_artifact, batch)
+    known = _known(index, open_artifact, batch)
+    shared = _shared(index, open_artifact, batch, measured)
+    contaminated = ~heldout & (shared > 0)
+    eligible = ~(seen | (known >= 0) | contaminated)
+    old, old_left_out = in_index(index, open_artifact, batch, eligible)
+    nearest, left_out = among(index, batch, eligible, old)
+    return Verdicts(seen, known, shared, contaminated, nearest, old_left_out + left_out)
+
+
+def _seen(index: Index, open_artifact: OpenArtifact, batch: Batch) -> Flags:
+    order = np.argsort(batch.occurrences, kind="stable")
+    asked = batch.occurrences[order]
+    again = np.zeros(len(asked), bool)
+    again[1:] = asked[1:] == asked[:-1]
+    for found in matches(index, open_artifact, OCCURRENCES, asked, most=1):
+        again[found.which] = True
+    seen = np.empty_like(again)
+    seen[order] = again
+    return seen
+
+
+def _known(index: Index, open_artifact: OpenArtifact, batch: Batch) -> Places:
+    firsts: dict[tuple[int, ...], int] = {}
+    contents = map(tuple, batch.contents.tolist())
+    first = np.array([firsts.setdefault(key, row) for row, key in enumerate(contents)], np.int64)
+    known = np.where(first < np.arange(len(first)), batch.numbers[first], -1)
+    order = np.argsort(batch.contents[:, 0])
+    for found in matches(index, open_artifact, CONTENTS, batch.contents[order, 0], most=2):
+        rows = order[found.which]
+        same = found.columns[OTHERS] == batch.contents[rows, 1]
+        known[rows[same]] = found.columns[ROWS][same]
+    return known
+
+
+def _shared(
+    index: Index, open_artifact: OpenArtifact, batch: Batch, measured: Keys
+) -> npt.NDArray[np.int32]:
+    asked, places = np.unique(batch.grams.values, return_inverse=True)
+    texts = np.zeros(len(asked), np.int64)
+    for found in matches(index, open_artifact, GRAMS, asked, most=COMMON + 1):
+        texts += np.bincount(found.which, minlength=len(asked))
+    telltale = telling(texts) | telling(counted(asked, measured))
+    rows = batch.grams.owners[telltale[places]]
+    return np.bincount(rows, minlength=len(batch.numbers)).astype(np.int32)
