@@ -25,15 +25,16 @@ from requant.ledger.index import (
 from requant.ledger.nearest import write_signatures
 from requant.ledger.runs import (
     KEYS,
+    PARTS,
     Columns,
     merged,
     sizes_of_parts,
-    starts_of_parts,
+    weights_of_parts,
     write_run,
 )
 from requant.ledger.tiers import due
 from requant.ledger.verdicts import Verdicts
-from requant.ledger.words import Flags, Keys
+from requant.ledger.words import Flags, Keys, Places
 
 MOST_ROWS = 1 << 32
 
@@ -104,18 +105,21 @@ def _extended(
     if not len(new[KEYS]):
         return tuple(runs)
     folders = [open_artifact(run.digest) / run.path for run in runs]
-    sizes = [sizes_of_parts(folder) * run.parts for folder, run in zip(folders, runs, strict=True)]
-    own = np.diff(starts_of_parts(np.sort(new[KEYS])))
-    chosen = due(np.array(sizes, np.int64).reshape(-1, len(own)), own)
+    live = np.array([run.parts for run in runs], bool).reshape(-1, PARTS)
+    sizes = _by_run([sizes_of_parts(folder) for folder in folders]) * live
+    weights = _by_run([weights_of_parts(folder) for folder in folders]) * live
+    chosen = due(sizes, weights, len(new[KEYS]))
     columns = merged(list(zip(folders, chosen, strict=True)), new)
-    write_run(out / path, columns)
+    write_run(out / path, columns, len(new[KEYS]) + (weights * chosen).sum(axis=0))
     left = []
-    for run, folder, size, taken in zip(runs, folders, sizes, chosen, strict=True):
-        live = run.parts & ~taken
-        entries = int(size[live].sum())
+    for run, folder, size, parts in zip(runs, folders, sizes, live & ~chosen, strict=True):
+        entries = int(size[parts].sum())
         if entries:
-            left.append(replace(run, entries=entries, live=packed(live)))
+            left.append(replace(run, entries=entries, live=packed(parts)))
         elif not run.digest:
             shutil.rmtree(folder)
-    every = np.ones(len(own), bool)
-    return (*left, Run("", path, len(columns[KEYS]), packed(every)))
+    return (*left, Run("", path, len(columns[KEYS]), packed(np.ones(PARTS, bool))))
+
+
+def _by_run(parts: list[Places]) -> Places:
+    return np.array(parts, np.int64).reshape(-1, PARTS)

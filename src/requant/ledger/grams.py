@@ -87,5 +87,6 @@ def telling(counts: npt.NDArray[np.int64]) -> Flags:
 def _once_a_text(values: Keys, owners: npt.NDArray[np.int64]) -> Keys:
     order = np.lexsort((values, owners))
     values, owners = values[order], owners[order]
-    again = (values[1:] == values[:-1]) & (owners[1:] == owners[:-1])
-    return np.sort(values[np.concatenate([np.ones(min(len(values), 1), bool), ~again])])
+    again = np.zeros(len(values), bool)
+    again[1:] = (values[1:] == values[:-1]) & (owners[1:] == owners[:-1])
+    return np.sort(values[~again])

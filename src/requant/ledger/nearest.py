@@ -54,11 +54,13 @@ def in_index(
     every = np.unique(np.concatenate(pairs))
     old, new = (every >> np.uint64(32)).astype(np.int64), (every & LOWER).astype(np.int64)
     alike = np.zeros(len(every), np.float32)
-    ends = np.searchsorted(old, [night.last for night in index.signed], "right")
-    for night, start, end in zip(index.signed, [0, *ends][:-1], ends, strict=True):
+    start = 0
+    for night in index.signed:
+        end = int(np.searchsorted(old, night.last, "right"))
         if start < end:
             folder, these = open_artifact(night.digest) / night.path, slice(start, end)
             alike[these] = _compared(folder, old[these], batch.signatures, new[these])
+        start = end
     near = alike >= index.algorithm["threshold"]
     old, new, alike = old[near], new[near], alike[near]
     best = np.lexsort((old, -alike, new))

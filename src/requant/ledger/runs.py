@@ -1,9 +1,10 @@
 """Sorted runs of keys on disk, read by parts, so that memory does not grow with a run.
 
 A run is a folder of columns: `keys.npy`, uint64, sorted, and beside it what belongs to each key,
-such as `rows.npy`. `starts.npy` says where each of 256 parts starts, by the keys' first byte.
-Keys are hashes, so the parts are of one size. A run is never changed; a later run that holds
-some of its parts, merged with others, makes those parts dead.
+such as `rows.npy`. `starts.npy` says where each of 256 parts starts, by the keys' first byte (keys
+are hashes, so parts are of one size but for chance), `weights.npy` what `requant.ledger.tiers`
+needs. A run is never changed; a later run that holds some of its parts, merged with others, makes
+those parts dead.
 """
 
 import mmap
@@ -18,8 +19,10 @@ import numpy.typing as npt
 from requant.ledger.words import Flags, Keys, Places, starts_of
 
 PARTS = 256
-STARTS = "starts"
+STARTS, WEIGHTS = "starts", "weights"
 KEYS = "keys"
+HELD = 1 << 25
+"""Bytes of a run that stay mapped."""
 Columns = Mapping[str, npt.NDArray[np.generic]]
 
 
@@ -35,12 +38,17 @@ class Matches:
     """Entries beyond the most that were wanted of one key."""
 
 
-def write_run(folder: Path, columns: Columns) -> None:
-    """Write entries that are sorted by their keys."""
+def write_run(folder: Path, columns: Columns, weights: Places) -> None:
+    """Write a run.
+
+    Args:
+        folder: New.
+        columns: Sorted by their keys.
+        weights: Of its parts: int64 [256].
+    """
     folder.mkdir(parents=True)
-    keys = columns[KEYS]
-    np.save(folder / f"{STARTS}.npy", starts_of_parts(keys.astype(np.uint64, copy=False)))
-    for name, values in columns.items():
+    keys = columns[KEYS].astype(np.uint64, copy=False)
+    for name, values in {STARTS: starts_of_parts(keys), WEIGHTS: weights, **columns}.items():
         np.save(folder / f"{name}.npy", values)
 
 
@@ -55,18 +63,29 @@ def sizes_of_parts(folder: Path) -> Places:
     return np.diff(np.load(folder / f"{STARTS}.npy"))
 
 
+def weights_of_parts(folder: Path) -> Places:
+    """Entries of the nights that each part comes from: int64 [256]."""
+    weights: Places = np.load(folder / f"{WEIGHTS}.npy")
+    return weights
+
+
 def read_parts(folder: Path, wanted: Flags) -> Iterator[tuple[int, Columns]]:
-    """Map the columns of one part after another; a part is gone when the next one is asked for.
+    """Map the columns of one part after another; no more than `HELD` bytes of parts stay mapped.
 
     Args:
         folder: Of the run.
         wanted: bool [256].
     """
     starts, columns = np.load(folder / f"{STARTS}.npy"), _mapped(folder)
+    held = 0
     for part in np.flatnonzero(wanted & (np.diff(starts) > 0)):
-        yield int(part), {name: of[starts[part] : starts[part + 1]] for name, of in columns.items()}
-        for column in columns.values():
-            let_go(column)
+        entries = {name: of[starts[part] : starts[part + 1]] for name, of in columns.items()}
+        yield int(part), entries
+        held += sum(column.nbytes for column in entries.values())
+        if held > HELD:
+            held = 0
+            for column in columns.values():
+                let_go(column)
 
 
 def let_go(mapped: npt.NDArray[np.generic]) -> None:
@@ -125,5 +144,9 @@ def merged(old: Sequence[tuple[Path, Flags]], new: Columns) -> Columns:
 
 
 def _mapped(folder: Path) -> Columns:
-    paths = sorted(folder.glob("*.npy"))
-    return {path.stem: np.load(path, mmap_mode="r") for path in paths if path.stem != STARTS}
+    paths = {path.stem: path for path in sorted(folder.glob("*.npy"))}
+    return {
+        name: np.load(path, mmap_mode="r")
+        for name, path in paths.items()
+        if name not in {STARTS, WEIGHTS}
+    }
