@@ -31,30 +31,32 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
     rows = call(collect_rows, base=original, **before)
     ledger = call(extend_ledger, rows=rows, **before)
     data = call(prepare_data, ledger=ledger)
+    # What the generation that serves leaves to tonight's, by generations.policy.
+    parent = dict(past("parent", ledger))
+    start, begun = parent.pop("model", original), parent.pop("adapter", None)
     # Only GPTQ looks at data; without it NF4 and int8 stay cached from night to night.
     calibration = data if config.quantize_base.method == "gptq" else None
 
-    quantized = call(quantize_base, base=original, data=calibration)
-    trained_on = quantized or original
-    adapter = call(train_adapter, base=trained_on, data=data)
+    quantized = call(quantize_base, base=start, data=calibration)
+    trained_on = quantized or start
+    adapter = call(train_adapter, base=trained_on, data=data, start=begun, **parent)
     merged = call(
         merge_fp16,
-        original=original,
+        original=start,
         trained_on=trained_on,
         adapter=adapter,
         data=data,
+        **parent,
         **past("adapters", adapter),
     )
-    continued = call(continue_train, model=merged or original, data=data)
-    requantized = call(
-        requantize_gptq, model=continued or merged or original, data=data, base=original
-    )
+    continued = call(continue_train, model=merged or start, data=data)
+    requantized = call(requantize_gptq, model=continued or merged or start, data=data, base=start)
     # Off by default: in place of all from the adapter on, codes of a GPTQ base that are trained.
-    on_grid = call(train_on_grid, base=quantized, original=original, data=data)
+    on_grid = call(train_on_grid, base=quantized, original=start, data=data)
     shipped = on_grid or requantized
     # An adapter that is not merged is served on what it was trained on. Of one that is, the steps
-    # between are evaluated to see what each of them costs.
-    steps = config.evaluate.steps_between and merged is not None
+    # between are evaluated to see what each of them costs; not of one that others lie below.
+    steps = config.evaluate.steps_between and merged is not None and not parent
     call(
         evaluate,
         data=data,
@@ -62,7 +64,7 @@ def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> 
         # What `requant undo` gives back is always asked.
         quantized=quantized if steps or on_grid else None,
         adapted=trained_on if adapter and (steps or not merged) else None,
-        base_adapted=original if adapter and quantized and steps else None,
+        base_adapted=start if adapter and quantized and steps else None,
         adapter=adapter if steps or not merged else None,
         merged=merged,
         continued=continued,

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from requant.config.merge import MergeFp16
 from requant.config.training import ContinueTrain, TrainAdapter
 from requant.errors import ContractError, TerminalError
 from requant.models.provenance import read_provenance, weights_digest
-from requant.stages import continue_train, train_adapter
+from requant.stages import continue_train, merge_fp16, train_adapter
 from requant.store import describe
 from requant.training.adapter import check_no_experts, frozen_sizes, layer_sizes
 from requant.training.blocks import find_blocks, select_trainable
@@ -242,3 +243,35 @@ def test_an_adapter_of_another_base_is_not_trained_on(
         train_adapter.execute(
             section, make_context(tmp_path / "x"), base=tiny_base, data=tiny_data, start=context.out
         )
+
+
+def test_adapters_below_the_new_one_act_and_stay_as_they_are(
+    tiny_base: Path, nf4: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Three nights stacked and merged compute what they computed unmerged: the merge proves it."""
+    section = TrainAdapter(method="lora", rank=4, optimisation=STEPS)
+    nights: list[Path] = []
+    losses = []
+    for night in range(3):
+        context = make_context(tmp_path / str(night))
+        below = {f"stacked_{age}": folder for age, folder in enumerate(reversed(nights), 1)}
+        before = {name: describe(folder).digest for name, folder in below.items()}
+        metrics = train_adapter.execute(section, context, base=nf4, data=tiny_data, **below)
+        assert before == {name: describe(folder).digest for name, folder in below.items()}
+        assert not [path for path in context.out.iterdir() if path.is_dir()]
+        losses.append(metrics["loss_first"])
+        nights.append(context.out)
+    assert losses == sorted(losses, reverse=True)
+    merge = make_context(tmp_path / "merge")
+    metrics = merge_fp16.execute(
+        MergeFp16(parity_rows=4, trained_max_kl=0.5),
+        merge,
+        original=tiny_base,
+        trained_on=nf4,
+        adapter=nights[2],
+        data=tiny_data,
+        stacked_1=nights[1],
+        stacked_2=nights[0],
+    )
+    assert metrics["parity_of_result"] == 1
+    assert metrics["parity_kl"] < 1e-5

@@ -10,6 +10,7 @@ from requant.config.collecting import CollectRows, ExtendLedger
 from requant.config.data import PrepareData
 from requant.config.evaluation import Evaluate
 from requant.config.fit import check_stages_fit
+from requant.config.generations import Generations
 from requant.config.merge import MergeFp16
 from requant.config.operations import Deploy, Promote, Runtime, Tracking
 from requant.config.quantizing import QuantizeBase, RequantizeGptq
@@ -51,6 +52,7 @@ class Config(Section):
     prepare_base: PrepareBase
     collect_rows: CollectRows = CollectRows()
     extend_ledger: ExtendLedger = ExtendLedger()
+    generations: Generations = Generations()
     prepare_data: PrepareData
     quantize_base: QuantizeBase = QuantizeBase()
     train_adapter: TrainAdapter

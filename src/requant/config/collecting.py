@@ -54,6 +54,15 @@ class ExtendLedger(NightSize):
         description="Jaccard similarity of word runs from which on a row repeats an earlier one; "
         "null: only equal rows do",
     )
+    reservoir_rows: Positive = Field(
+        4096, description="rows kept of all that the line was trained on, for replay"
+    )
+    consolidate_every: int | None = Field(
+        None,
+        ge=2,
+        description="nights; every so many generations one trains the original on the reservoir "
+        "and the new rows, whatever generations.policy; null: never",
+    )
     evaluation_text: tuple[LocalPath, ...] = Field(
         (),
         description="files of text (.txt, .jsonl, ...) by which models are judged: rows that share "

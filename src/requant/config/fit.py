@@ -28,6 +28,7 @@ def check_stages_fit(config: "Config") -> None:
         ValueError: Naming the fields, their values and valid ones.
     """
     _check_collected(config)
+    _check_generations(config)
     if config.train_on_grid.enabled:
         _check_on_grid(config)
     if config.train_adapter.enabled:
@@ -68,6 +69,40 @@ def _check_collected(config: "Config") -> None:
                     f"prepare_data.{name}: {given!r} with prepare_data.source.kind='collected': "
                     f"its rows are read and divided before; set {place}.{name}"
                 )
+
+
+def _check_generations(config: "Config") -> None:
+    """Each policy needs a ledger's generations, and what it builds on to be in the artifacts."""
+    policy = config.generations.policy
+    if policy == "fresh":
+        return
+    named = f"generations.policy: {policy!r} with"
+    if not config.collect_rows.enabled:
+        raise ValueError(
+            f"{named} collect_rows.enabled=false: without a ledger nothing says which night was "
+            "accepted; set collect_rows.enabled=true or policy=fresh"
+        )
+    if config.merge_fp16.past_nights:
+        raise ValueError(
+            f"{named} merge_fp16.past_nights={config.merge_fp16.past_nights}: the nights before are "
+            "in tonight's model already; set past_nights=0 or policy=fresh"
+        )
+    if not (config.train_adapter.enabled and config.merge_fp16.enabled):
+        raise ValueError(
+            f"{named} train_adapter or merge_fp16 switched off: a generation is an adapter that is "
+            "merged; switch both on, or set policy=fresh"
+        )
+    if policy != "chain" and config.continue_train.enabled:
+        raise ValueError(
+            f"{named} continue_train.enabled=true: what it learns is in no adapter, so the next "
+            "night would start without it; set continue_train.enabled=false or policy=chain"
+        )
+    method = config.train_adapter.method
+    if policy == "stack" and method not in ("lora", "rslora"):
+        raise ValueError(
+            f"{named} train_adapter.method={method!r}: only updates of LoRA add up exactly; take "
+            "lora or rslora, or policy=continue"
+        )
 
 
 def _check_trainable(config: "Config") -> None:

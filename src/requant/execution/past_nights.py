@@ -11,7 +11,7 @@ from requant.store import StageRecord, Store, all_records, holds
 from requant.store.lines import read_line
 from requant.store.pins import holder
 
-Use = Literal["ledger", "adapters", "judges", "datasets"]
+Use = Literal["ledger", "parent", "adapters", "judges", "datasets"]
 """What something of earlier nights is taken for."""
 ADAPTERS = "past"
 """What the roles of past adapters begin with: past_1 is last night's."""
@@ -19,6 +19,8 @@ DATASETS = "past_data"
 """What the roles of past datasets begin with: past_data_1 is last night's."""
 CHAMPION = "champion"
 """The model that serves."""
+STACKED = "stacked"
+"""What the roles of adapters below tonight's begin with: stacked_1 is the newest."""
 LEDGER = "ledger"
 """What became of every row the line has read."""
 ANCHOR = "anchor"
@@ -159,6 +161,53 @@ def last_ledger(store: Store, line: str) -> dict[str, StageRecord]:
     )
 
 
+def parent_of(store: Store, tonight: StageRecord, config: Config) -> dict[str, StageRecord]:
+    """Return what tonight starts from of the generation that served when it began, by policy.
+
+    Args:
+        store: Of the model line.
+        tonight: Record of tonight's ledger.
+        config: Names line and policy.
+
+    Returns:
+        adapter, that is trained on (continue); stacked_1, ..., below a new one, the newest first
+        (stack); model, in place of the original (chain). Nothing in a line's first night, nor in
+        one that trains the original anew.
+
+    Raises:
+        ArtifactError: If what it was made by is not in the state folder.
+    """
+    policy = config.generations.policy
+    begun = read_line(store, config.name).begun
+    parent = begun.parent if begun else holder(store, config.name, "champion")
+    if policy == "fresh" or parent is None or tonight.metrics["consolidates"]:
+        return {}
+    made = {record.digest: record for record in all_records(store)}
+
+    def maker(digest: str, what: str) -> StageRecord:
+        if digest not in made or not holds(store, digest):
+            raise ArtifactError(
+                f"generations.policy={policy}: {what} of the model that serves ({parent[:12]}), "
+                f"{digest[:12]}, is not in the state folder: put it back from a copy, or let this "
+                "night start anew with --set generations.policy=fresh"
+            )
+        return made[digest]
+
+    shipped = maker(parent, "the record")
+    model = maker(shipped.key_fields["inputs"]["model"], "the 16-bit result")
+    if policy == "chain":
+        return {"model": model}
+    while model.stage != "merge_fp16":
+        model = maker(model.key_fields["inputs"]["model"], "the merged model")
+    inputs = model.key_fields["inputs"]
+    adapter = maker(inputs["adapter"], "the adapter")
+    if policy == "continue":
+        return {"adapter": adapter}
+    below = sorted((nights_ago(STACKED, role), inputs[role]) for role in inputs)
+    stack = [adapter, *(maker(digest, "an adapter") for age, digest in below if age)]
+    return _by_role(STACKED, stack)
+
+
 def _earlier(store: Store, tonight: StageRecord) -> list[StageRecord]:
     """List the different datasets of the nights before, last night's first."""
     found = {
@@ -193,6 +242,7 @@ PAST_USES: Mapping[Use, PastUse] = {
             last_ledger(store, config.name) if config.collect_rows.enabled else {}
         ),
     ),
+    "parent": PastUse("train_adapter", parent_of),
     "adapters": PastUse(
         "merge_fp16",
         lambda store, tonight, config: past_adapters(store, tonight, config.merge_fp16.past_nights),

@@ -19,6 +19,7 @@ from requant.ledger.divide import divide
 from requant.ledger.document import Decision, Ledger, Queued, ReadIn, read_night
 from requant.ledger.fates import Cell, moved
 from requant.ledger.queue import Waiting, without
+from requant.ledger.reservoir import Reservoir
 from requant.ledger.rows import CollectedRow
 from requant.ledger.verdicts import Verdicts
 
@@ -113,6 +114,9 @@ def extended(
     new: Mapping[int, CollectedRow],
     waiting: Sequence[Waiting],
     tonight: Tonight,
+    reservoir: Reservoir,
+    *,
+    consolidates: bool,
 ) -> Ledger:
     """Return the ledger after a night.
 
@@ -123,6 +127,8 @@ def extended(
         new: Number to row, of those.
         waiting: Rows of the queue that were looked at.
         tonight: What was decided.
+        reservoir: Of the rows that earlier nights trained on.
+        consolidates: Whether the night trains the original on the reservoir.
     """
     night = before.night + 1
     waited = {each.number: each for each in waiting}
@@ -144,6 +150,8 @@ def extended(
         counts=moved(before.counts, left, came),
         queue=(*queue, *([Queued(night=night, decided="waiting", rows=waits)] if waits else [])),
         released=before.released,
+        reservoir=reservoir,
+        consolidates=consolidates,
     )
 
 

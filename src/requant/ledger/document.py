@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from requant.canonical import canonical_json
 from requant.errors import ArtifactError
 from requant.ledger.fates import Count, Decided
+from requant.ledger.reservoir import Reservoir
 from requant.ledger.rows import ROWS, CollectedRow, rows_at
 from requant.store import Store, materialise
 from requant.store.layout import Digest
@@ -57,6 +58,8 @@ class Ledger(BaseModel):
     counts: tuple[Count, ...]
     queue: tuple[Queued, ...]
     released: tuple[int, ...] = Field(description="nights whose rows went back into the queue")
+    reservoir: Reservoir = Field(Reservoir(), description="of the rows that were trained on")
+    consolidates: bool = Field(False, description="the night trains the original on the reservoir")
 
     @property
     def night(self) -> int:

@@ -15,6 +15,7 @@ from requant.ledger.document import EMPTY, Ledger, read_ledger
 from requant.store import Store, materialise
 from requant.store.lines import SET_ASIDE, Begun, Line, Outcome, Verdict, change_line, read_line
 from requant.store.locks import is_held, whose
+from requant.store.pins import holder
 
 
 def begin(store: Store, name: str) -> Line:
@@ -23,7 +24,8 @@ def begin(store: Store, name: str) -> Line:
     Raises:
         ArtifactError: If the head of the line cannot be believed.
     """
-    begun = Begun(at=datetime.now(UTC).isoformat())
+    # A retry after its model was promoted builds on the same generation.
+    begun = Begun(at=datetime.now(UTC).isoformat(), parent=holder(store, name, "champion"))
     return change_line(
         store, name, lambda line: line if line.begun else line.model_copy(update={"begun": begun})
     )

@@ -14,7 +14,7 @@ from requant.errors import ConfigError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
 from requant.ledger.decide import Numbered, decide, extended, verdicts_in_words
-from requant.ledger.document import EMPTY, read_ledger, write_ledger
+from requant.ledger.document import EMPTY, read_decisions, read_ledger, write_ledger
 from requant.ledger.extend import extend
 from requant.ledger.fates import DECIDED
 from requant.ledger.grams import measured_grams, measured_texts
@@ -22,6 +22,7 @@ from requant.ledger.index import Index, read_index, write_index
 from requant.ledger.keyed import keyed
 from requant.ledger.near import algorithm
 from requant.ledger.queue import waiting_rows, with_released
+from requant.ledger.reservoir import brought_up
 from requant.ledger.rows import ROWS, CollectedRow, read_card, read_rows
 from requant.ledger.verdicts import look_up, shared_runs
 from requant.ledger.words import Flags, Keys
@@ -67,7 +68,8 @@ def execute(
     if ledger is not None:
         before, parent = read_ledger(ledger), read_manifest(ledger).digest
         index = read_index(ledger, parent, threshold)
-    before = with_released(before, read_card(rows).outcomes)
+    outcomes = read_card(rows).outcomes
+    before = with_released(before, outcomes)
     texts = measured_texts(_texts(section))
 
     collected = [row for group in read_rows(rows / ROWS) for row in group]
@@ -97,7 +99,23 @@ def execute(
         index, open_artifact, batch, verdicts, kept, measured_grams([*held.values()]), context.out
     )
     write_index(index, context.out)
-    after = extended(before, parent, read_manifest(rows).digest, new, waiting, tonight)
+
+    def trained_in(night: int) -> list[int]:
+        decided = read_decisions(materialise(store, digests[night - 1]), ("taken",))
+        return [each.number for each in decided]
+
+    accepted = sum(verdict == "accepted" for verdict in outcomes.values())
+    every = section.consolidate_every
+    after = extended(
+        before,
+        parent,
+        read_manifest(rows).digest,
+        new,
+        waiting,
+        tonight,
+        brought_up(before.reservoir, outcomes, trained_in, section.reservoir_rows, context.seed),
+        consolidates=every is not None and accepted % every == every - 1,
+    )
     write_ledger(context.out, after, tonight.decisions)
     shutil.copyfile(rows / RULES_NAME, context.out / RULES_NAME)
     counts = Counter(decision.decided for decision in tonight.decisions)
@@ -112,6 +130,8 @@ def execute(
         **{decided: float(counts[decided]) for decided in DECIDED},
         "waits": float(sum(queued.rows for queued in after.queue)),
         "rows": float(after.rows),
+        "reservoir_rows": float(len(after.reservoir.rows)),
+        "consolidates": float(after.consolidates),
         "candidates_left_out": float(left_out),
     }
 

@@ -15,7 +15,7 @@ from requant.comparison.folders import folder_loss
 from requant.config.merge import MergeFp16
 from requant.data.artifact import HELDOUT
 from requant.errors import ContractError, ParityError
-from requant.execution.past_nights import ADAPTERS, nights_ago
+from requant.execution.past_nights import ADAPTERS, STACKED, nights_ago
 from requant.execution.stage import Metrics, Stage, StageContext, empty_folder
 from requant.merging import (
     MergePlan,
@@ -67,7 +67,8 @@ def execute(
         trained_on: The model the adapter was trained on; the original itself when unquantized.
         adapter: Tonight's peft folder.
         data: Dataset artifact; `heldout.jsonl` and the old text's task are read.
-        **past: Adapters of past nights: past_1 is last night's.
+        **past: Adapters of past nights that are combined with tonight's (past_1 is last night's),
+            and those that tonight's was trained on top of (stacked_1 is the newest).
 
     Returns:
         merged_tensors, rounding_ratio, kept_share, changed_share; the figures of `prove`, which
@@ -80,8 +81,14 @@ def execute(
     """
     for folder in (adapter, *past.values()):
         _check_belongs(folder, original, trained_on)
-    newest_first = [adapter, *(past[role] for role in sorted(past, key=_age))]
-    plans = {"tonight": plan_merge(original, [adapter], untie=section.untie)}
+    stack = [adapter, *_newest_first(past, STACKED)]
+    newest_first = [adapter, *_newest_first(past, ADAPTERS)]
+    summed = Mix("cat", (1.0,) * len(stack), section.density, context.seed)
+    plans = {
+        "tonight": plan_merge(original, stack, mix=summed)
+        if len(stack) > 1
+        else plan_merge(original, stack, untie=section.untie)
+    }
     mixed = len(newest_first) > 1
     if mixed:
         weights = _weights(section.weights, len(newest_first))
@@ -140,8 +147,9 @@ def _check_belongs(adapter: Path, original: Path, trained_on: Path) -> None:
     )
 
 
-def _age(role: str) -> int:
-    return nights_ago(ADAPTERS, role)
+def _newest_first(past: Mapping[str, Path], kind: str) -> list[Path]:
+    ages = {nights_ago(kind, role): folder for role, folder in past.items()}
+    return [ages[age] for age in sorted(ages) if age]
 
 
 def _weights(weights: Sequence[float], adapters: int) -> tuple[float, ...]:

@@ -22,6 +22,7 @@ from requant.training.adapter import (
     layer_sizes,
     normalise,
     peft_config,
+    put_below,
 )
 from requant.training.words import LOSSES
 from requant.wording import few
@@ -34,6 +35,7 @@ def execute(
     base: Path,
     data: Path,
     start: Path | None = None,
+    **stacked: Path,
 ) -> Metrics:
     """Train an adapter on assistant tokens and save it as an ordinary peft folder.
 
@@ -46,6 +48,7 @@ def execute(
         base: Model artifact the adapter is trained on, quantized or not.
         data: Dataset artifact.
         start: Adapter of an earlier night that is trained on; None: a new one.
+        **stacked: Adapters of earlier nights below the new one, which stay as they are.
 
     Raises:
         ContractError: If no module of the base is named in `target_modules`, or `start` is an
@@ -73,6 +76,9 @@ def execute(
         check_start(start, wanted)
         check_provenance(start, trained_on=weights_digest(base))
         model = PeftModel.from_pretrained(model, start, is_trainable=True)
+    for folder in stacked.values():
+        check_provenance(folder, trained_on=weights_digest(base))
+    put_below(model, stacked)
     check_no_experts(model)
     frozen = frozen_sizes(model, sizes)
     whole = sum(sizes.values())
@@ -82,7 +88,7 @@ def execute(
         + (", ".join(f"{name} ({figure(size)})" for name, size in frozen.items()) or "nothing")
     )
     metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
-    model.save_pretrained(context.out, save_embedding_layers=False)
+    model.save_pretrained(context.out, save_embedding_layers=False, selected_adapters=["default"])
     if broken := broken_tensors(context.out.glob("*.safetensors")):
         raise TerminalError(
             f"train_adapter: {len(broken)} tensors of the adapter hold NaN or infinity: "

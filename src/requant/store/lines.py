@@ -44,6 +44,7 @@ class Begun(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     at: str = Field(description="ISO time at which it started first, UTC")
+    parent: Digest | None = Field(None, description="model that served then")
     rows: Digest | None = Field(None, description="artifact of the rows it read")
     ledger: Digest | None = Field(None, description="the ledger that holds them")
 

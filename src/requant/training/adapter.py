@@ -68,6 +68,23 @@ def _listed(value: Any) -> str:
     return ", ".join(sorted(value)) if isinstance(value, set | list) else str(value)
 
 
+def put_below(model: Any, stacked: Mapping[str, Path]) -> None:
+    """Let frozen adapters act below the one that is trained: W + sum of B_i A_i + B A.
+
+    Args:
+        model: peft model with the adapter "default".
+        stacked: Name to peft folder of the others; LoRA, as sums of those are exact.
+    """
+    if not stacked:
+        return
+    for name, folder in stacked.items():
+        model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+    model.base_model.set_adapter([*stacked, "default"])
+    for name, parameter in model.named_parameters():
+        if any(f".{adapter}." in name for adapter in stacked):
+            parameter.requires_grad = False
+
+
 def check_targets(model: Any, targets: tuple[str, ...]) -> None:
     """Refuse names of layers that a model does not have.
 
