@@ -13,7 +13,7 @@ from requant.errors import ContractError
 from requant.ledger.nights import decide_set_aside
 from requant.ledger.reading import show, status
 from requant.store import Store, materialise
-from requant.store.lines import read_line
+from requant.store.lines import Verdict, read_line
 from tests.support.ledger_nights import ledger_config, ledger_night, write_chats
 
 WORDS = (
@@ -213,3 +213,37 @@ def test_a_row_the_template_cannot_render_is_quarantined(
     assert "control token" in bad.reason
     found = fates(config)
     assert found["trained"] + found["held_out"] == 30
+
+
+def test_a_night_replays_rows_that_earlier_nights_were_trained_on(
+    tiny_base: Path, folder: Path, tmp_path: Path
+) -> None:
+    config = ledger_config(
+        tmp_path / "state",
+        tiny_base,
+        folder,
+        extend_ledger={"consolidate_every": 3},
+        replay={"rows": 0.25, "general": 0.25},
+    )
+
+    def trained(first: int, verdict: Verdict) -> list[str]:
+        write_chats(folder / f"{first}.jsonl", map(chat, range(first, first + 20)))
+        data = materialise(
+            Store(config.state), ledger_night(config, verdict)["prepare_data"].digest
+        )
+        rows = read_rows(data / "train.jsonl")
+        return [row["text"] if "text" in row else row["messages"][0]["content"] for row in rows]
+
+    def of(night: list[str], first: int) -> int:
+        return sum(f"What does lesson {n} say?" in night for n in range(first, first + 20))
+
+    nights = [trained(0, "accepted"), trained(20, "refused"), trained(40, "accepted")]
+    assert of(nights[1], 0) > 3
+    # Rows of the refused night are replayed by none, nor is what is held out.
+    assert of(nights[2], 20) == 0
+    assert of(nights[2], 0) <= of(nights[0], 0)
+    # The third generation trains the original anew, on all that was accepted.
+    last = trained(60, "accepted")
+    assert of(last, 0) == of(nights[0], 0)
+    assert of(last, 40) == of(nights[2], 40)
+    assert len([text for text in last if "lesson" not in text]) > 3

@@ -28,7 +28,11 @@ def ledger_config(state: Path, base: Path, rows: Path, **changes: Mapping[str, A
         prepare_base={"source": {"kind": "folder", "path": str(base)}},
         collect_rows=collect,
         extend_ledger=extend,
-        prepare_data={"source": {"kind": "collected"}, "max_evaluation_rows": 8},
+        prepare_data={
+            "source": {"kind": "collected"},
+            "max_evaluation_rows": 8,
+            "replay": changes.get("replay", {}),
+        },
     )
 
 

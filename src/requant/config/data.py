@@ -148,10 +148,34 @@ class NightSize(Section):
     )
 
 
+class Replay(Section):
+    """What a night trains on beside new rows, so that it forgets less; shares of all rows."""
+
+    rows: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of rows that earlier nights trained on, from the ledger's reservoir",
+    )
+    general: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of old text, that nobody measures on"
+    )
+
+    @model_validator(mode="after")
+    def _leaves_new_rows(self) -> "Replay":
+        if self.rows + self.general >= 1.0:
+            raise ValueError(
+                f"rows={self.rows} and general={self.general} leave no place for new rows; their "
+                "sum must be below 1"
+            )
+        return self
+
+
 class PrepareData(RowRules, NightSize):
     """One night's conversations, a held-out part, and the evaluation tasks made from it."""
 
     source: Annotated[Source, Field(discriminator="kind")]
+    replay: Replay = Replay()
     max_evaluation_rows: Positive = Field(
         512,
         description="documents of a generated evaluation task; those that the gate looks at first "

@@ -60,6 +60,12 @@ def _check_collected(config: "Config") -> None:
             f"{way}"
         )
     if not collects:
+        if data.replay.rows:
+            raise ValueError(
+                f"prepare_data.replay.rows: {data.replay.rows} with collect_rows.enabled=false: "
+                "only a ledger knows what earlier nights were trained on; set it to 0 or "
+                "collect_rows.enabled=true"
+            )
         return
     for fields, place in ((RowRules, "collect_rows"), (NightSize, "extend_ledger")):
         for name, field in fields.model_fields.items():
@@ -84,8 +90,8 @@ def _check_generations(config: "Config") -> None:
         )
     if config.merge_fp16.past_nights:
         raise ValueError(
-            f"{named} merge_fp16.past_nights={config.merge_fp16.past_nights}: the nights before are "
-            "in tonight's model already; set past_nights=0 or policy=fresh"
+            f"{named} merge_fp16.past_nights={config.merge_fp16.past_nights}: tonight's model "
+            "holds the nights before already; set past_nights=0 or policy=fresh"
         )
     if not (config.train_adapter.enabled and config.merge_fp16.enabled):
         raise ValueError(

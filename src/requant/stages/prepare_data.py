@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from requant.corpus import corpus_digest, topics
 from requant.data.artifact import CARD_NAME, EVALUATION, GENERAL, HELDOUT, TRAIN
 from requant.data.chat_template import Rules, read_rules, write_rules
 from requant.data.formats import Row
+from requant.data.mixing import mixed
 from requant.data.overlap import Measured, duplicates, even
 from requant.data.plain_text import chunks
 from requant.data.rows import Split, shuffled, write_jsonl
@@ -47,8 +48,9 @@ from requant.evaluation.tasks import (
 )
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
-from requant.ledger.document import read_decisions, read_ledger, rows_of
+from requant.ledger.document import Ledger, read_decisions, read_ledger, rows_of
 from requant.ledger.fates import Decided
+from requant.store import Store
 from requant.store.manifest import hash_file
 
 GENERAL_PIECES = 256
@@ -63,6 +65,10 @@ class Night:
     card: Mapping[str, Any]
     rules: Rules
     counts: Metrics
+    earlier: Mapping[int, Sequence[Row]] = field(default_factory=dict)
+    """Night -> rows of the reservoir that it was trained on."""
+    whole: bool = False
+    """Whether all of the reservoir is trained on again."""
 
 
 def execute(section: PrepareData, context: StageContext, ledger: Path | None = None) -> Metrics:
@@ -74,10 +80,11 @@ def execute(section: PrepareData, context: StageContext, ledger: Path | None = N
         ledger: What extend_ledger decided tonight; None where the section's source is read.
 
     Returns:
-        Counts: train_rows, heldout_rows, rows_with_ignored_fields (columns or fields that nothing
-        reads), duplicate_rows (rows that repeat an earlier one), general_rows (pieces of old text
-        for calibration), `<task>_documents` of each generated task, and
-        `<task>_units`, in which documents of one group count once.
+        Counts: train_rows, replayed_rows (those of them that are not new), heldout_rows,
+        rows_with_ignored_fields (columns or fields that nothing reads), duplicate_rows (rows that
+        repeat an earlier one), general_rows (pieces of old text for calibration),
+        `<task>_documents` of each generated task, and `<task>_units`, in which documents of one
+        group count once.
 
     Raises:
         ContractError: On a bad row, an overlap with a given held-out part, or an empty part.
@@ -85,19 +92,27 @@ def execute(section: PrepareData, context: StageContext, ledger: Path | None = N
         TransientError: If the hub cannot be reached.
     """
     night = _read(section, context) if ledger is None else _taken(context, ledger)
-    train, heldout = night.rows.train, night.rows.heldout
-    write_jsonl(context.out / TRAIN, train)
-    write_jsonl(context.out / HELDOUT, heldout)
-    write_rules(context.out, night.rules)
-    (context.out / CARD_NAME).write_bytes(canonical_json(night.card))
+    heldout = night.rows.heldout
     old_text = read_old_text(section)
     made = night_documents(heldout, old_text, section.max_evaluation_rows, context.seed)
     general = general_rows(old_text, [each["text"] for each in made.old], context.seed)
+    mix = mixed(
+        night.rows.train, night.earlier, general, section.replay, context.seed, whole=night.whole
+    )
+    for line in mix.said:
+        context.reporter.message(line)
+    train = mix.rows
+    write_jsonl(context.out / TRAIN, train)
+    write_jsonl(context.out / HELDOUT, heldout)
+    write_rules(context.out, night.rules)
+    card = {**night.card, **({"mix": mix.counts} if len(mix.counts) > 1 else {})}
+    (context.out / CARD_NAME).write_bytes(canonical_json(card))
     write_jsonl(context.out / GENERAL, general)
     documents = _write_tasks(section, context, made)
     return {
         "train_rows": float(len(train)),
         "heldout_rows": float(len(heldout)),
+        "replayed_rows": float(len(train) - len(night.rows.train)),
         **night.counts,
         "general_rows": float(len(general)),
         **{f"{task}_documents": float(len(each)) for task, each in documents.items()},
@@ -145,7 +160,18 @@ def _taken(context: StageContext, folder: Path) -> Night:
 
     split = Split(train=part("taken", "train"), heldout=part("held_out", "heldout"))
     card = {"rows": len(rows), "night": ledger.night}
-    return Night(split, card, read_rules(folder), counts={})
+    earlier = _reservoir(context.store, ledger)
+    return Night(split, card, read_rules(folder), {}, earlier, whole=ledger.consolidates)
+
+
+def _reservoir(store: Store, ledger: Ledger) -> dict[int, list[Row]]:
+    """Return night -> rows of the reservoir that it was trained on."""
+    night_of = dict(ledger.reservoir.rows)
+    found: dict[int, list[Row]] = {}
+    for number, row in rows_of(store, ledger, night_of):
+        assert row.row is not None
+        found.setdefault(night_of[number], []).append(row.row)
+    return dict(sorted(found.items()))
 
 
 def content_digests(section: PrepareData) -> dict[str, str]:
