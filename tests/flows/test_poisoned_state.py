@@ -137,7 +137,7 @@ def test_no_command_runs_or_hangs_on_what_lies_in_the_state_folder(
     arguments: dict[str, list[str]] = {
         **{
             name: [str(config)]
-            for name in ("status", "report", "promote", "rollback", "deploy", "init")
+            for name in ("status", "report", "nights", "promote", "rollback", "deploy", "init")
         },
         **{name: [*words, "--state", str(state)] for name, words in of_state.items()},
         "anchor": [str(config), "--version", "1", "--reason", "x"],

@@ -9,6 +9,7 @@ from requant.config.fit import check_stages_fit
 from requant.corpus import docstrings, instruction
 from requant.data.rows import conversation
 from requant.ledger.nights import end
+from requant.report.generations import generations, generations_table
 from requant.store import StageRecord, Store
 from requant.store.lines import Outcome, Verdict
 from requant.store.pins import pin
@@ -122,3 +123,26 @@ def test_policies_that_would_lose_something_are_refused(
         config = config.model_copy(update={section: changed})
     with pytest.raises(ValueError, match=says):
         check_stages_fit(config)
+
+
+def test_a_person_sees_from_whom_each_night_comes(tiny_base: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    config = line(tmp_path / "state", tiny_base, rows, "continue")
+    night(config, rows, 0, "accepted")
+    night(config, rows, 1, "refused")
+    night(config, rows, 2, "accepted")
+    found = generations(Store(config.state), config.name)
+    assert [(each.night, each.parent, each.verdict, each.serves) for each in found] == [
+        (1, None, "accepted", False),
+        (2, 1, "refused", False),
+        (3, 1, "accepted", True),
+    ]
+    assert all(each.began and each.rows > 20 for each in found)
+    table = generations_table(found)
+    assert [str(column.header) for column in table.columns][:5] == [
+        "night",
+        "began (UTC)",
+        "rows",
+        "parent",
+        "verdict",
+    ]

@@ -59,7 +59,7 @@ def test_a_killed_night_goes_on_with_what_it_took(store: Store) -> None:
         end(store, "line", Outcome(verdict="accepted", model=MODEL))
     line = read_line(store, "line")
     assert (line.ledger, line.begun) == (digest, None)
-    assert line.nights == {1: Outcome(verdict="accepted", model=MODEL)}
+    assert line.nights == {1: Outcome(verdict="accepted", model=MODEL, began=again.at)}
 
 
 def test_a_night_that_took_nothing_moves_the_head_only_where_it_read_something(

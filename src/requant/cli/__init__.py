@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         nights.run,
         nights.status,
         nights.explain,
+        nights.nights,
         nights.report,
         nights.init,
         nights.schema,

@@ -14,6 +14,7 @@ from requant.cli.common import (
     StateFolder,
     again,
     check_stages,
+    close_state,
     errors,
     keep_private,
     load,
@@ -125,6 +126,30 @@ def status(config: ConfigFile, overrides: Overrides = None, force: Forced = None
     show(rows)
     if problems:
         raise typer.Exit(1)
+
+
+def nights(
+    config: ConfigFile,
+    last: Annotated[int, typer.Option(min=1, help="nights at most, the latest")] = 30,
+    overrides: Overrides = None,
+) -> None:
+    """List the nights of a line: rows, parent, verdict, what was won and lost, who serves."""
+    with errors():
+        from requant.report.generations import generations, generations_table
+        from requant.store import Store
+
+        loaded = load(config, overrides)
+        close_state(loaded.state)
+        found = generations(Store(loaded.state.resolve()), loaded.name)
+    if not found:
+        typer.echo(
+            f"{loaded.name}: no night of its ledger has ended; nights without collect_rows are on "
+            f"the page of `{again('report', config, overrides)} --nights {last}`"
+        )
+        return
+    from rich.console import Console
+
+    Console().print(generations_table(found[-last:]))
 
 
 def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:

@@ -65,7 +65,10 @@ def end(store: Store, name: str, outcome: Outcome | None) -> None:
         after = ledger_of(store, digest)
         if digest is None or (outcome is None and same_rows(ledger_of(store, line.ledger), after)):
             return line.model_copy(update={"begun": None})
-        nights = line.nights | ({after.night: outcome} if outcome else {})
+        nights = dict(line.nights)
+        if outcome:
+            came = {"parent": line.begun.parent, "began": line.begun.at}
+            nights[after.night] = outcome.model_copy(update=came)
         return Line(ledger=digest, begun=None, nights=nights)
 
     change_line(store, name, ended)
@@ -86,7 +89,8 @@ def settle(store: Store, name: str, model: str, verdict: Verdict, reason: str) -
         if not ours or line.nights[ours[-1]].verdict in ("released", "discarded", verdict):
             return line
         changed.append(ours[-1])
-        outcome = Outcome(verdict=verdict, model=model, reason=reason)
+        changes = {"verdict": verdict, "reason": reason}
+        outcome = line.nights[ours[-1]].model_copy(update=changes)
         return line.model_copy(update={"nights": line.nights | {ours[-1]: outcome}})
 
     change_line(store, name, settled)
@@ -121,7 +125,7 @@ def decide_set_aside(store: Store, name: str, night: int, verdict: Verdict, reas
                 f"night {night}: {state}; rows are set aside of nights: {listed} "
                 "(requant data status CONFIG)"
             )
-        outcome = Outcome(verdict=verdict, model=now.model, reason=reason or now.reason)
+        outcome = now.model_copy(update={"verdict": verdict, "reason": reason or now.reason})
         return line.model_copy(update={"nights": line.nights | {night: outcome}})
 
     if is_held(lock := store.night_lock(name)):

@@ -35,6 +35,8 @@ class Outcome(BaseModel):
 
     verdict: Verdict
     model: Digest | None = Field(None, description="that the night made, where it ships one")
+    parent: Digest | None = Field(None, description="model that served when it began")
+    began: str = Field("", description="ISO time at which it started first, UTC")
     reason: str = ""
 
 
