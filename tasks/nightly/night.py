@@ -23,7 +23,7 @@ from tasks import tracking
 from tasks.gatekeeping import advice
 from tasks.nightly.artifacts import publish_artifacts
 from tasks.nightly.pages import judged, night_figures, night_verdict, write_pages
-from tasks.nightly.row_ledger import close_ledger, note_taken
+from tasks.nightly.row_ledger import close_ledger, kept, note_taken
 from tasks.nightly.way_on import of_deployment
 from tasks.promote import Promotion, promote, register, serving_of, standing
 from tasks.retry import retrying
@@ -41,6 +41,7 @@ class OpenNight:
         self._rows: list[StageRow] = []
         self._promotion: Promotion | None = None
         self._notes: list[str] = []
+        self._kept: dict[str, float] = {}
 
     def off(self, stage: str) -> None:
         """Note a stage that is switched off."""
@@ -98,7 +99,10 @@ class OpenNight:
         config = self._night.config
         if config.collect_rows.enabled:
             records = {row.stage: row.record for row in self._rows if row.record}
-            close_ledger(config, self._night.store, records.get(config.ships), self._promotion)
+            store = self._night.store
+            close_ledger(config, store, records.get(config.ships), self._promotion)
+            with _said("what its generation kept of earlier nights"):
+                self._kept = kept(store, config.name)
 
     def close(self, status: tracking.Status) -> None:
         """Write the pages, and end the MLflow parent run.
@@ -134,7 +138,7 @@ class OpenNight:
                 status,
                 lineage,
                 report,
-                metrics | night_figures(records),
+                metrics | night_figures(records) | self._kept,
                 "\n\n".join(causes),
                 night_verdict(self._rows, self._promotion),
                 judged(self._promotion),

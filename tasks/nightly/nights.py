@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from requant.config import Config
 from requant.errors import RequantError
+from requant.evaluation.matrix import line_rows
 from requant.outside.json_text import read_json
 from requant.report.nights import NightEntry, nights_report
 from requant.store import Store
@@ -34,7 +35,13 @@ def write_nights(config: Config, count: int) -> Path:
             found.append(_entry(summary, path))
     nights = sorted(found, key=lambda night: night.ended)[-count:]
     page = store.nights_path(config.name)
-    write_durably(page, nights_report(config.name, nights, few_lines(unread, "files")).encode())
+    try:
+        matrix = line_rows(store, config.name)
+    except (RequantError, OSError) as error:
+        matrix = []
+        unread.append(f"what each generation kept cannot be read: {printable(error)}")
+    text = nights_report(config.name, nights, few_lines(unread, "files"), matrix)
+    write_durably(page, text.encode())
     return page
 
 

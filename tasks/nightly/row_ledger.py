@@ -1,7 +1,10 @@
 """What a night means to the data ledger: begun, its rows taken, its outcome known."""
 
+import math
+
 from requant.config import Config
 from requant.errors import RequantError
+from requant.evaluation.matrix import line_rows, summary
 from requant.ledger.nights import begin, end, took
 from requant.store import StageRecord, Store
 from requant.store.lines import Outcome, read_line
@@ -54,6 +57,24 @@ def close_ledger(
     else:
         outcome = Outcome(verdict="pending", model=digest, reason="a person has not promoted it")
     end(store, config.name, outcome)
+
+
+def kept(store: Store, line: str) -> dict[str, float]:
+    """Return what the newest generation kept of all nights, as metrics of the night.
+
+    Returns:
+        generations/average, backward_transfer and forgetting, nats a byte, each with its `_stderr`;
+        see `requant.evaluation.matrix`.
+    """
+    found = summary(line_rows(store, line))
+    means = {} if found is None else vars(found)
+    return {
+        f"generations/{name}{suffix}": value
+        for name, mean in means.items()
+        if mean is not None
+        for suffix, value in (("", mean.value), ("_stderr", mean.stderr))
+        if math.isfinite(value)
+    }
 
 
 def _nothing(record: StageRecord, needed: int) -> str:

@@ -135,12 +135,16 @@ def nights(
 ) -> None:
     """List the nights of a line: rows, parent, verdict, what was won and lost, who serves."""
     with errors():
+        from requant.evaluation.matrix import line_rows, summary
         from requant.report.generations import generations, generations_table
+        from requant.report.heat_map import in_words
         from requant.store import Store
 
         loaded = load(config, overrides)
         close_state(loaded.state)
-        found = generations(Store(loaded.state.resolve()), loaded.name)
+        store = Store(loaded.state.resolve())
+        found = generations(store, loaded.name)
+        kept = summary(line_rows(store, loaded.name))
     if not found:
         typer.echo(
             f"{loaded.name}: no night of its ledger has ended; nights without collect_rows are on "
@@ -150,6 +154,8 @@ def nights(
     from rich.console import Console
 
     Console().print(generations_table(found[-last:]))
+    if kept:
+        typer.echo(in_words(kept))
 
 
 def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from requant.evaluation.matrix import Row
 from requant.figures import figure
 from requant.report.drawing import drawn_curve
+from requant.report.heat_map import heat_map
 from requant.report.page import render
 
 
@@ -24,13 +26,19 @@ class NightEntry:
     figures: Mapping[str, float]
 
 
-def nights_report(line: str, nights: Sequence[NightEntry], unread: Sequence[str] = ()) -> str:
+def nights_report(
+    line: str,
+    nights: Sequence[NightEntry],
+    unread: Sequence[str] = (),
+    matrix: Sequence[Row] = (),
+) -> str:
     """Write the page of many nights; it needs no network and no script.
 
     Args:
         line: Name of the model line.
         nights: The oldest first.
         unread: Why summaries could not be read, one sentence each.
+        matrix: Scores of each generation on what each night held out, the first one first.
     """
     names = list(dict.fromkeys(name for night in nights for name in night.figures))
     curves = {
@@ -43,6 +51,7 @@ def nights_report(line: str, nights: Sequence[NightEntry], unread: Sequence[str]
         "nights.html.j2",
         line=line,
         unread=unread,
+        matrix=heat_map(matrix) if len(matrix) > 1 else None,
         names=names,
         nights=[
             {
