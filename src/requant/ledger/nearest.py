@@ -80,7 +80,8 @@ def among(index: Index, batch: Batch, eligible: Flags, old: Nearest) -> tuple[Ne
         old: Near-duplicates of rows in the index, which are returned as they are.
 
     Returns:
-        Near-duplicates of both, and how many candidates were left out.
+        Near-duplicates of both, and how often a row was not remembered for a band, so that no later
+        row is held against it.
     """
     row, alike = old.row.copy(), old.similarity.copy()
     candidates = np.flatnonzero(eligible & (old.row < 0))
