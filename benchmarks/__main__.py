@@ -6,7 +6,15 @@ from importlib import import_module
 from rich.console import Console
 from rich.table import Table
 
-CLAIMS = ("hashing", "merge", "pipeline_overhead", "cached_rerun", "evaluation", "gate_years")
+CLAIMS = (
+    "hashing",
+    "merge",
+    "pipeline_overhead",
+    "cached_rerun",
+    "evaluation",
+    "gate_years",
+    "ledger",
+)
 
 
 def main() -> None:

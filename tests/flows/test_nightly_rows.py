@@ -65,10 +65,10 @@ def test_a_person_sees_what_became_of_every_row(
     monkeypatch.setenv("COLUMNS", "200")
     config = project / "line.yaml"
     table = requant("data", "status", config)
-    assert re.search(r"night .*source .*trained .*held out .*exact duplicate .*quarantined", table)
     (total,) = (row for row in table.splitlines() if re.match(r".\s*all\b", row))
-    *fates, rows = map(int, re.findall(r"\d+", total))
+    rows, *fates = map(int, re.findall(r"\d+", total))
     assert sum(fates) == rows == 71
+    assert re.search(r"trained, \d+ held out, 10 exact duplicate, 1 quarantined", total)
     shown = requant("data", "show", config, "exact_duplicate", "--limit", 1)
     assert "chats, tuesday.jsonl, line 1 (night 2)" in shown
     assert "says the same as: chats, monday.jsonl, line 31" in shown

@@ -21,7 +21,7 @@ def every_run(found: str) -> set[tuple[str, ...]]:
     return ngrams(found, GRAM) | {tuple(found.split())}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=8), st.lists(WORDS, max_size=8))
 def test_shared_runs_are_those_of_sets_of_tuples(trained: list[str], held: list[str]) -> None:
     batch = batch_of([text(each) for each in trained], trained, 0, THRESHOLD)

@@ -1,4 +1,4 @@
-"""An index in files of many nights says what one of a single night says, and what sets say."""
+"""An index in files of many nights says what one of a single night and what plain sets say."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +15,8 @@ from requant.data.overlap import normalised
 from requant.errors import ContractError
 from requant.ledger.batch import batch_of
 from requant.ledger.extend import extend
-from requant.ledger.index import KINDS, Index, read_index, write_index
+from requant.ledger.index import KINDS, Index, Run, packed, read_index, write_index
+from requant.ledger.runs import PARTS, merged, read_parts, write_run
 from requant.ledger.verdicts import Verdicts, look_up
 from tests.support.ledgers import (
     NOTHING,
@@ -54,7 +55,7 @@ def same(left: Verdicts, right: Verdicts) -> bool:
     return all((one == other).all() for one, other in pairs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(NIGHTS, st.lists(rows(), min_size=1, max_size=6))
 def test_many_nights_say_what_one_says(nights: list[list[Row]], queries: list[Row]) -> None:
     flat = [row for night in nights for row in night]
@@ -68,7 +69,7 @@ def test_many_nights_say_what_one_says(nights: list[list[Row]], queries: list[Ro
         assert same(asked(ledger, queries), asked(once, queries))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.lists(st.tuples(rows(), st.sampled_from("xyz")), max_size=5), max_size=5))
 def test_equal_rows_are_those_of_plain_sets(nights: list[list[tuple[Row, str]]]) -> None:
     occurrences: set[tuple[str, str]] = set()
@@ -162,6 +163,32 @@ def test_a_night_may_come_in_slices_and_leaves_only_files_that_are_live(tmp_path
         str(path.relative_to(tmp_path / "night")) for path in (tmp_path / "night/index").iterdir()
     }
     assert found == named
+
+
+def half_merged(ledger: Ledger) -> Index:
+    """The same index after a night whose limit let it merge only every second part."""
+    half, runs = np.arange(PARTS) % 2 == 0, {}
+    for kind, old in ledger.index.runs.items():
+        folders = [ledger.root / run.digest / run.path for run in old]
+        parts = [entries for folder in folders for _, entries in read_parts(folder, half)]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        write_run(ledger.root / "half" / kind, merged([], columns), np.ones(PARTS, np.int64))
+        rest = [replace(run, live=packed(run.parts & ~half)) for run in old]
+        runs[kind] = (*rest, Run("half", kind, len(columns["keys"]), packed(half)))
+    return replace(ledger.index, runs=runs)
+
+
+def test_an_index_that_is_merged_in_part_says_the_same(tmp_path: Path) -> None:
+    rows = [text(" ".join(VOCABULARY[at : at + 60])) for at in range(0, 340, 4)]
+    ledger, _ = taken(empty(tmp_path), rows[:40], heldout=range(0, 40, 3))
+    ledger, _ = taken(ledger, rows[40:60], heldout=range(0, 20, 3))
+    queries = [*rows, *(text(f"{row['text']} again") for row in rows)]
+    said = asked(ledger, queries)
+    assert all(fate.any() for fate in (said.known >= 0, said.contaminated, said.nearest.row >= 0))
+    merged_in_part = replace(ledger, index=half_merged(ledger))
+    assert same(asked(merged_in_part, queries), said)
+    places = [f"0 {row}" for row in range(40)]
+    assert asked(merged_in_part, rows[:40], places).seen.all()
 
 
 def test_live_entries_add_up_to_the_rows(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from requant.corpus import docstrings, instruction
+from requant.corpus import topics
 from requant.data.formats import Row
 from requant.data.rows import conversation
 from requant.errors import ConfigError
@@ -14,11 +14,13 @@ from requant.ledger.near import PERMUTATIONS, algorithm, bands, similarity
 from tests.support.ledgers import THRESHOLD, asked, empty, text
 
 
-def rows_of(count: int, shortest: int) -> list[Row]:
-    """Docstrings of at least so many words, no two of one text."""
-    long = [each for each in docstrings() if len(each.text.split()) >= shortest]
-    found = {each.text: each for each in long[::5]}
-    return [conversation(instruction(each), each.text) for each in list(found.values())[:count]]
+def passages(count: int) -> list[Row]:
+    """Passages of 80 words of the language reference."""
+    words = [word for _, topic in topics() for word in topic.split()]
+    return [
+        conversation(f"What does passage {at} say?", " ".join(words[80 * at : 80 * (at + 1)]))
+        for at in range(count)
+    ]
 
 
 def edited(row: Row, word: str, at: int) -> Row:
@@ -28,14 +30,14 @@ def edited(row: Row, word: str, at: int) -> Row:
     return conversation(question, " ".join(words))
 
 
-def test_a_changed_word_in_sixty_is_found_and_unrelated_text_is_not(tmp_path) -> None:
-    rows = rows_of(300, shortest=60)
+def test_a_changed_word_in_eighty_is_found_and_unrelated_text_is_not(tmp_path) -> None:
+    rows = passages(300)
     copies = [edited(row, "changed", 7 * at) for at, row in enumerate(rows)]
     said = asked(empty(tmp_path), [*rows, *copies])
     found = said.nearest.row[len(rows) :]
     assert (found >= 0).mean() >= 0.99
     assert all(at == row for at, row in enumerate(found) if row >= 0)
-    # Some docstrings are near-duplicates of others; what they share is theirs, not chance.
+    # The reference repeats itself: what two passages share is theirs, not chance.
     alone = said.nearest.row[: len(rows)]
     for row in np.flatnonzero(alone >= 0):
         both = [triples(rows[row]), triples(rows[alone[row]])]

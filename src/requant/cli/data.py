@@ -7,6 +7,9 @@ import typer
 from requant.cli.common import ConfigFile, Overrides, close_state, errors, load
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from requant.ledger.fates import Fate
     from requant.ledger.reading import Shown, Status
     from requant.store import Store
 
@@ -101,28 +104,28 @@ def _print_status(name: str, found: "Status") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from requant.ledger.fates import FATES
-
     if not found.night:
         typer.echo(f"{name}: no night has read a row yet")
         return
-    there = [fate for fate in FATES if any(fate in cell for cell in found.fates.values())]
-    table = Table("night", "source", *(fate.replace("_", " ") for fate in there), "rows", "outcome")
+    table = Table("night", "source", "rows", "of them", "outcome")
     for (night, source), cell in found.fates.items():
         outcome = found.line.nights.get(night)
-        table.add_row(
-            str(night),
-            source,
-            *(f"{cell[fate]:,}" if fate in cell else "" for fate in there),
-            f"{sum(cell.values()):,}",
-            outcome.verdict if outcome else "",
-        )
-    totals = [sum(cell.get(fate, 0) for cell in found.fates.values()) for fate in there]
+        rows, verdict = sum(cell.values()), outcome.verdict if outcome else ""
+        table.add_row(str(night), source, f"{rows:,}", _listed(cell), verdict)
     table.add_section()
-    table.add_row("all", "", *(f"{total:,}" for total in totals), f"{found.rows:,}", "")
+    every: dict[Fate, int] = {}
+    for cell in found.fates.values():
+        every |= {fate: every.get(fate, 0) + rows for fate, rows in cell.items()}
+    table.add_row("all", "", f"{found.rows:,}", _listed(every), "")
     Console().print(table)
     if found.in_progress:
         typer.echo(f"night {found.night} has begun and not ended; the next run goes on with it")
+
+
+def _listed(cell: "Mapping[Fate, int]") -> str:
+    from requant.ledger.fates import FATES
+
+    return ", ".join(f"{cell[fate]:,} {fate.replace('_', ' ')}" for fate in FATES if fate in cell)
 
 
 def _lines(shown: "Shown") -> list[str]:

@@ -11,6 +11,18 @@ would take every "What is 12 + 30?" for the same.
 each row 128 numbers, of which two rows share as many as their Jaccard index says. Rows that are
 equal in all numbers of one band are candidates; of each number eight bits are kept to judge
 candidates by (b-bit minwise hashing, Li & König 2010): 128 bytes a row instead of 512.
+
+Measured on docstrings of the standard library (requant.corpus), words of which were changed,
+removed and added until the pair had the index, 1,500 pairs each; threshold 0.8:
+
+| Jaccard index                 | 0.6  | 0.7  | 0.75 | 0.8  | 0.85 | 0.9  | 0.95 |
+|-------------------------------|------|------|------|------|------|------|------|
+| some band is shared           | 27 % | 65 % | 85 % | 95 % | 99 % | all  | all  |
+| found to be a near-duplicate  | none | none | 4 %  | 46 % | 97 % | all  | all  |
+| error of the estimate (s. d.) | .033 | .032 | .029 | .027 | .025 | .021 | .015 |
+
+Of the 242 pairs of 0.8 and more among 6,426 docstrings as they are 94 % are found; of what is found
+96 % have 0.8, and all 0.75.
 """
 
 import math

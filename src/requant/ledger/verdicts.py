@@ -113,10 +113,10 @@ def shared_runs(
     index: Index, open_artifact: OpenArtifact, batch: Batch, measured: Keys
 ) -> npt.NDArray[np.int32]:
     """Count the runs of each row that measured text holds: int32 [rows]; see `look_up`."""
-    asked, places = np.unique(batch.grams.values, return_inverse=True)
+    asked = np.unique(batch.grams.values)
     texts = np.zeros(len(asked), np.int64)
     for found in matches(index, open_artifact, GRAMS, asked, most=COMMON + 1):
         texts += np.bincount(found.which, minlength=len(asked))
-    telltale = telling(texts) | telling(counted(asked, measured))
-    rows = batch.grams.owners[telltale[places]]
+    telltale = asked[telling(texts) | telling(counted(asked, measured))]
+    rows = batch.grams.owners[counted(batch.grams.values, telltale) > 0]
     return np.bincount(rows, minlength=len(batch.numbers)).astype(np.int32)
