@@ -247,3 +247,16 @@ def test_a_night_replays_rows_that_earlier_nights_were_trained_on(
     assert of(last, 0) == of(nights[0], 0)
     assert of(last, 40) == of(nights[2], 40)
     assert len([text for text in last if "lesson" not in text]) > 3
+
+
+def test_near_duplicates_can_be_kept(tiny_base: Path, folder: Path, tmp_path: Path) -> None:
+    extend = {"near_duplicates": None}
+    config = ledger_config(tmp_path / "state", tiny_base, folder, extend_ledger=extend)
+    rows = [chat(number) for number in range(20)]
+    shouted = conversation("What does lesson 3 say!?", rows[3]["messages"][1]["content"])
+    write_chats(folder / "a.jsonl", [*rows, shouted, rows[4]])
+    ledger_night(config)
+    found = fates(config)
+    assert found["exact_duplicate"] == 1
+    # Where one of the two is held out, the other is contaminated.
+    assert found["trained"] + found["held_out"] + found["contaminated"] == 21

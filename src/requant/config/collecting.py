@@ -50,7 +50,7 @@ class ExtendLedger(NightSize):
     near_duplicates: float | None = Field(
         0.8,
         ge=0.5,
-        le=1.0,
+        le=0.99,
         description="Jaccard similarity of word runs from which on a row repeats an earlier one; "
         "null: only equal rows do",
     )

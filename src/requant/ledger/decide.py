@@ -37,8 +37,16 @@ class Tonight:
     held_out: tuple[Numbered, ...]
 
 
-def verdicts_in_words(batch: Batch, verdicts: Verdicts) -> dict[int, Decision]:
-    """Return number -> decision of the rows that repeat an earlier one, or measured text."""
+def verdicts_in_words(
+    batch: Batch, verdicts: Verdicts, near_duplicates: bool
+) -> dict[int, Decision]:
+    """Return number -> decision of the rows that repeat an earlier one, or measured text.
+
+    Args:
+        batch: The rows.
+        verdicts: What the index says of them.
+        near_duplicates: Whether rows that nearly repeat another are dropped too.
+    """
     found: dict[int, Decision] = {}
     for at, number in enumerate(batch.numbers.tolist()):
         same, near = int(verdicts.known[at]), int(verdicts.nearest.row[at])
@@ -46,7 +54,7 @@ def verdicts_in_words(batch: Batch, verdicts: Verdicts) -> dict[int, Decision]:
             found[number] = Decision(number, "exact_duplicate", "says the same as", same)
         elif verdicts.contaminated[at]:
             found[number] = _contaminated(number, int(verdicts.shared[at]))
-        elif near >= 0:
+        elif near >= 0 and near_duplicates:
             alike = f"{verdicts.nearest.similarity[at]:.0%} of its word runs are those of"
             found[number] = Decision(number, "near_duplicate", alike, near)
     return found

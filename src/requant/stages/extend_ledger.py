@@ -30,8 +30,8 @@ from requant.store import materialise
 from requant.store.manifest import hash_file
 from requant.store.objects import read_manifest
 
-EQUAL = 1.0
-"""Near-duplicates are then those alone that differ in case and punctuation."""
+LEAST_BANDS = 0.99
+"""Threshold by which rows are keyed where near-duplicates are kept: the fewest keys a row."""
 PLENTY = 3
 """Times `max_rows` of waiting rows that are looked at: some are held out, some contaminated."""
 
@@ -63,7 +63,8 @@ def execute(
     def open_artifact(digest: str) -> Path:
         return materialise(store, digest) if digest else context.out
 
-    threshold = section.near_duplicates or EQUAL
+    threshold = section.near_duplicates or LEAST_BANDS
+    near = section.near_duplicates is not None
     before, parent, index = EMPTY, None, Index(algorithm(threshold))
     if ledger is not None:
         before, parent = read_ledger(ledger), read_manifest(ledger).digest
@@ -91,7 +92,7 @@ def execute(
         return found
 
     tonight = decide(
-        section, context.seed, new, verdicts_in_words(batch, verdicts), waiting, shared
+        section, context.seed, new, verdicts_in_words(batch, verdicts, near), waiting, shared
     )
     kept = np.isin(batch.numbers, tonight.kept)
     held = dict([*_of(new, sides & kept), *tonight.held_out])
