@@ -6,10 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from uuid import UUID
 
 from prefect import get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+)
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 
 from requant.config import STAGE_NAMES, Config, StageName
 from requant.config.loading import given_name
@@ -134,11 +142,39 @@ def _refuse_late(config: Config) -> None:
     if limit is None or due is None or flow_run.run_count > 1:
         return
     late = (datetime.now(UTC) - due).total_seconds() / 60
-    if late > limit:
+    if late <= limit:
+        return
+    newest = _newest_due(due)
+    if (datetime.now(UTC) - newest).total_seconds() / 60 <= limit:
+        # Of two at once Prefect cancels the one that comes second, which may be that one.
+        get_run_logger().info(
+            "this night was due at %s, %.0f minutes ago; it takes the place of the one that was "
+            "due at %s",
+            f"{due:%Y-%m-%d %H:%M} UTC",
+            late,
+            f"{newest:%Y-%m-%d %H:%M} UTC",
+        )
+    else:
         raise NightSkipped(
             f"this night was due at {due:%Y-%m-%d %H:%M} UTC, {late:.0f} minutes ago: later than "
             f"runtime.max_late_minutes={limit:g}; it is skipped, the next one takes its place"
         )
+
+
+def _newest_due(due: datetime) -> datetime:
+    """Return when the last night of this deployment was due, until now."""
+    if deployment.id is None:
+        return due
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                deployment_id=FlowRunFilterDeploymentId(any_=[UUID(deployment.id)]),
+                expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+            ),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=1,
+        )
+    return max([due, *(run.expected_start_time for run in runs if run.expected_start_time)])
 
 
 def _first_start() -> float:

@@ -10,7 +10,7 @@ from contextlib import closing
 from requant.machine.services import stop
 from requant.store import Store
 from tests.e2e.long_night import long_night, resumed_at, wait_for_checkpoint
-from tests.e2e.machine import Machine, kill
+from tests.e2e.machine import FINAL, Machine, eventually, kill
 
 # -------------------------------------------------------------------- what is killed goes on
 
@@ -88,3 +88,14 @@ def test_a_second_night_is_cancelled_and_cancelling_leaves_no_orphan(machine: Ma
 def test_an_overdue_night_is_skipped_with_the_reason(machine: Machine) -> None:
     run = machine.wait(machine.start(hours_ago=5), "CANCELLED")
     assert "later than runtime.max_late_minutes=180" in run["state"]["message"]
+
+
+def test_of_two_overdue_nights_exactly_one_runs(machine: Machine) -> None:
+    """After a day without power: whichever the worker starts first, the night is not lost."""
+    runs = [machine.start(hours_ago=hours) for hours in (5, 1)]
+    ends = [machine.wait(run, "CANCELLED", "COMPLETED", seconds=400)["state"] for run in runs]
+    assert sorted(state["type"] for state in ends) == ["CANCELLED", "COMPLETED"]
+    eventually(
+        "what it promoted is deployed",
+        lambda: all(run["state_type"] in FINAL for run in machine.runs("deploy-model")),
+    )
