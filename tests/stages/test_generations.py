@@ -1,19 +1,22 @@
 """Generations: what a night starts from, by policy, and that a refused night has no children."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from requant.checkout import check_out
 from requant.config import Config
 from requant.config.fit import check_stages_fit
 from requant.corpus import docstrings, instruction
 from requant.data.rows import conversation
+from requant.errors import ConfigError
 from requant.ledger.nights import end
 from requant.report.generations import generations, generations_table
-from requant.store import StageRecord, Store
+from requant.store import StageRecord, Store, describe
 from requant.store.lines import Outcome, Verdict
 from requant.store.pins import pin
-from tests.support.chain import micro_config, run_chain
+from tests.support.chain import Silent, micro_config, run_chain
 from tests.support.ledger_nights import write_chats
 
 ROWS = [conversation(instruction(item), item.summary) for item in docstrings()]
@@ -146,3 +149,27 @@ def test_a_person_sees_from_whom_each_night_comes(tiny_base: Path, tmp_path: Pat
         "parent",
         "verdict",
     ]
+
+
+def test_the_models_of_a_night_come_back_byte_for_byte(tiny_base: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    config = line(tmp_path / "state", tiny_base, rows, "continue")
+    records = night(config, rows, 0, "accepted")
+    store = Store(config.state)
+    merged, shipped = (records[name].digest for name in ("merge_fp16", "requantize_gptq"))
+    for digest in (merged, records["quantize_base"].digest):
+        shutil.rmtree(store.object_path(digest))
+    before = describe(store.root / "objects").digest
+    found = check_out(config, 1, tmp_path / "out", Silent())
+    assert found == {"4bit": shipped, "16bit": merged}
+    for name, digest in found.items():
+        assert describe(tmp_path / "out" / name).digest == digest
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"4bit", "16bit"}
+    assert describe(store.root / "objects").digest == before
+    with pytest.raises(ConfigError, match=r"night 2: micro has no such night .* those that did: 1"):
+        check_out(config, 2, tmp_path / "other", Silent())
+    # What was made of other bytes does not come out equal.
+    adapter = store.object_path(records["train_adapter"].digest)
+    shutil.rmtree(adapter)
+    with pytest.raises(ConfigError, match="holds something already"):
+        check_out(config, 1, tmp_path / "out", Silent())

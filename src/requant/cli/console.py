@@ -3,6 +3,8 @@
 import os
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from tasks.nightly.pages import NightSummary
 
 
@@ -82,3 +86,20 @@ def _shown(path: Path) -> Path:
     """Spell a path as a person would type it here."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Shows on a progress bar what long work says of itself."""
+
+    shown: "Progress"
+    task: "TaskID"
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Nothing is trained."""
+
+    def progress(self, done: int, total: int, unit: str) -> None:
+        self.shown.update(self.task, completed=done, total=total, description=unit)
+
+    def message(self, text: str) -> None:
+        self.shown.console.print(text)

@@ -101,13 +101,13 @@ def _line(config: ConfigFile, overrides: Overrides) -> "tuple[str, Store]":
 
 
 def _print_status(name: str, found: "Status") -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from requant.cli.console import show as print_table
+    from requant.cli.console import table as empty_table
 
     if not found.night:
         typer.echo(f"{name}: no night has read a row yet")
         return
-    table = Table("night", "source", "rows", "of them", "outcome")
+    table = empty_table("night", "source", "rows", "of them", "outcome")
     for (night, source), cell in found.fates.items():
         outcome = found.line.nights.get(night)
         rows, verdict = sum(cell.values()), outcome.verdict if outcome else ""
@@ -117,7 +117,7 @@ def _print_status(name: str, found: "Status") -> None:
     for cell in found.fates.values():
         every |= {fate: every.get(fate, 0) + rows for fate, rows in cell.items()}
     table.add_row("all", "", f"{found.rows:,}", _listed(every), "")
-    Console().print(table)
+    print_table(table)
     if found.in_progress:
         typer.echo(f"night {found.night} has begun and not ended; the next run goes on with it")
 

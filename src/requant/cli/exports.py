@@ -1,19 +1,16 @@
 """The command that writes a GPTQ model in the format of another server."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from requant.cli.common import DEFAULT_STATE, StateFolder, ended_by_signals, errors, open_store
+from requant.cli.console import Bar
 from requant.cli.models import Device, Text
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from requant.exporting.command import Exported
 
 
@@ -63,7 +60,7 @@ def export(
                 out,
                 batches,
                 device=resolve_device(device),
-                reporter=_Bar(progress, progress.add_task("", total=None)),
+                reporter=Bar(progress, progress.add_task("", total=None)),
                 against=against,
                 max_kl=max_kl,
             )
@@ -89,23 +86,6 @@ def _folder(model: str, state: Path) -> Path:
     found = find_object(store, model)
     verify_to_serve(store, store.ref("model", found.name))
     return found
-
-
-@dataclass(frozen=True)
-class _Bar:
-    """Shows on a progress bar what long work says of itself."""
-
-    shown: "Progress"
-    task: "TaskID"
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Nothing is trained."""
-
-    def progress(self, done: int, total: int, unit: str) -> None:
-        self.shown.update(self.task, completed=done, total=total, description=unit)
-
-    def message(self, text: str) -> None:
-        self.shown.console.print(text)
 
 
 def _lines(found: "Exported") -> list[str]:

@@ -1,7 +1,9 @@
 """Commands of a night: run it, say what it would do, and why."""
 
 import re
+import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +17,7 @@ from requant.cli.common import (
     again,
     check_stages,
     close_state,
+    ended_by_signals,
     errors,
     keep_private,
     load,
@@ -151,11 +154,33 @@ def nights(
             f"the page of `{again('report', config, overrides)} --nights {last}`"
         )
         return
-    from rich.console import Console
+    from requant.cli.console import show
 
-    Console().print(generations_table(found[-last:]))
+    show(generations_table(found[-last:]))
     if kept:
         typer.echo(in_words(kept))
+
+
+def checkout(
+    config: ConfigFile,
+    night: Annotated[int, typer.Argument(min=1, help="number of the night, as `nights` says it")],
+    out: Annotated[Path, typer.Option(help="new folder; gets 4bit/ and 16bit/")],
+    overrides: Overrides = None,
+) -> None:
+    """Write the models of a night of the line as ordinary folders, byte for byte."""
+    from rich.progress import Progress
+
+    with errors(), ended_by_signals():
+        from requant.checkout import check_out
+        from requant.cli.console import Bar
+
+        loaded = load(config, overrides)
+        close_state(loaded.state)
+        with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+            bar = Bar(progress, progress.add_task("", total=None))
+            found = check_out(loaded, night, out, bar)
+    for name, digest in found.items():
+        typer.echo(f"{out / name}: {digest[:12]}, every byte as it was made")
 
 
 def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:

@@ -72,9 +72,12 @@ def generations(store: Store, name: str) -> list[Generation]:
 
 def generations_table(found: Sequence[Generation]) -> "Table":
     """Make a table for a terminal, a night a row."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table("night", "began (UTC)", "rows", "parent", "verdict", *TASKS, "model")
+    table = Table(
+        "night", "began (UTC)", "rows", "parent", "verdict", *TASKS, "model", box=SIMPLE_HEAD
+    )
     for each in found:
         table.add_row(
             str(each.night),
