@@ -119,7 +119,8 @@ def _print_status(name: str, found: "Status") -> None:
     table.add_row("all", "", f"{found.rows:,}", _listed(every), "")
     print_table(table)
     if found.in_progress:
-        typer.echo(f"night {found.night} has begun and not ended; the next run goes on with it")
+        state = "is in progress" if found.runs else "never ended; the next run goes on with it"
+        typer.echo(f"night {found.night} {state}")
 
 
 def _listed(cell: "Mapping[Fate, int]") -> str:

@@ -9,6 +9,7 @@ from requant.ledger.nights import ledger_of
 from requant.ledger.rows import CollectedRow
 from requant.store import Store, materialise
 from requant.store.lines import Line, read_line
+from requant.store.locks import is_held
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class Status:
     """The last one; 0 where none has ended or begun."""
     in_progress: bool
     """Its outcome is not known."""
+    runs: bool
+    """A night of the line runs now."""
     rows: int
     """That the line has read."""
     fates: dict[tuple[int, str], dict[Fate, int]]
@@ -57,6 +60,7 @@ def status(store: Store, name: str) -> Status:
     return Status(
         night=ledger.night,
         in_progress=digest != line.ledger,
+        runs=is_held(store.night_lock(name)),
         rows=ledger.rows,
         fates=by_fate(ledger.counts, line),
         line=line,
