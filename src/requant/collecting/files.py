@@ -1,15 +1,13 @@
 """Rows of files, packed or not, here or behind an address; a damaged file ends no night."""
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from requant.canonical import digest_of
 from requant.collecting.listing import Found, find_files
 from requant.collecting.reached import is_lasting, reached, reason_of
 from requant.config.sources import FileRows, field_of
@@ -21,12 +19,6 @@ from requant.wording import printable
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 UNPACKED_BYTES = 8192
 """Unpacked at once; so much that stands before the damage in a file is lost, at most."""
-VERSIONS = (
-    *("ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum"),
-    *("crc32c", "LastModified", "last_modified", "Last-Modified", "mtime", "updated", "modified"),
-    *("created", "creation_time", "date"),
-)
-"""What file systems of fsspec call that by which one content is known from the next."""
 
 
 def source_lines(source: FileRows, cache: Path) -> Iterator[Line]:
@@ -50,41 +42,6 @@ def source_lines(source: FileRows, cache: Path) -> Iterator[Line]:
                 yield from _file_lines(file, found.place)
         except ContractError as error:
             yield Line(found.place, error)
-
-
-def source_digest(source: FileRows) -> str:
-    """Return the sha256 of the places of a source's files and of what tells their content.
-
-    That is the sha256 of a local file, and of a remote one its size and what of `VERSIONS` its file
-    system tells (ETag, time of the last change); of one that tells none, the sha256.
-
-    Raises:
-        ConfigError, TransientError: As `source_lines`.
-    """
-    versions = []
-    for found in find_files(source):
-        try:
-            version = _version(found, f"{field_of(source)}: {found.place}")
-        except ContractError as error:
-            version = {"fault": str(error)}
-        versions.append([found.place, version])
-    return digest_of(versions)
-
-
-def _version(found: Found, named: str) -> dict[str, Any]:
-    if found.is_local or found.fault:
-        with _stored(found, named, Path()) as file:
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    with _reachable(found, named):
-        if told := _told(found.info) or _told(found.system.info(found.path)):
-            return told
-        with found.system.open(found.path, "rb", block_size=0) as file:
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _told(info: dict[str, Any]) -> dict[str, Any]:
-    told = {name: str(info[name]) for name in VERSIONS if info.get(name)}
-    return {"size": info.get("size"), **told} if told else {}
 
 
 @contextmanager

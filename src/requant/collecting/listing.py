@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from requant.collecting.reached import is_lasting, reached, reason_of
@@ -27,8 +27,6 @@ class Found:
     """As its file system calls it."""
     system: Any
     """Of fsspec."""
-    info: dict[str, Any] = field(default_factory=dict)
-    """What the file system said of it."""
     fault: str = ""
     """Why the folder cannot be listed."""
 
@@ -124,11 +122,9 @@ def _named(system: Any, path: str) -> Iterator[Found]:
         yield from _below(system, root, depth, re.compile(glob_translate(pattern)))
         return
     path = path.rstrip("/") or path
-    if path.endswith(SUFFIXES):
-        info = system.info(path)
-        if info["type"] != "directory":
-            yield Found(printable(path.rpartition("/")[2]), path, system, info)
-            return
+    if path.endswith(SUFFIXES) and system.info(path)["type"] != "directory":
+        yield Found(printable(path.rpartition("/")[2]), path, system)
+        return
     yield from _below(system, path, None, re.compile(".*", re.DOTALL))
 
 
@@ -160,4 +156,4 @@ def _below(system: Any, root: str, depth: int | None, wanted: re.Pattern[str]) -
                     seen.add(real)
                     waiting.append((path, level + 1))
             elif wanted.fullmatch(below):
-                yield Found(printable(below), path, system, dict(info))
+                yield Found(printable(below), path, system)

@@ -1,12 +1,12 @@
 """Every row of a source, good or bad, one after the other; none of them ends a night."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.collecting.files import source_digest, source_lines
+from requant.collecting.files import source_lines
 from requant.collecting.listing import find_files
-from requant.collecting.sql import query_digest, query_lines
+from requant.collecting.sql import query_lines
 from requant.config.data import Columns
 from requant.config.sources import FileRows, HubRows, RowSource, SqlRows, field_of
 from requant.data.files import parse_line
@@ -67,18 +67,6 @@ def require_rows(source: RowSource) -> None:
         resolve_commit(source.repo, source.revision, "dataset", field_of(source))
 
 
-def source_digests(sources: Iterable[RowSource]) -> dict[str, str]:
-    """Return source.<name> -> what tells the content of each source now from another.
-
-    Of files `requant.collecting.files.source_digest`, of a query the sha256 of its rows
-    (`requant.collecting.sql.query_digest`), of a dataset the commit its revision resolves to.
-
-    Raises:
-        ConfigError, TransientError: As `read_source`.
-    """
-    return {f"source.{source.name}": _digest(source) for source in sources}
-
-
 def _lines(source: RowSource, columns: Columns, cache: Path) -> Iterator[Line]:
     match source:
         case FileRows():
@@ -91,18 +79,6 @@ def _lines(source: RowSource, columns: Columns, cache: Path) -> Iterator[Line]:
                 yield from hub_lines(source, source.split, field_of(source), cache)
             except ContractError as error:
                 yield Line(place, ContractError(str(error).removeprefix(f"{field_of(source)}: ")))
-
-
-def _digest(source: RowSource) -> str:
-    match source:
-        case FileRows():
-            return source_digest(source)
-        case SqlRows():
-            return query_digest(source)
-        case HubRows():
-            from requant.hub import resolve_commit
-
-            return resolve_commit(source.repo, source.revision, "dataset", field_of(source))
 
 
 def _read(name: str, line: Line, columns: Columns) -> Read:

@@ -1,6 +1,5 @@
 """Rows of a SQL query, as they come from the database: nothing is changed in it."""
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.canonical import digest_of
 from requant.config.data import Columns
 from requant.config.sources import ENVIRONMENT, SqlRows, field_of
 from requant.data.lines import Line, row_bytes
@@ -66,21 +64,6 @@ def query_lines(source: SqlRows, columns: Columns) -> Iterator[Line]:
             place = f"row {number + 1}"
             said = f"from here on no row can be read ({database.said(error)})"
             yield Line(place, ContractError(f"{place}: {said}; correct the row, or the query"))
-
-
-def query_digest(source: SqlRows) -> str:
-    """Return the sha256 of how many rows a query has and of the sum of their sha256.
-
-    A sum, because without ORDER BY a database gives the same rows in another order next time.
-
-    Raises:
-        ConfigError, TransientError: As `query_lines`.
-    """
-    count, total = 0, 0
-    for line in query_lines(source, Columns()):
-        count += 1
-        total += int.from_bytes(hashlib.sha256(line.raw).digest())
-    return digest_of([count, total % 2**256])
 
 
 @dataclass(frozen=True)
