@@ -10,11 +10,10 @@ from tempfile import TemporaryDirectory
 import fsspec
 import pytest
 
-from requant.collecting.listing import left_out
 from requant.collecting.read import read_source, require_rows
 from requant.config.data import Columns
 from requant.errors import ConfigError
-from tests.support.reads import GOOD, files, fill, numbered, outcome, reads, texts
+from tests.support.reads import GOOD, files, fill, ignore, numbered, outcome, reads, remarks, texts
 
 PLACES = [
     "a.jsonl, line 1",
@@ -41,9 +40,9 @@ def test_a_folder_is_read_by_name_and_says_the_same_wherever_it_lies(tmp_path: P
     moved = shutil.copytree(here, tmp_path / "other" / "there")
     assert reads(files(moved), tmp_path) == found
     assert reads(files(f"file://{moved}"), tmp_path) == found
-    assert left_out(files(here)) == (
+    assert remarks(files(here), tmp_path) == [
         "week: 1 files are none of .jsonl, .jsonl.gz, .jsonl.zst, .parquet: README.md"
-    )
+    ]
 
 
 def test_a_glob_names_files_below_its_fixed_part(
@@ -100,7 +99,7 @@ def test_what_is_no_plain_file_or_vanishes_is_one_bad_read(tmp_path: Path) -> No
     (here / "c.jsonl").symlink_to(here / "nowhere")
     for name in ("d.jsonl", "e/x.jsonl", "f.jsonl"):
         (here / name).write_bytes(GOOD)
-    walk = read_source(files(here), Columns(), tmp_path)
+    walk = read_source(files(here), Columns(), tmp_path, ignore)
     found = [next(walk)]
     (here / "d.jsonl").unlink()
     shutil.rmtree(here / "e")
@@ -172,9 +171,7 @@ MISSING: list[tuple[str, str]] = [
     ),
     ("absent", r"is not there, or may not be read \(No such file or directory\); correct the"),
     ("absent/*.jsonl", r"is not there, or may not be read"),
-    ("here/*.parquet", r"no file there ends in \.jsonl, .*; put one there, or take the path out"),
-    ("here/rows.csv", r"no file there ends in \.jsonl, "),
-    ("empty", r"no file there ends in \.jsonl, "),
+    ("here/rows.csv", r"is a file, and does not end in \.jsonl, .*; name one that does, or its"),
     ("memory://absent/", r"is not there, or may not be read"),
     ("gopher9://host/a.jsonl", r"Protocol not known: gopher9; .*available_protocols"),
     ("dropbox://a.jsonl", r"needs a package that is not installed \(.*dropbox.*pip"),
@@ -195,6 +192,27 @@ def test_a_path_that_names_nothing_is_refused_by_field_and_value(
         reads(files("here", path), tmp_path)
     with pytest.raises(ConfigError, match=expected):
         require_rows(files(path))
+
+
+def test_a_folder_without_files_and_a_glob_of_none_have_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "inner").mkdir(parents=True)
+    (tmp_path / "here" / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "here" / "inner" / "notes.txt").write_text("What this is.")
+    fsspec.filesystem("memory").mkdir("/rotated")
+    suffixes = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet"
+    empty = ("here/inner", "here/*.parquet", "here/2026-*/**/*.jsonl", "memory://rotated")
+    for path in empty:
+        require_rows(files(path))
+        assert reads(files(path), tmp_path) == []
+        assert remarks(files(path), tmp_path)[0] == (
+            f"week: no file there ends in {suffixes}: '{path}' has no rows"
+        )
+    found = reads(files(*empty, "here"), tmp_path)
+    assert outcome(found) == [("a.jsonl, line 1", "")]
+    assert len(remarks(files(*empty, "here"), tmp_path)) == len(empty) + 1
 
 
 def test_an_address_is_read_as_a_folder_of_this_machine_is(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_a_folder_behind_http_is_read_as_one_of_this_machine(
     assert [read.place for read in reads(files(f"{address}/rows/*.jsonl"), tmp_path)] == expected[
         :1
     ]
+    assert reads(files(f"{address}/rows/*.parquet"), tmp_path) == []
     (folder / "rows" / "a.jsonl").write_bytes(GOOD * 2)
     assert len(reads(single, tmp_path)) == 2
 
@@ -99,7 +100,6 @@ def test_a_folder_behind_http_is_read_as_one_of_this_machine(
         ("none/a.jsonl", ConfigError, r"paths: .* is not there, or may not be read \(404"),
         ("none/", ConfigError, r"paths: .* is not there, or may not be read \("),
         ("secret/a.jsonl", ConfigError, r"paths: .* is not there, or may not be read \(401"),
-        ("rows/*.parquet", ConfigError, r"paths: .* no file there ends in .jsonl, "),
     ],
 )
 def test_away_is_told_from_not_there(

@@ -2,13 +2,13 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from requant.collecting.listing import Found, find_files
+from requant.collecting.listing import Found, find_files, remarks
 from requant.collecting.reached import is_lasting, reached, reason_of
 from requant.config.sources import FileRows, field_of
 from requant.data.lines import Line, jsonl_lines, parquet_lines
@@ -21,7 +21,7 @@ UNPACKED_BYTES = 8192
 """Unpacked at once; so much that stands before the damage in a file is lost, at most."""
 
 
-def source_lines(source: FileRows, cache: Path) -> Iterator[Line]:
+def source_lines(source: FileRows, cache: Path, say: Callable[[str], None]) -> Iterator[Line]:
     """Yield the rows of all files of a source, files by name and rows by line.
 
     What cannot be read of a file is one line more, with the file as its place, after the rows that
@@ -31,12 +31,16 @@ def source_lines(source: FileRows, cache: Path) -> Iterator[Line]:
     Args:
         source: Of the configuration.
         cache: Folder for the copies.
+        say: Is told, before the first row, of paths without files and of files that are not read.
 
     Raises:
-        ConfigError: If a path names no file.
+        ConfigError: If a path does not exist, or is no file of rows.
         TransientError: If the files, or one of them, cannot be reached.
     """
-    for found in find_files(source):
+    listing = find_files(source)
+    for remark in remarks(source, listing):
+        say(remark)
+    for found in listing.files:
         try:
             with _stored(found, f"{field_of(source)}: {found.place}", cache) as file:
                 yield from _file_lines(file, found.place)

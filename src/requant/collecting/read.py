@@ -1,6 +1,6 @@
 """Every row of a source, good or bad, one after the other; none of them ends a night."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,9 @@ class Read:
     """How its columns were understood; empty for a bad row."""
 
 
-def read_source(source: RowSource, columns: Columns, cache: Path) -> Iterator[Read]:
+def read_source(
+    source: RowSource, columns: Columns, cache: Path, say: Callable[[str], None]
+) -> Iterator[Read]:
     """Read a source row by row, the bad rows with the reason.
 
     Files are read by name, their rows by line; a dataset and a query in their own order.
@@ -44,12 +46,13 @@ def read_source(source: RowSource, columns: Columns, cache: Path) -> Iterator[Re
         source: Of the configuration.
         columns: Where a row keeps its conversation.
         cache: Folder for copies of remote files, and of datasets.
+        say: Is told what a person should know of the source, such as of a folder without files.
 
     Raises:
         ConfigError: If the source does not exist, naming field, value and way out.
         TransientError: If the source cannot be reached.
     """
-    for line in _lines(source, columns, cache):
+    for line in _lines(source, columns, cache, say):
         yield _read(source.name, line, columns)
 
 
@@ -67,10 +70,12 @@ def require_rows(source: RowSource) -> None:
         resolve_commit(source.repo, source.revision, "dataset", field_of(source))
 
 
-def _lines(source: RowSource, columns: Columns, cache: Path) -> Iterator[Line]:
+def _lines(
+    source: RowSource, columns: Columns, cache: Path, say: Callable[[str], None]
+) -> Iterator[Line]:
     match source:
         case FileRows():
-            yield from source_lines(source, cache)
+            yield from source_lines(source, cache, say)
         case SqlRows():
             yield from query_lines(source, columns)
         case HubRows():
