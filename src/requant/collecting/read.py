@@ -6,7 +6,7 @@ from pathlib import Path
 
 from requant.collecting.files import source_lines
 from requant.collecting.listing import find_files
-from requant.collecting.sql import query_lines
+from requant.collecting.sql import query_lines, require_database
 from requant.config.data import Columns
 from requant.config.sources import FileRows, HubRows, RowSource, SqlRows, field_of
 from requant.data.files import parse_line
@@ -57,7 +57,7 @@ def read_source(
 
 
 def require_rows(source: RowSource) -> None:
-    """Refuse a source that does not exist; read no row of it. A query is not looked at.
+    """Refuse a source that does not exist; read no row of it, and run no query.
 
     Raises:
         ConfigError, TransientError: As `read_source`.
@@ -68,6 +68,8 @@ def require_rows(source: RowSource) -> None:
         from requant.hub import resolve_commit
 
         resolve_commit(source.repo, source.revision, "dataset", field_of(source))
+    else:
+        require_database(source)
 
 
 def _lines(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from requant.config.data import Columns
-from requant.config.sources import ENVIRONMENT, SqlRows, field_of
+from requant.config.sources import SqlRows, field_of
 from requant.data.lines import Line, row_bytes
 from requant.data.messages import parse_text
 from requant.errors import ConfigError, ContractError, TransientError
@@ -139,6 +139,15 @@ class _Database:
         return ConfigError(f"{field_of(self.source)}.{field}: {self.said(error)}; correct it")
 
 
+def require_database(source: SqlRows) -> None:
+    """Refuse an address that cannot work; nobody connects to it.
+
+    Raises:
+        ConfigError: If it is none, its variable, its driver or its file is missing.
+    """
+    _database(source)
+
+
 def _database(source: SqlRows) -> _Database:
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.exc import ArgumentError
@@ -170,9 +179,8 @@ def _address(source: SqlRows) -> "URL":
     from sqlalchemy.exc import ArgumentError
 
     given, field = source.url, f"{field_of(source)}.url"
-    if re.fullmatch(ENVIRONMENT[1:-1], given):
+    if name := source.variable:
         # The library reads no other variable: this one changes who may read, and no byte.
-        name = given.removeprefix("env:")
         given = os.environ.get(name, "")
         if not given:
             raise ConfigError(
