@@ -23,7 +23,7 @@ from requant.store.room import naming_full_disk
 from tasks.nightly.reporter import keep_log_readable
 from tasks.promote import registry_of
 from tasks.retry import may_retry
-from tasks.secrets import known_secrets, redactor_of, resolve_secret
+from tasks.secrets import redactor_of, resolve_secret, secrets_of
 from tasks.tracking import registry as versions
 
 DELAY_SECONDS = [10.0, 60.0]
@@ -108,7 +108,7 @@ def _deploy(config: Config, version: int | None, digest: str | None, redact: Red
         # What stops between here and the new record has changed nobody knows what.
         store.deployment_path(config.name).unlink(missing_ok=True)
         done = _step(act, "act", redact)(
-            section.action, release, folder, resolve_secret, known_secrets(config.state)
+            section.action, release, folder, resolve_secret, secrets_of(config)
         )
         record = Deployment(
             model=config.name,

@@ -11,10 +11,12 @@ from urllib.parse import unquote, urlsplit
 from pydantic import SecretStr
 
 from requant.config import Config
+from requant.config.sources import SqlRows
 from requant.credentials import (
     HUB_VARIABLES,
     SECRET_VARIABLES,
     SERVER_VARIABLES,
+    password_of,
     secret_parts,
     secrets_in,
 )
@@ -23,6 +25,9 @@ from requant.redaction import SHORTEST, Redact, is_short, redactor
 from requant.serving.deploy import needed_secrets
 from requant.store import Store
 from tasks.servers.access import credentials
+
+READS_DATABASES = "collect_rows"
+"""The stage that needs the addresses of databases."""
 
 
 def resolve_secret(reference: str) -> SecretStr:
@@ -114,34 +119,47 @@ def _of_libraries() -> Iterator[str]:
             yield token
 
 
-def short_secrets() -> list[str]:
+def short_secrets(config: Config) -> list[str]:
     """Say which secrets of the environment are too short to be kept out of texts."""
+    given = {name: os.environ.get(name, "") for name in (*SECRET_VARIABLES, *_databases(config))}
+    secrets = {
+        **{name: secret_parts(given[name])[-1] for name in SECRET_VARIABLES},
+        **{f"the password in {name}": password_of(given[name]) for name in _databases(config)},
+    }
     return [
-        f"{name}: has fewer than {SHORTEST} characters and is not kept out of logs; take a longer "
+        f"{what}: has fewer than {SHORTEST} characters and is not kept out of logs; take a longer "
         "one"
-        for name in SECRET_VARIABLES
-        if (value := os.environ.get(name)) and is_short(secret_parts(value)[-1])
+        for what, value in secrets.items()
+        if value and is_short(value)
     ]
 
 
-def variables_of(config: Config) -> frozenset[str]:
-    """Name the environment variables with secrets that no stage needs: all but the hub's."""
+def variables_of(config: Config, stage: str) -> frozenset[str]:
+    """Name the environment variables with secrets that a stage does not need.
+
+    Those of the hub every stage may need; the addresses of databases who reads their rows.
+    """
     named = {reference.partition(":")[2] for reference in _in_environment(config)}
-    return frozenset(SERVER_VARIABLES | named - HUB_VARIABLES)
+    of_databases = _databases(config) if stage == READS_DATABASES else ()
+    return (SERVER_VARIABLES | named) - HUB_VARIABLES - {*of_databases}
 
 
 def redactor_of(config: Config) -> Redact:
     """Return what hides the secrets a flow knows before it looks one up.
 
-    Those are `known_secrets`, and what `deploy.action` names in the environment; what is in
-    Prefect's blocks is known only to who looks it up.
+    What is in Prefect's blocks is known only to who looks it up.
     """
+    return hiding(secrets_of(config))
+
+
+def secrets_of(config: Config) -> tuple[SecretStr, ...]:
+    """Return `known_secrets`, and what sources and `deploy.action` name in the environment."""
     found = list(known_secrets(config.state))
     for reference in _in_environment(config):
         # One that is missing is told by the look before the night.
         with suppress(RequantError):
             found.append(resolve_secret(reference))
-    return hiding(found)
+    return tuple(found)
 
 
 def hiding(secrets: Iterable[SecretStr]) -> Redact:
@@ -151,4 +169,12 @@ def hiding(secrets: Iterable[SecretStr]) -> Redact:
 
 def _in_environment(config: Config) -> list[str]:
     references = needed_secrets(config.deploy.action).values()
-    return [reference for reference in references if reference.startswith("env:")]
+    of_the_deployment = [each for each in references if each.startswith("env:")]
+    return [*of_the_deployment, *(f"env:{name}" for name in _databases(config))]
+
+
+def _databases(config: Config) -> list[str]:
+    """Name the variables that hold the addresses of databases, where nights read one."""
+    sources = config.collect_rows.sources if config.collect_rows.enabled else ()
+    named = [each.variable for each in sources if isinstance(each, SqlRows) and each.variable]
+    return list(dict.fromkeys(named))

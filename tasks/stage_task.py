@@ -205,6 +205,6 @@ def _launched(stage: Stage, night: Night, redact: Redact) -> Callable[..., Metri
         ranks=runtime.ranks if in_ranks else None,
         minutes=runtime.stage_minutes,
         redact=redact,
-        without=variables_of(night.config),
+        without=variables_of(night.config, stage.name),
     )
     return in_own_process(stage, launch)

@@ -19,10 +19,15 @@ SERVER_VARIABLES = frozenset(SECRET_VARIABLES) - HUB_VARIABLES
 """Those of the servers, which nothing needs that works on models and data."""
 
 
+_DATABASE = re.compile(r"[\w.+-]+://(?:[^:/@]*:([^@]*)@)?[^?]*\??(.*)", re.DOTALL)
+"""Address of a database, as SQLAlchemy divides it: password and query."""
+
+
 def secret_parts(value: str) -> tuple[str, ...]:
     """Return a secret and the parts of it that would give it away on their own.
 
-    Of an address those are its path, its query and their pieces, of `user:password` the password.
+    Of a web address those are its path, its query and their pieces; of a database's its password
+    and the values of its query; of `user:password` the password.
     """
     parts = [value]
     if re.match(r"https?://", value):
@@ -31,9 +36,21 @@ def secret_parts(value: str) -> tuple[str, ...]:
         # A server repeats `/path?query` or either.
         parts += [value.partition(address.netloc)[2], address.path, address.query, *pieces]
         parts += map(unquote, pieces)
+    elif database := _DATABASE.fullmatch(value):
+        password, query = database.groups(default="")
+        values = [piece.partition("=")[2] for piece in query.split("&")]
+        # One may hold all that a driver wants: odbc_connect=UID%3Dme%3BPWD%3D...
+        inner = [word.partition("=")[2] for each in values for word in unquote(each).split(";")]
+        parts += [password, unquote(password), *values, *map(unquote, values), *inner]
     elif ":" in value and not re.search(r"\s", value):
         parts.append(value.partition(":")[2])
     return tuple(dict.fromkeys(parts))
+
+
+def password_of(address: str) -> str:
+    """Return the password in the address of a database; empty where it has none."""
+    found = _DATABASE.fullmatch(address)
+    return unquote(found[1] or "") if found else ""
 
 
 def secrets_in(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def _opened(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
     warn(keep_private(store.root, config.tracking.uri))
     with _alone(config, store):
         keep_log_readable()
-        warn(short_secrets())
+        warn(short_secrets(config))
         seal_earlier(store)
         retrying(config)(refuse_problems, config)
         uri = retrying(config)(tracking.prepare_database, config.tracking.uri, store.root)

@@ -3,10 +3,8 @@ databases, all logs, reports and pages are read, and what went to the terminal.
 """
 
 import json
-import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 from prefect.blocks.system import Secret
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 
 from flows.deploy_model import deploy_model
@@ -24,7 +20,7 @@ from requant.config import Config
 from requant.config.loading import load_config
 from tests.support.chain import MICRO
 from tests.support.commands import requant
-from tests.support.planted import ENCODINGS, encoded, files, holding, leaks
+from tests.support.planted import ENCODINGS, encoded, files, holding, leaks, settle
 from tests.support.servers import Answer, says, serving
 from tests.support.word_stage import take
 
@@ -86,16 +82,6 @@ def places(folder: Path, tmp_path: Path) -> list[Path]:
     """Where a secret could lie: the state folder with MLflow, Prefect's database, the terminal."""
     database = Path(PREFECT_SERVER_DATABASE_CONNECTION_URL.value().partition("///")[2])
     return [folder / "state", database.parent, tmp_path]
-
-
-def settle(places: list[Path]) -> None:
-    """Wait until Prefect's server has all logs and events, and its write-ahead log is merged."""
-    APILogWorker.instance().drain()
-    EventsWorker.drain_all()
-    for path in files(places):
-        if path.suffix == ".db":
-            with closing(sqlite3.connect(path)) as database:
-                database.execute("PRAGMA wal_checkpoint(FULL)")
 
 
 def with_action(config: Config, action: dict[str, Any]) -> Config:

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, normalizers
 from transformers import AutoTokenizer
 
-from requant.collecting.read import Read, source_digests
+from requant.collecting.read import Read, require_rows
 from requant.collecting.rendering import render_faults
 from requant.config.sources import HubRows
 from requant.config.training import Optimisation
@@ -121,14 +121,14 @@ def test_a_split_of_the_hub_is_read_row_by_row(hub: Path, tmp_path: Path) -> Non
     )
     assert (bad.row, bad.reason) == (None, "text is ' '; expected non-empty text")
     assert last.raw == b'{"text":"c"}'
-    assert source_digests([rows_of_hub()]) == {"source.web": "c" * 40}
+    require_rows(rows_of_hub())
     absent = r"^collect_rows\.sources\.web: owner/rows has no split 'nights' of subset None"
     with pytest.raises(ConfigError, match=absent):
         reads(rows_of_hub(split="nights"), tmp_path)
     with pytest.raises(
         ConfigError, match=r"^collect_rows\.sources\.web\.repo: owner/other@main is"
     ):
-        source_digests([rows_of_hub(repo="owner/other")])
+        require_rows(rows_of_hub(repo="owner/other"))
 
 
 def test_a_split_that_cannot_be_read_is_one_bad_read(hub: Path, tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import pytest
 
 from requant.data.rows import conversation
 from requant.data.samples import read_rows
-from requant.errors import ContractError
+from requant.errors import ConfigError, ContractError
 from requant.ledger.nights import decide_set_aside
 from requant.ledger.reading import show, status
 from requant.store import Store, materialise
 from requant.store.lines import Verdict, read_line
 from tests.support.ledger_nights import ledger_config, ledger_night, write_chats
+from tests.support.shout import Telling
 
 WORDS = (
     "river stone lamp paper winter bread glass engine violet copper meadow signal harbour needle",
@@ -49,6 +50,11 @@ def taken(config, records) -> list[dict]:  # type: ignore[no-untyped-def,type-ar
     return [*read_rows(data / "train.jsonl"), *read_rows(data / "heldout.jsonl")]
 
 
+def written(rows) -> Counter[str]:  # type: ignore[no-untyped-def]
+    """Count rows by what they say, however their fields are ordered."""
+    return Counter(json.dumps(row, sort_keys=True) for row in rows)
+
+
 def test_a_night_takes_what_is_new_and_each_row_once(
     tiny_base: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -65,8 +71,7 @@ def test_a_night_takes_what_is_new_and_each_row_once(
     records = ledger_night(config)
     assert "prepare_data" not in records
     assert records["extend_ledger"].metrics["exact_duplicate"] == 40
-    texts = Counter(json.dumps(row, sort_keys=True) for row in first + second)
-    assert set(texts.values()) == {1}
+    assert set(written(first + second).values()) == {1}
     found = fates(config)
     assert found["trained"] + found["held_out"] == 70
     assert found["exact_duplicate"] == 40
@@ -197,6 +202,54 @@ def test_a_bad_row_ends_no_night_and_a_broken_source_does(
     write_chats(folder / "a.jsonl", [*map(chat, range(20)), "{"])
     assert len(taken(config, ledger_night(config))) == 20
     assert fates(config)["quarantined"] == 1
+
+
+def test_a_source_without_files_has_no_rows_and_says_so(
+    tiny_base: Path, folder: Path, tmp_path: Path
+) -> None:
+    config = ledger_config(tmp_path / "state", tiny_base, folder)
+    with pytest.raises(ConfigError, match=r"sources\.chats\.paths: .*chats': is not there"):
+        ledger_night(config)
+    folder.mkdir()
+    told = Telling()
+    assert "prepare_data" not in ledger_night(config, reporter=told)
+    assert f"chats: no file there ends in .jsonl, .jsonl.gz, .jsonl.zst, .parquet: '{folder}'" in (
+        told.lines[0].removesuffix(" has no rows")
+    )
+    assert told.lines[1] == "chats: 0 rows, 0 known at their place, 0 new"
+    assert read_line(Store(config.state), config.name).ledger is None
+    write_chats(folder / "a.jsonl", map(chat, range(20)))
+    assert len(taken(config, ledger_night(config))) == 20
+
+
+def test_a_night_reads_no_more_than_it_may_and_says_what_it_did_not_look_at(
+    tiny_base: Path, folder: Path, tmp_path: Path
+) -> None:
+    sources = [
+        {"kind": "files", "name": name, "paths": [str(folder / f"{name}.jsonl")]}
+        for name in ("first", "second", "third")
+    ]
+    collect = {"enabled": True, "sources": sources, "max_new_rows": 30}
+    config = ledger_config(tmp_path / "state", tiny_base, folder, collect_rows=collect)
+    # Bad rows beyond what is read say nothing of a source.
+    write_chats(folder / "first.jsonl", map(chat, range(20)))
+    write_chats(folder / "second.jsonl", [*map(chat, range(20, 40)), *["{"] * 6])
+    write_chats(folder / "third.jsonl", map(chat, range(40, 50)))
+    told = Telling()
+    first = taken(config, ledger_night(config, reporter=told))
+    assert told.lines == [
+        "first: 20 rows, 0 known at their place, 20 new: 20 messages",
+        "second: 10 rows, 0 known at their place, 10 new: 10 messages",
+        "collect_rows.max_new_rows=30 new rows are read; what the sources have beyond them is for "
+        "later nights; not looked at: third",
+    ]
+    with pytest.raises(ContractError, match=r"second: 6 of 16 new rows are bad, more than"):
+        ledger_night(config)
+    write_chats(folder / "second.jsonl", map(chat, range(20, 40)))
+    told = Telling()
+    second = taken(config, ledger_night(config, reporter=told))
+    assert told.lines[1] == "second: 20 rows, 10 known at their place, 10 new: 10 messages"
+    assert written(first + second) == written(map(chat, range(50)))
 
 
 def test_a_row_the_template_cannot_render_is_quarantined(

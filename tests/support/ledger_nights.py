@@ -10,6 +10,7 @@ from requant.data.formats import Row
 from requant.execution.key import stage_key
 from requant.execution.past_nights import past_of
 from requant.execution.perform import perform
+from requant.execution.stage import Reporter
 from requant.ledger.nights import end
 from requant.stages import STAGES
 from requant.store import StageRecord, Store, artifact_of
@@ -44,7 +45,10 @@ def write_chats(path: Path, rows: Iterable[Row | str]) -> None:
 
 
 def ledger_night(
-    config: Config, verdict: Verdict | None = "accepted", model: str | None = None
+    config: Config,
+    verdict: Verdict | None = "accepted",
+    model: str | None = None,
+    reporter: Reporter | None = None,
 ) -> dict[str, StageRecord]:
     """Perform a night up to its dataset, and end it.
 
@@ -52,6 +56,7 @@ def ledger_night(
         config: See `ledger_config`.
         verdict: What comes of it; None leaves it as a kill would.
         model: Digest of what it makes.
+        reporter: Is told what the stages say.
 
     Returns:
         Stage to record; without prepare_data where there was nothing to do.
@@ -72,7 +77,7 @@ def ledger_night(
             refs,
             seed=config.seed,
             device="cpu",
-            reporter=Silent(),
+            reporter=reporter or Silent(),
             labels={"pipeline": config.name},
         )
         note_taken(config, store, records[name])

@@ -3,7 +3,9 @@
 import base64
 import json
 import re
+import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -47,6 +49,19 @@ def leaks(places: Iterable[Path], secrets: Mapping[str, str]) -> list[str]:
         for name, item in wanted
         if item in content
     ]
+
+
+def settle(places: Iterable[Path]) -> None:
+    """Wait until Prefect's server has all logs and events, and its write-ahead log is merged."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.instance().drain()
+    EventsWorker.drain_all()
+    for path in files(places):
+        if path.suffix == ".db":
+            with closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA wal_checkpoint(FULL)")
 
 
 def files(places: Iterable[Path]) -> list[Path]:

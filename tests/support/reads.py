@@ -30,7 +30,18 @@ def query(url: str, text: str) -> SqlRows:
 
 
 def reads(source: RowSource, cache: Path, **columns: Any) -> list[Read]:
-    return list(read_source(source, Columns(**columns), cache / "cache"))
+    return list(read_source(source, Columns(**columns), cache / "cache", ignore))
+
+
+def ignore(remark: str) -> None:
+    """Take no notice of what a source says of itself."""
+
+
+def remarks(source: RowSource, cache: Path) -> list[str]:
+    """What a person is told of a source."""
+    said: list[str] = []
+    list(read_source(source, Columns(), cache / "cache", said.append))
+    return said
 
 
 def outcome(found: list[Read]) -> list[tuple[str, str]]:

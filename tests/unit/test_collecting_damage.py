@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from requant.collecting.read import source_digests
 from requant.data import lines
 from tests.support.reads import GOOD, PAIR, files, numbered, outcome, reads, texts, zst
 
@@ -123,7 +122,6 @@ def test_a_damaged_file_is_one_bad_read_beside_all_that_can_be_read(
         assert len(before) > 800
     moved = shutil.copytree(here, tmp_path / "moved")
     assert reads(files(moved), tmp_path) == found
-    assert source_digests([files(moved)]) == source_digests([files(here)])
 
 
 def test_a_damaged_row_group_costs_no_row_before_it(tmp_path: Path) -> None:

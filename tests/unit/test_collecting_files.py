@@ -10,11 +10,10 @@ from tempfile import TemporaryDirectory
 import fsspec
 import pytest
 
-from requant.collecting.listing import left_out
-from requant.collecting.read import read_source, source_digests
+from requant.collecting.read import read_source, require_rows
 from requant.config.data import Columns
 from requant.errors import ConfigError
-from tests.support.reads import GOOD, files, fill, numbered, outcome, reads, texts
+from tests.support.reads import GOOD, files, fill, ignore, numbered, outcome, reads, remarks, texts
 
 PLACES = [
     "a.jsonl, line 1",
@@ -41,13 +40,9 @@ def test_a_folder_is_read_by_name_and_says_the_same_wherever_it_lies(tmp_path: P
     moved = shutil.copytree(here, tmp_path / "other" / "there")
     assert reads(files(moved), tmp_path) == found
     assert reads(files(f"file://{moved}"), tmp_path) == found
-    digest = source_digests([files(here)])
-    assert digest == source_digests([files(moved)]) == source_digests([files(f"file://{moved}")])
-    (moved / "a.jsonl").write_bytes(numbered(1, 3))
-    assert source_digests([files(moved)]) != digest
-    assert left_out(files(here)) == (
+    assert remarks(files(here), tmp_path) == [
         "week: 1 files are none of .jsonl, .jsonl.gz, .jsonl.zst, .parquet: README.md"
-    )
+    ]
 
 
 def test_a_glob_names_files_below_its_fixed_part(
@@ -104,8 +99,7 @@ def test_what_is_no_plain_file_or_vanishes_is_one_bad_read(tmp_path: Path) -> No
     (here / "c.jsonl").symlink_to(here / "nowhere")
     for name in ("d.jsonl", "e/x.jsonl", "f.jsonl"):
         (here / name).write_bytes(GOOD)
-    digest = source_digests([files(here)])
-    walk = read_source(files(here), Columns(), tmp_path)
+    walk = read_source(files(here), Columns(), tmp_path, ignore)
     found = [next(walk)]
     (here / "d.jsonl").unlink()
     shutil.rmtree(here / "e")
@@ -119,7 +113,6 @@ def test_what_is_no_plain_file_or_vanishes_is_one_bad_read(tmp_path: Path) -> No
         ("e/x.jsonl", gone),
         ("f.jsonl, line 1", ""),
     ]
-    assert source_digests([files(here)]) != digest
 
 
 @contextmanager
@@ -145,12 +138,11 @@ def test_what_may_not_be_read_is_one_bad_read(tmp_path: Path) -> None:
         (here / "b").chmod(0)
         with as_nobody():
             found = reads(files(here), tmp_path)
-            digest = source_digests([files(here)])
+            require_rows(files(here))
             said = r"/b': is not there, or may not be read \(Permission denied\)"
             with pytest.raises(ConfigError, match=said):
                 reads(files(here / "b"), tmp_path)
         (here / "b").chmod(0o700)
-        assert digest != source_digests([files(here)])
     assert outcome(found) == [
         ("a.jsonl", "cannot be read (Permission denied); give a file that can be"),
         ("b", "cannot be listed (Permission denied)"),
@@ -170,7 +162,6 @@ def test_a_name_that_a_terminal_would_obey_is_escaped(tmp_path: Path) -> None:
         "a\\x1b[31m\\nb.jsonl, line 1",
     ]
     assert all(read.reason.startswith("is not JSON (Expecting value") for read in found)
-    assert source_digests([files(here)])
 
 
 MISSING: list[tuple[str, str]] = [
@@ -180,9 +171,7 @@ MISSING: list[tuple[str, str]] = [
     ),
     ("absent", r"is not there, or may not be read \(No such file or directory\); correct the"),
     ("absent/*.jsonl", r"is not there, or may not be read"),
-    ("here/*.parquet", r"no file there ends in \.jsonl, .*; put one there, or take the path out"),
-    ("here/rows.csv", r"no file there ends in \.jsonl, "),
-    ("empty", r"no file there ends in \.jsonl, "),
+    ("here/rows.csv", r"is a file, and does not end in \.jsonl, .*; name one that does, or its"),
     ("memory://absent/", r"is not there, or may not be read"),
     ("gopher9://host/a.jsonl", r"Protocol not known: gopher9; .*available_protocols"),
     ("dropbox://a.jsonl", r"needs a package that is not installed \(.*dropbox.*pip"),
@@ -202,7 +191,28 @@ def test_a_path_that_names_nothing_is_refused_by_field_and_value(
     with pytest.raises(ConfigError, match=expected):
         reads(files("here", path), tmp_path)
     with pytest.raises(ConfigError, match=expected):
-        source_digests([files(path)])
+        require_rows(files(path))
+
+
+def test_a_folder_without_files_and_a_glob_of_none_have_no_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "inner").mkdir(parents=True)
+    (tmp_path / "here" / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "here" / "inner" / "notes.txt").write_text("What this is.")
+    fsspec.filesystem("memory").mkdir("/rotated")
+    suffixes = ".jsonl, .jsonl.gz, .jsonl.zst, .parquet"
+    empty = ("here/inner", "here/*.parquet", "here/2026-*/**/*.jsonl", "memory://rotated")
+    for path in empty:
+        require_rows(files(path))
+        assert reads(files(path), tmp_path) == []
+        assert remarks(files(path), tmp_path)[0] == (
+            f"week: no file there ends in {suffixes}: '{path}' has no rows"
+        )
+    found = reads(files(*empty, "here"), tmp_path)
+    assert outcome(found) == [("a.jsonl, line 1", "")]
+    assert len(remarks(files(*empty, "here"), tmp_path)) == len(empty) + 1
 
 
 def test_an_address_is_read_as_a_folder_of_this_machine_is(tmp_path: Path) -> None:
@@ -215,10 +225,7 @@ def test_an_address_is_read_as_a_folder_of_this_machine_is(tmp_path: Path) -> No
             far, near = (files(f"{root}{path}") for root in ("memory://nights", here))
             assert reads(far, tmp_path) == reads(near, tmp_path)
         assert list((tmp_path / "cache").iterdir()) == []
-        digest = source_digests([far])
-        assert digest == source_digests([far])
         memory.pipe("/nights/a.jsonl", numbered(0, 3))
-        assert digest != source_digests([far])
         (read,) = [read for read in reads(far, tmp_path) if read.place == "a.jsonl, line 3"]
         assert read.row == {"text": "row 2"}
     finally:

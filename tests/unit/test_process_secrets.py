@@ -11,11 +11,31 @@ from prefect.settings import (
     temporary_settings,
 )
 
+from requant.config import Config
 from requant.credentials import SECRET_VARIABLES
 from requant.errors import ConfigError
-from tasks.secrets import hiding, known_secrets, short_secrets, variables_of
+from tasks.secrets import hiding, known_secrets, redactor_of, short_secrets, variables_of
 from tasks.tracking.connection import prepare_database
 from tests.support.chain import micro_config
+
+OF_SERVERS = {
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_API_KEY",
+    "PREFECT_SERVER_API_AUTH_STRING",
+    "REQUANT_MLFLOW_AUTH",
+}
+
+
+def of_database(state: Path, *urls: str, enabled: bool = True) -> Config:
+    """Configure a line that reads the rows of some databases."""
+    sources = [
+        {"kind": "sql", "name": f"rows-{number}", "url": url, "query": "SELECT 1"}
+        for number, url in enumerate(urls)
+    ]
+    more = {"prepare_data": {"source": {"kind": "collected"}}} if enabled else {}
+    return micro_config(state, collect_rows={"enabled": enabled, "sources": sources}, **more)
 
 
 @pytest.fixture(autouse=True)
@@ -49,15 +69,21 @@ def test_the_login_of_the_hub_is_hidden(tmp_path: Path) -> None:
     assert hiding(known_secrets(tmp_path))("Bearer hf_fromTheLogin") == "Bearer ***"
 
 
-def test_a_secret_that_cannot_be_hidden_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert short_secrets() == []
+def test_a_secret_that_cannot_be_hidden_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROWS_URL", "postgresql://a-long-user:sh%20rt@a-long-host/rows")
+    plain, reading = micro_config(tmp_path), of_database(tmp_path, "env:ROWS_URL")
+    assert short_secrets(plain) == []
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "short")
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", "a-long-user:short")
     monkeypatch.setenv("HF_TOKEN", "hf_0123456789")
-    assert short_secrets() == [
+    names = ("MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
+    assert short_secrets(reading) == [
         f"{name}: has fewer than 8 characters and is not kept out of logs; take a longer one"
-        for name in ("MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING")
+        for name in (*names, "the password in ROWS_URL")
     ]
+    assert len(short_secrets(plain)) == 2
 
 
 def test_an_address_that_is_none_is_not_repeated(tmp_path: Path) -> None:
@@ -71,12 +97,26 @@ def test_a_process_of_a_stage_gets_the_secrets_of_the_hub_alone(tmp_path: Path) 
     names = {"A": "env:DEPLOY_TOKEN", "B": "env:HF_TOKEN", "C": "block:other"}
     action = {"kind": "command", "argv": argv, "secrets": names}
     config = micro_config(tmp_path, deploy={"action": action})
-    assert variables_of(config) == {
-        "DEPLOY_TOKEN",
-        "MLFLOW_TRACKING_PASSWORD",
-        "MLFLOW_TRACKING_TOKEN",
-        "PREFECT_API_AUTH_STRING",
-        "PREFECT_API_KEY",
-        "PREFECT_SERVER_API_AUTH_STRING",
-        "REQUANT_MLFLOW_AUTH",
-    }
+    assert variables_of(config, "train_adapter") == {"DEPLOY_TOKEN", *OF_SERVERS}
+
+
+def test_the_address_of_a_database_is_given_to_who_reads_it_alone(tmp_path: Path) -> None:
+    config = of_database(tmp_path, "env:ROWS_URL", "env:ROWS_URL", "postgresql://me@host/rows")
+    assert variables_of(config, "collect_rows") == OF_SERVERS
+    for stage in ("extend_ledger", "train_adapter", "evaluate"):
+        assert variables_of(config, stage) == {"ROWS_URL", *OF_SERVERS}
+
+
+def test_the_address_of_a_database_is_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = "postgresql://me:of%2Fthe-rows@a-long-host/all_rows?sslpassword=of-the-key"
+    monkeypatch.setenv("ROWS_URL", address)
+    redact = redactor_of(of_database(tmp_path, "env:ROWS_URL"))
+    for word in (address, "of/the-rows", "of%2Fthe-rows", "of-the-key"):
+        assert redact(f"refused: {word}.") == "refused: ***.", word
+    harmless = "me at a-long-host, all_rows: sslpassword"
+    assert redact(harmless) == harmless
+    # Who reads none has no such secret.
+    off = of_database(tmp_path, "env:ROWS_URL", enabled=False)
+    assert redactor_of(off)("of/the-rows") == "of/the-rows"

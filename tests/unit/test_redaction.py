@@ -129,6 +129,12 @@ def test_the_parts_of_an_address_give_it_away() -> None:
     assert redact("no route for /services/T0000/B1111%2FXX") == f"no route for {HIDDEN}"
     assert redact("key 'Zm9vYmFyMQ' is not known here") == f"key '{HIDDEN}' is not known here"
     assert redact("hooks.example is away") == "hooks.example is away"
+    driver = (
+        "mssql+pyodbc:///?odbc_connect=Server%3Ddb.example%3BUID%3Dme%3BPWD%3Dhunter2%2Bhunter2"
+    )
+    redact = redactor(secret_parts(driver))
+    assert redact("login failed: PWD=hunter2+hunter2") == f"login failed: PWD={HIDDEN}"
+    assert secret_parts("sqlite:////state/rows.db") == ("sqlite:////state/rows.db", "")
     assert redactor(secret_parts("me:hunter2hunter2"))("as hunter2hunter2") == f"as {HIDDEN}"
 
 

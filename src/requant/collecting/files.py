@@ -1,16 +1,14 @@
 """Rows of files, packed or not, here or behind an address; a damaged file ends no night."""
 
-import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from requant.canonical import digest_of
-from requant.collecting.listing import Found, find_files
+from requant.collecting.listing import Found, find_files, remarks
 from requant.collecting.reached import is_lasting, reached, reason_of
 from requant.config.sources import FileRows, field_of
 from requant.data.lines import Line, jsonl_lines, parquet_lines
@@ -21,15 +19,9 @@ from requant.wording import printable
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 UNPACKED_BYTES = 8192
 """Unpacked at once; so much that stands before the damage in a file is lost, at most."""
-VERSIONS = (
-    *("ETag", "etag", "md5", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum"),
-    *("crc32c", "LastModified", "last_modified", "Last-Modified", "mtime", "updated", "modified"),
-    *("created", "creation_time", "date"),
-)
-"""What file systems of fsspec call that by which one content is known from the next."""
 
 
-def source_lines(source: FileRows, cache: Path) -> Iterator[Line]:
+def source_lines(source: FileRows, cache: Path, say: Callable[[str], None]) -> Iterator[Line]:
     """Yield the rows of all files of a source, files by name and rows by line.
 
     What cannot be read of a file is one line more, with the file as its place, after the rows that
@@ -39,52 +31,21 @@ def source_lines(source: FileRows, cache: Path) -> Iterator[Line]:
     Args:
         source: Of the configuration.
         cache: Folder for the copies.
+        say: Is told, before the first row, of paths without files and of files that are not read.
 
     Raises:
-        ConfigError: If a path names no file.
+        ConfigError: If a path does not exist, or is no file of rows.
         TransientError: If the files, or one of them, cannot be reached.
     """
-    for found in find_files(source):
+    listing = find_files(source)
+    for remark in remarks(source, listing):
+        say(remark)
+    for found in listing.files:
         try:
             with _stored(found, f"{field_of(source)}: {found.place}", cache) as file:
                 yield from _file_lines(file, found.place)
         except ContractError as error:
             yield Line(found.place, error)
-
-
-def source_digest(source: FileRows) -> str:
-    """Return the sha256 of the places of a source's files and of what tells their content.
-
-    That is the sha256 of a local file, and of a remote one its size and what of `VERSIONS` its file
-    system tells (ETag, time of the last change); of one that tells none, the sha256.
-
-    Raises:
-        ConfigError, TransientError: As `source_lines`.
-    """
-    versions = []
-    for found in find_files(source):
-        try:
-            version = _version(found, f"{field_of(source)}: {found.place}")
-        except ContractError as error:
-            version = {"fault": str(error)}
-        versions.append([found.place, version])
-    return digest_of(versions)
-
-
-def _version(found: Found, named: str) -> dict[str, Any]:
-    if found.is_local or found.fault:
-        with _stored(found, named, Path()) as file:
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    with _reachable(found, named):
-        if told := _told(found.info) or _told(found.system.info(found.path)):
-            return told
-        with found.system.open(found.path, "rb", block_size=0) as file:
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _told(info: dict[str, Any]) -> dict[str, Any]:
-    told = {name: str(info[name]) for name in VERSIONS if info.get(name)}
-    return {"size": info.get("size"), **told} if told else {}
 
 
 @contextmanager

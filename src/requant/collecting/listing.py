@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from requant.collecting.reached import is_lasting, reached, reason_of
@@ -27,8 +27,6 @@ class Found:
     """As its file system calls it."""
     system: Any
     """Of fsspec."""
-    info: dict[str, Any] = field(default_factory=dict)
-    """What the file system said of it."""
     fault: str = ""
     """Why the folder cannot be listed."""
 
@@ -43,42 +41,57 @@ class Found:
         return bool(self.fault) or self.path.endswith(SUFFIXES)
 
 
-def find_files(source: FileRows) -> list[Found]:
-    """List the files of a source by name; one that two paths name is listed once.
+@dataclass(frozen=True)
+class Listing:
+    """What the paths of a source name now."""
+
+    files: tuple[Found, ...]
+    """Those that are read, by name; one that two paths name once."""
+    others: tuple[str, ...]
+    """Places of the files that are not read, for their names."""
+    empty: tuple[str, ...]
+    """Paths that name a folder, and no file in it that is read: data comes and goes."""
+
+
+def find_files(source: FileRows) -> Listing:
+    """List the files of a source.
 
     Raises:
-        ConfigError: If a path names no file of rows, or no package knows its protocol.
+        ConfigError: If a path does not exist, or is a file that is not read for its name, or no
+            package knows its protocol.
         TransientError: If what it names cannot be reached.
     """
-    return [each for each in _everything(source) if each.is_read]
-
-
-def left_out(source: FileRows) -> str:
-    """Say which files a source names that are not read, for their names; empty where none is.
-
-    Raises:
-        ConfigError, TransientError: As `find_files`.
-    """
-    others = [each.place for each in _everything(source) if not each.is_read]
-    if not others:
-        return ""
-    return f"{source.name}: {len(others)} files are none of {', '.join(SUFFIXES)}: {few(others)}"
-
-
-def _everything(source: FileRows) -> list[Found]:
     found: dict[str, Found] = {}
+    empty = []
     for address in source.paths:
         named = f"{field_of(source)}.paths: {shown(address)}"
         with reached(named):
             system, path = _opened(address, named)
             listed = list(_named(system, path))
-        if not any(each.is_read for each in listed):
+        if any(each.path == path and not each.is_read for each in listed):
             raise ConfigError(
-                f"{named}: no file there ends in {', '.join(SUFFIXES)}; put one there, or take the "
-                "path out"
+                f"{named}: is a file, and does not end in {', '.join(SUFFIXES)}; name one that "
+                "does, or its folder"
             )
+        if not any(each.is_read for each in listed):
+            empty.append(address)
         found |= {f"{system.protocol} {each.path}": each for each in listed}
-    return sorted(found.values(), key=lambda each: (each.place, each.path))
+    ordered = sorted(found.values(), key=lambda each: (each.place, each.path))
+    return Listing(
+        files=tuple(each for each in ordered if each.is_read),
+        others=tuple(each.place for each in ordered if not each.is_read),
+        empty=tuple(empty),
+    )
+
+
+def remarks(source: FileRows, listing: Listing) -> Iterator[str]:
+    """Say what a person should know of a listing: paths without rows, files that are not read."""
+    suffixes = ", ".join(SUFFIXES)
+    for address in listing.empty:
+        yield f"{source.name}: no file there ends in {suffixes}: {shown(address)} has no rows"
+    if listing.others:
+        count = len(listing.others)
+        yield f"{source.name}: {count} files are none of {suffixes}: {few(listing.others)}"
 
 
 def _opened(address: str, named: str) -> tuple[Any, str]:
@@ -124,16 +137,16 @@ def _named(system: Any, path: str) -> Iterator[Found]:
         yield from _below(system, root, depth, re.compile(glob_translate(pattern)))
         return
     path = path.rstrip("/") or path
-    if path.endswith(SUFFIXES):
-        info = system.info(path)
-        if info["type"] != "directory":
-            yield Found(printable(path.rpartition("/")[2]), path, system, info)
-            return
+    if path.endswith(SUFFIXES) and system.info(path)["type"] != "directory":
+        yield Found(printable(path.rpartition("/")[2]), path, system)
+        return
     yield from _below(system, path, None, re.compile(".*", re.DOTALL))
 
 
 def _below(system: Any, root: str, depth: int | None, wanted: re.Pattern[str]) -> Iterator[Found]:
     """Yield the files below a folder, but for hidden ones: what is being written is often hidden.
+
+    Of a path that is a file itself, the file.
 
     Not by `find` of fsspec, which passes over a folder that it cannot list, or a link to one.
     """
@@ -151,6 +164,8 @@ def _below(system: Any, root: str, depth: int | None, wanted: re.Pattern[str]) -
         for info in inside:
             path = str(info["name"]).rstrip("/")
             below = path[len(root) :].lstrip("/")
+            if info["name"] == root and info["type"] == "file":
+                yield Found(printable(root.rpartition("/")[2]), root, system)
             if path == folder or below.rpartition("/")[2].startswith("."):
                 continue
             if info["type"] == "directory" or (info.get("islink") and system.isdir(path)):
@@ -160,4 +175,4 @@ def _below(system: Any, root: str, depth: int | None, wanted: re.Pattern[str]) -
                     seen.add(real)
                     waiting.append((path, level + 1))
             elif wanted.fullmatch(below):
-                yield Found(printable(below), path, system, dict(info))
+                yield Found(printable(below), path, system)

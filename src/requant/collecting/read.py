@@ -1,12 +1,12 @@
 """Every row of a source, good or bad, one after the other; none of them ends a night."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.collecting.files import source_digest, source_lines
+from requant.collecting.files import source_lines
 from requant.collecting.listing import find_files
-from requant.collecting.sql import query_digest, query_lines
+from requant.collecting.sql import query_lines, require_database
 from requant.config.data import Columns
 from requant.config.sources import FileRows, HubRows, RowSource, SqlRows, field_of
 from requant.data.files import parse_line
@@ -35,7 +35,9 @@ class Read:
     """How its columns were understood; empty for a bad row."""
 
 
-def read_source(source: RowSource, columns: Columns, cache: Path) -> Iterator[Read]:
+def read_source(
+    source: RowSource, columns: Columns, cache: Path, say: Callable[[str], None]
+) -> Iterator[Read]:
     """Read a source row by row, the bad rows with the reason.
 
     Files are read by name, their rows by line; a dataset and a query in their own order.
@@ -44,17 +46,18 @@ def read_source(source: RowSource, columns: Columns, cache: Path) -> Iterator[Re
         source: Of the configuration.
         columns: Where a row keeps its conversation.
         cache: Folder for copies of remote files, and of datasets.
+        say: Is told what a person should know of the source, such as of a folder without files.
 
     Raises:
         ConfigError: If the source does not exist, naming field, value and way out.
         TransientError: If the source cannot be reached.
     """
-    for line in _lines(source, columns, cache):
+    for line in _lines(source, columns, cache, say):
         yield _read(source.name, line, columns)
 
 
 def require_rows(source: RowSource) -> None:
-    """Refuse a source that does not exist; read no row of it. A query is not looked at.
+    """Refuse a source that does not exist; read no row of it, and run no query.
 
     Raises:
         ConfigError, TransientError: As `read_source`.
@@ -65,24 +68,16 @@ def require_rows(source: RowSource) -> None:
         from requant.hub import resolve_commit
 
         resolve_commit(source.repo, source.revision, "dataset", field_of(source))
+    else:
+        require_database(source)
 
 
-def source_digests(sources: Iterable[RowSource]) -> dict[str, str]:
-    """Return source.<name> -> what tells the content of each source now from another.
-
-    Of files `requant.collecting.files.source_digest`, of a query the sha256 of its rows
-    (`requant.collecting.sql.query_digest`), of a dataset the commit its revision resolves to.
-
-    Raises:
-        ConfigError, TransientError: As `read_source`.
-    """
-    return {f"source.{source.name}": _digest(source) for source in sources}
-
-
-def _lines(source: RowSource, columns: Columns, cache: Path) -> Iterator[Line]:
+def _lines(
+    source: RowSource, columns: Columns, cache: Path, say: Callable[[str], None]
+) -> Iterator[Line]:
     match source:
         case FileRows():
-            yield from source_lines(source, cache)
+            yield from source_lines(source, cache, say)
         case SqlRows():
             yield from query_lines(source, columns)
         case HubRows():
@@ -91,18 +86,6 @@ def _lines(source: RowSource, columns: Columns, cache: Path) -> Iterator[Line]:
                 yield from hub_lines(source, source.split, field_of(source), cache)
             except ContractError as error:
                 yield Line(place, ContractError(str(error).removeprefix(f"{field_of(source)}: ")))
-
-
-def _digest(source: RowSource) -> str:
-    match source:
-        case FileRows():
-            return source_digest(source)
-        case SqlRows():
-            return query_digest(source)
-        case HubRows():
-            from requant.hub import resolve_commit
-
-            return resolve_commit(source.repo, source.revision, "dataset", field_of(source))
 
 
 def _read(name: str, line: Line, columns: Columns) -> Read:

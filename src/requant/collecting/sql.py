@@ -1,6 +1,5 @@
 """Rows of a SQL query, as they come from the database: nothing is changed in it."""
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -10,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.canonical import digest_of
 from requant.config.data import Columns
-from requant.config.sources import ENVIRONMENT, SqlRows, field_of
+from requant.config.sources import SqlRows, field_of
 from requant.data.lines import Line, row_bytes
 from requant.data.messages import parse_text
 from requant.errors import ConfigError, ContractError, TransientError
@@ -66,21 +64,6 @@ def query_lines(source: SqlRows, columns: Columns) -> Iterator[Line]:
             place = f"row {number + 1}"
             said = f"from here on no row can be read ({database.said(error)})"
             yield Line(place, ContractError(f"{place}: {said}; correct the row, or the query"))
-
-
-def query_digest(source: SqlRows) -> str:
-    """Return the sha256 of how many rows a query has and of the sum of their sha256.
-
-    A sum, because without ORDER BY a database gives the same rows in another order next time.
-
-    Raises:
-        ConfigError, TransientError: As `query_lines`.
-    """
-    count, total = 0, 0
-    for line in query_lines(source, Columns()):
-        count += 1
-        total += int.from_bytes(hashlib.sha256(line.raw).digest())
-    return digest_of([count, total % 2**256])
 
 
 @dataclass(frozen=True)
@@ -156,6 +139,15 @@ class _Database:
         return ConfigError(f"{field_of(self.source)}.{field}: {self.said(error)}; correct it")
 
 
+def require_database(source: SqlRows) -> None:
+    """Refuse an address that cannot work; nobody connects to it.
+
+    Raises:
+        ConfigError: If it is none, its variable, its driver or its file is missing.
+    """
+    _database(source)
+
+
 def _database(source: SqlRows) -> _Database:
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.exc import ArgumentError
@@ -187,9 +179,8 @@ def _address(source: SqlRows) -> "URL":
     from sqlalchemy.exc import ArgumentError
 
     given, field = source.url, f"{field_of(source)}.url"
-    if re.fullmatch(ENVIRONMENT[1:-1], given):
+    if name := source.variable:
         # The library reads no other variable: this one changes who may read, and no byte.
-        name = given.removeprefix("env:")
         given = os.environ.get(name, "")
         if not given:
             raise ConfigError(

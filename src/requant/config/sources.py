@@ -17,7 +17,7 @@ SourceName = Annotated[
 ]
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 """How what is not local begins; `a::b.parquet` is the name of a file."""
-ENVIRONMENT = r"^env:[A-Za-z_][A-Za-z0-9_]*$"
+ENVIRONMENT = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 _NOT_CODE = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|--[^\n]*|/\*.*?\*/", re.DOTALL)
 """Texts, names and comments of SQL."""
 
@@ -84,10 +84,16 @@ class SqlRows(Section):
         json_schema_extra=NOT_IN_KEY,
     )
 
+    @property
+    def variable(self) -> str:
+        """Name of the environment variable that holds the address; empty where `url` does."""
+        found = re.fullmatch(ENVIRONMENT, self.url)
+        return found[1] if found else ""
+
     @field_validator("url")
     @classmethod
     def _holds_no_secret(cls, value: str) -> str:
-        if re.fullmatch(ENVIRONMENT[1:-1], value):
+        if re.fullmatch(ENVIRONMENT, value):
             return value
         match = ADDRESS.match(value)
         user = user_of(match[1], match[2]) if match else None

@@ -4,12 +4,18 @@ from collections.abc import Sequence
 
 from requant.config import Config
 from requant.errors import ConfigError, TransientError
+from requant.preflight.collecting import collecting_problems
 from requant.preflight.evaluation import evaluation_problems
 from requant.preflight.machine import machine_problems
 from requant.preflight.outside import outside_problems
 from requant.preflight.problem import Check, Problem, checked
 
-CHECKS: tuple[Check, ...] = (machine_problems, outside_problems, evaluation_problems)
+CHECKS: tuple[Check, ...] = (
+    machine_problems,
+    outside_problems,
+    collecting_problems,
+    evaluation_problems,
+)
 
 
 def find_problems(config: Config, more: Sequence[Check] = ()) -> list[Problem]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from requant.collecting.read import require_rows
 from requant.config import Config
 from requant.config.data import CollectedData, FilesData, StdlibData, choice_task
 from requant.config.task_names import (
@@ -63,13 +62,11 @@ def data_problems(
     section = config.prepare_data
     try:
         require_source(section.source)
-        if isinstance(section.source, CollectedData):
-            # Which rows are new is not known before they are read, and a bad one ends no night.
-            for source in config.collect_rows.sources:
-                require_rows(source)
-            return
     except RequantError as error:
         yield from _each(error)
+        return
+    if isinstance(section.source, CollectedData):
+        # Which rows are new is not known before they are read, and a bad one ends no night.
         return
     if not base:
         yield from _problems(config, None, watch)
@@ -172,7 +169,7 @@ class _Watched:
 def _each(error: RequantError) -> Iterator[Problem]:
     """Take an error of several lines for as many problems."""
     for text in str(error).splitlines():
-        named = text.startswith(("prepare_data", "collect_rows"))
+        named = text.startswith("prepare_data")
         yield Problem("" if named else FIELD, text, may_pass=is_transient(error))
 
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from requant.collecting.listing import left_out
 from requant.collecting.read import Read, read_source
 from requant.collecting.rendering import render_faults
 from requant.config.collecting import CollectRows
-from requant.config.sources import FileRows, RowSource, field_of
+from requant.config.sources import RowSource, field_of
 from requant.data.chat_template import write_rules
 from requant.data.faults import Fault, listed
 from requant.data.sources import rules_of
@@ -38,7 +37,7 @@ from requant.models.tokenizer import load_tokenizer
 from requant.store import Store, materialise
 from requant.store.lines import read_line
 from requant.store.objects import read_manifest
-from requant.wording import printable
+from requant.wording import few, printable
 
 Seen = Callable[[Keys], Flags]
 """Of occurrences, uint64 [rows], which an earlier night has read, bool [rows]."""
@@ -53,15 +52,16 @@ EXCERPT_BYTES = 300
 class Tally:
     """What is counted of a source while it is read."""
 
-    read: int = 0
     known: int = 0
+    new: int = 0
     bad: list[Fault] = field(default_factory=list)
     formats: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
 
     @property
-    def new(self) -> int:
-        return self.read - self.known
+    def read(self) -> int:
+        return self.known + self.new
 
 
 def execute(
@@ -94,8 +94,11 @@ def execute(
     tallies: dict[str, Tally] = {}
 
     def rows() -> Iterator[CollectedRow]:
-        left = section.max_new_rows
+        left, unread = section.max_new_rows, []
         for source in section.sources:
+            if not left:
+                unread.append(source.name)
+                continue
             tally = tallies.setdefault(source.name, Tally())
             found = new_rows(section, source, context.work, seen, tokenizer, tally)
             for row in islice(found, left):
@@ -105,9 +108,10 @@ def execute(
             for text in _said(source, tally):
                 context.reporter.message(text)
         if not left:
+            beyond = f"; not looked at: {few(unread)}" if unread else ""
             context.reporter.message(
                 f"collect_rows.max_new_rows={section.max_new_rows} new rows are read; what the "
-                "sources have beyond them is for later nights"
+                f"sources have beyond them is for later nights{beyond}"
             )
 
     written = write_rows(context.out / ROWS, rows())
@@ -141,18 +145,24 @@ def new_rows(
         tokenizer: Loads it: not for a source that has nothing new.
         tally: Counts what is read.
     """
-    for group in grouped(read_source(source, section.columns, work / "copies"), BATCH_ROWS):
+    every = read_source(source, section.columns, work / "copies", tally.remarks.append)
+    for group in grouped(every, BATCH_ROWS):
         reads = [_strict(read) for read in group] if section.unknown_fields == "refuse" else group
         contents = _contents(reads)
         occurrences = occurrence_keys(contents, (f"{read.source}\0{read.place}" for read in reads))
         known = seen(occurrences)
-        tally.read += len(reads)
-        tally.known += int(known.sum())
-        fresh = [index for index, is_known in enumerate(known) if not is_known]
-        if not fresh:
+        if known.all():
+            tally.known += len(reads)
             continue
-        rendered = render_faults(tokenizer(), rules_of(section), None, (reads[at] for at in fresh))
-        for at, read in zip(fresh, rendered, strict=True):
+        fresh = (read for read, is_known in zip(reads, known, strict=True) if not is_known)
+        rendered = render_faults(tokenizer(), rules_of(section), None, fresh)
+        # Counted one by one: the night may have enough in the middle.
+        for at in range(len(reads)):
+            if known[at]:
+                tally.known += 1
+                continue
+            read = next(rendered)
+            tally.new += 1
             tally.ignored.update(read.ignored)
             if read.row is None:
                 tally.bad.append(
@@ -215,6 +225,7 @@ def _refuse_broken(source: RowSource, tally: Tally, share: float) -> None:
 
 
 def _said(source: RowSource, tally: Tally) -> Iterator[str]:
+    yield from tally.remarks
     formats = "; ".join(f"{count} {name}" for name, count in tally.formats.most_common())
     yield (
         f"{source.name}: {tally.read} rows, {tally.known} known at their place, {tally.new} new"
@@ -226,8 +237,6 @@ def _said(source: RowSource, tally: Tally) -> Iterator[str]:
         )
         yield f"{source.name}: not read: {listing}"
     yield from (f"quarantined: {line}" for line in listed(tally.bad))
-    if isinstance(source, FileRows) and (others := left_out(source)):
-        yield others
 
 
 def _count(tally: Tally) -> SourceCount:
