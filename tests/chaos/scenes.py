@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.chaos import disk, services, stages, starts
+from tests.chaos import disk, ledger, services, stages, starts
+from tests.chaos.ledger_line import base_in
 from tests.chaos.strikes import Strike
 
 Uniform = Callable[[], float]
@@ -46,6 +47,12 @@ def _services(folder: Path, names: list[str], count: int) -> Iterator[Scene]:
             yield Scene(name, partial(services.kills_in, line, PHASES[name], count))
 
 
+def _ledgers(folder: Path, names: list[str], count: int) -> Iterator[Scene]:
+    base = base_in(folder / "base")
+    for name in names:
+        yield Scene(name, partial(ledger.kills_in_nights, folder / "line", base, count))
+
+
 def _starts(folder: Path, names: list[str], count: int) -> Iterator[Scene]:
     for name in names:
         place = folder / name.replace(" ", "-")
@@ -73,6 +80,7 @@ PHASES = {phase.name: phase for phase in (services.PROMOTE, services.DEPLOY)}
 GROUPS: dict[Callable[[Path, list[str], int], Iterator[Scene]], list[str]] = {
     _stages: list(stages.STAGES),
     _services: list(PHASES),
+    _ledgers: ["ledger"],
     _starts: list(starts.STARTS),
     _full_stages: [FULL + name for name in stages.STAGES] if disk.mountable() else [],
     _full_services: [FULL + name for name in PHASES] if disk.mountable() else [],

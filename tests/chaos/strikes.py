@@ -80,6 +80,8 @@ class Fault:
     """The number of the write it befalls; 1 is the first after that one."""
     leaves_pages: int | None = None
     """None for a kill, else the disk is full from there on but for so many pages."""
+    only: str = ""
+    """Pattern of the writes that are counted."""
 
 
 @dataclass(frozen=True)
@@ -184,27 +186,52 @@ def struck(
     """
     for _ in range(ATTEMPTS):
         restore()
-        fault = None if moment.write is None else Fault(phase.begins, moment.write)
-        process = child(log, target, *arguments, fault=fault)
-        began = _began(log, phase, process)
-        if moment.write is None and began is not None:
-            time.sleep(max(0.0, began + moment.seconds - time.monotonic()))
-            kill(process)
-        process.join(PATIENCE_SECONDS)
-        if process.exitcode == -signal.SIGKILL:
-            return strike_of(log, phase, moment)
-        assert process.exitcode == 0, f"ended with {process.exitcode}:\n{tail(log)}"
+        strike = struck_once(log, phase, moment, target, *arguments)
+        if strike is not None:
+            return strike
         moment = moment.earlier()
     raise AssertionError(f"{phase.name} ended before every kill, the last one at {moment}")
 
 
-def strike_of(log: Path, phase: Phase, moment: Moment) -> Strike:
+def struck_once(
+    log: Path,
+    phase: Phase,
+    moment: Moment,
+    target: Callable[..., None],
+    *arguments: Any,
+    only: str = "",
+) -> Strike | None:
+    """Kill a child in a phase of its work; None where it has come to its end by then.
+
+    Args:
+        log: Of the child.
+        phase: What it does when it is killed.
+        moment: When.
+        target: What the child does.
+        arguments: Of the function.
+        only: Pattern of the writes that the moment counts.
+    """
+    fault = None if moment.write is None else Fault(phase.begins, moment.write, only=only)
+    process = child(log, target, *arguments, fault=fault)
+    began = _began(log, phase, process)
+    if moment.write is None and began is not None:
+        time.sleep(max(0.0, began + moment.seconds - time.monotonic()))
+        kill(process)
+    process.join(PATIENCE_SECONDS)
+    if process.exitcode == -signal.SIGKILL:
+        return strike_of(log, phase, moment, only)
+    assert process.exitcode == 0, f"ended with {process.exitcode}:\n{tail(log)}"
+    return None
+
+
+def strike_of(log: Path, phase: Phase, moment: Moment, only: str = "") -> Strike:
     """Say what a child had come to at its moment, by its trace."""
     if moment.write is None:
         return Strike(phase.name, moment.seconds, moment.fraction)
     writes = trace(log)
     first = _first(writes, phase)
-    when, what = writes[first + moment.write]
+    counted = [write for write in writes[first + 1 :] if re.search(only, write[1])]
+    when, what = counted[moment.write - 1]
     return Strike(phase.name, when - writes[first][0], moment.fraction, what)
 
 
@@ -275,6 +302,8 @@ def _watch_writes(folder: Path, path: Path, fault: Fault | None) -> None:
         nonlocal count
         os.write(descriptor, f"{time.monotonic()} {what}\n".encode(errors="replace"))
         if fault is None or (count < 0 and not re.search(fault.begins, what)):
+            return
+        if count >= 0 and not re.search(fault.only, what):
             return
         count += 1
         if count == fault.write:

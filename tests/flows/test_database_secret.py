@@ -13,9 +13,9 @@ from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 from requant.machine.processes import environment
 from requant.redaction import redactor
 from tests.flows.test_nightly_rows import OFF
-from tests.stages.test_data_ledger import chat
 from tests.support.chain import MICRO
 from tests.support.commands import requant, states
+from tests.support.ledger_nights import chat
 from tests.support.planted import holding, leaks, settle
 
 PASSWORD = "pl4nted+pass/word~of=the%database"

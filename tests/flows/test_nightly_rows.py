@@ -9,10 +9,9 @@ import yaml
 from requant.config.loading import load_config
 from requant.store import Store
 from requant.store.lines import read_line
-from tests.stages.test_data_ledger import chat
 from tests.support.chain import MICRO
 from tests.support.commands import requant, states
-from tests.support.ledger_nights import write_chats
+from tests.support.ledger_nights import chat, write_chats
 
 OFF = ("quantize_base", "train_adapter", "merge_fp16", "continue_train", "requantize_gptq")
 """Stages a night of the ledger is spared here."""

@@ -14,21 +14,8 @@ from requant.ledger.nights import decide_set_aside
 from requant.ledger.reading import show, status
 from requant.store import Store, materialise
 from requant.store.lines import Verdict, read_line
-from tests.support.ledger_nights import ledger_config, ledger_night, write_chats
+from tests.support.ledger_nights import chat, ledger_config, ledger_night, write_chats
 from tests.support.shout import Telling
-
-WORDS = (
-    "river stone lamp paper winter bread glass engine violet copper meadow signal harbour needle",
-    "thunder orchard marble candle anchor feather tunnel pepper walnut ribbon",
-)
-
-
-def chat(number: int, topic: str = "lesson") -> dict:  # type: ignore[type-arg]
-    """A conversation whose words are its own."""
-    words = " ".join(WORDS).split()
-    picked = [words[(number * 7 + step * step + step * number) % len(words)] for step in range(24)]
-    answer = " ".join(f"{word}{number * 31 + step}" for step, word in enumerate(picked))
-    return dict(conversation(f"What does {topic} {number} say?", answer))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 from requant.config import Config
 from requant.data.formats import Row
+from requant.data.rows import conversation
 from requant.execution.key import stage_key
 from requant.execution.past_nights import past_of
 from requant.execution.perform import perform
@@ -17,6 +18,19 @@ from requant.store import StageRecord, Store, artifact_of
 from requant.store.lines import Outcome, Verdict
 from tasks.nightly.row_ledger import NothingToDo, note_taken, open_ledger
 from tests.support.chain import Silent, micro_config
+
+WORDS = (
+    "river stone lamp paper winter bread glass engine violet copper meadow signal harbour needle",
+    "thunder orchard marble candle anchor feather tunnel pepper walnut ribbon",
+)
+
+
+def chat(number: int, topic: str = "lesson") -> dict[str, Any]:
+    """A conversation whose words are its own."""
+    words = " ".join(WORDS).split()
+    picked = [words[(number * 7 + step * step + step * number) % len(words)] for step in range(24)]
+    answer = " ".join(f"{word}{number * 31 + step}" for step, word in enumerate(picked))
+    return dict(conversation(f"What does {topic} {number} say?", answer))
 
 
 def ledger_config(state: Path, base: Path, rows: Path, **changes: Mapping[str, Any]) -> Config:

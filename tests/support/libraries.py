@@ -4,6 +4,7 @@
 import starts threads, which do not survive a fork.
 """
 
+import gc
 import warnings
 
 from requant.machine.library_noise import log_only_errors
@@ -16,9 +17,23 @@ with warnings.catch_warnings(action="ignore"):
     import lm_eval.tasks
     import peft
     import scipy.stats
+    import sqlalchemy
     import transformers.models.qwen3.modeling_qwen3
     import trl.trainer.sft_trainer
 
     import tasks.stage_task
 
-__all__ = ["bitsandbytes", "datasets", "lm_eval", "peft", "scipy", "tasks", "transformers", "trl"]
+# What is forked from here on looks no more through all that was imported.
+gc.freeze()
+
+__all__ = [
+    "bitsandbytes",
+    "datasets",
+    "lm_eval",
+    "peft",
+    "scipy",
+    "sqlalchemy",
+    "tasks",
+    "transformers",
+    "trl",
+]
