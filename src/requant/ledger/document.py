@@ -22,8 +22,8 @@ from requant.ledger.reservoir import Reservoir
 from requant.ledger.rows import ROWS, CollectedRow, rows_at
 from requant.store import Store, materialise
 from requant.store.layout import Digest
+from requant.store.lines import LEDGER
 
-LEDGER = "ledger.json"
 DECISIONS = "decisions.parquet"
 
 

@@ -154,7 +154,8 @@ def _torn(store: Store) -> Iterator[Path]:
     longest_ago = time.time() - WRITING_SECONDS
     attempts, results = store.attempt_path("x").parent, store.results_path()
     answers = store.answers_path("x").parent
-    for folder in (store.actions, answers, attempts, store.pins, store.deployments, results):
+    documents = (store.actions, store.lines, store.pins, store.deployments)
+    for folder in (*documents, answers, attempts, results):
         for path in sorted(folder.glob(".*")):
             ours = re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name) and path.is_file()
             if ours and not path.is_symlink() and path.stat().st_mtime < longest_ago:

@@ -11,7 +11,7 @@ from requant.store.answers import KIND, answer_notes, read_kept
 from requant.store.attempts import attempt_files, load_attempt
 from requant.store.documents import read_sealed
 from requant.store.layout import ArtifactRef, Store
-from requant.store.lines import line_files, read_line
+from requant.store.lines import line_files, needed_by_lines, read_line
 from requant.store.looks import read_looks
 from requant.store.objects import check_sizes, verify
 from requant.store.pins import read_pins
@@ -59,6 +59,8 @@ def examine(
     refs = {item.digest: artifact_of(store, item) for item in records}
     # What serves is needed also where a forced stage has taken its record for new bytes.
     refs |= {digest: store.ref("model", digest) for digest in pins.values() if digest not in refs}
+    of_lines, _ = needed_by_lines(store)
+    refs |= {digest: store.ref("dataset", digest) for digest in of_lines if digest not in refs}
     check = verify if deep else check_sizes
     harmed = _refused(lambda ref: check(store, ref), watch(list(refs.values())))
     results, deployments = result_files(store), sorted(store.deployments.glob("[!.]*"))

@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from requant.errors import ArtifactError
+from requant.outside.json_text import INDEX, read_object
+from requant.store.content import materialise
 from requant.store.documents import read_sealed, write_sealed
 from requant.store.layout import Digest, Store
 from requant.store.locks import locked
@@ -22,6 +24,8 @@ pending: a person has not promoted it. Rows of the last two are set aside until 
 released them, so that the next night takes them again, or discarded them for good."""
 SET_ASIDE: tuple[Verdict, ...] = ("refused", "pending")
 
+LEDGER = "ledger.json"
+"""In the artifact of a ledger: the ledgers and the rows of all nights before, and more."""
 REMOVE = (
     "put back a copy of it; without one, remove it: the line then begins anew, and takes every row "
     "of its sources for new"
@@ -97,17 +101,27 @@ def line_files(store: Store) -> list[Path]:
 
 
 def needed_by_lines(store: Store) -> tuple[set[str], list[str]]:
-    """Return what the heads of all lines name, and why others cannot be believed."""
+    """Return the artifacts that the next nights of all lines need, and why others are not known.
+
+    Those are the ledger and the rows of every night: what was read years ago decides what is new.
+    Each is named by the last ledger, so that none is lost with a record that somebody removed.
+    """
     needed: set[str] = set()
     reasons = []
     for path in line_files(store):
         try:
-            needed |= set(_named(read_line(store, path.stem)))
+            needed |= set(_named(store, read_line(store, path.stem)))
         except ArtifactError as error:
             reasons.append(str(error))
     return needed, reasons
 
 
-def _named(line: Line) -> Iterator[str]:
+def _named(store: Store, line: Line) -> Iterator[str]:
     begun = line.begun or Begun(at="")
-    yield from (digest for digest in (line.ledger, begun.rows, begun.ledger) if digest)
+    if begun.rows:
+        yield begun.rows
+    for digest in filter(None, (line.ledger, begun.ledger)):
+        yield digest
+        ledger = read_object(materialise(store, digest) / LEDGER, INDEX)
+        yield from ledger["ledgers"]
+        yield from (night["artifact"] for night in ledger["nights"])
