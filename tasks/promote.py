@@ -9,7 +9,7 @@ from requant.config import Config
 from requant.errors import ConfigError, GateError
 from requant.evaluation.samples import count_documents
 from requant.gate import Decision
-from requant.ledger.nights import settle
+from requant.ledger.nights import now_serves
 from requant.store import StageRecord, Store, materialise, verify_to_serve
 from requant.store.pins import holder, is_broken, pin
 from requant.store.room import naming_full_disk
@@ -139,7 +139,9 @@ def promote(
     if to_deploy:
         announce(config, version, reason or (said(decision) if decision else ""))
     if evaluation is None:
-        settle(store, config.name, version.digest, "accepted", reason)
+        why = f"version {version.version} serves instead"
+        said_of_rows = now_serves(store, config.name, version.digest, why)
+        notes = (*notes, said_of_rows) if said_of_rows else notes
     return Promotion(version, "champion", "", to_deploy, decision, notes)
 
 
@@ -191,7 +193,7 @@ def roll_back(config: Config) -> ModelVersion:
         raise ConfigError(f"{config.name}: has no champion; there is nothing to roll back")
     if "deployed" not in serving.marks and _took_over(registry, serving):
         announce(config, serving)
-        _set_aside(config, registry)
+        now_serves(Store(config.state.resolve()), config.name, serving.digest, "rolled back")
         return serving
     if serving.replaced is None:
         raise ConfigError(
@@ -207,19 +209,9 @@ def roll_back(config: Config) -> ModelVersion:
     versions.unmark(registry, earlier, "deployed")
     versions.move_champion(registry, earlier, back=True)
     announce(config, earlier)
-    _set_aside(config, registry)
+    # Last: a head of the line that cannot be believed must keep nobody from a rollback.
+    now_serves(store, config.name, earlier.digest, "rolled back")
     return earlier
-
-
-def _set_aside(config: Config, registry: Registry) -> None:
-    """Set the rows of the nights aside whose models were rolled back, where the line has a ledger.
-
-    Comes last: a head of the line that cannot be believed must keep nobody from a rollback.
-    """
-    store = Store(config.state.resolve())
-    for version in versions.all_versions(registry):
-        if "rolled_back" in version.marks:
-            settle(store, config.name, version.digest, "refused", "rolled back")
 
 
 def _refuse_known(version: ModelVersion, serving: ModelVersion | None) -> None:

@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterDeploymentId,
     FlowRunFilterExpectedStartTime,
 )
+from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment, flow_run
@@ -86,6 +87,7 @@ def _opened(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
         seal_earlier(store)
         retrying(config)(refuse_problems, config)
         uri = retrying(config)(tracking.prepare_database, config.tracking.uri, store.root)
+        began = open_ledger(config, store)
         parent = retrying(config)(
             tracking.open_parent,
             uri,
@@ -96,7 +98,6 @@ def _opened(config: Config, force: list[StageName]) -> Iterator[OpenNight]:
             pages=config.tracking.pages,
         )
         retrying(config)(tracking.end_orphans, parent, config.name, store.root)
-        began = open_ledger(config, store)
         opened = OpenNight(Night(config, store, frozenset(force), parent, _first_start(), began))
         # Between stages too nobody may collect what the next one reads.
         with locked(store.use_lock, shared=True, say=get_run_logger().info):
@@ -174,7 +175,9 @@ def _newest_due(due: datetime) -> datetime:
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
             limit=1,
         )
-    return max([due, *(run.expected_start_time for run in runs if run.expected_start_time)])
+    # One that ended well needs nobody in its place.
+    open_runs = [run for run in runs if run.state_type != StateType.COMPLETED]
+    return max([due, *(run.expected_start_time for run in open_runs if run.expected_start_time)])
 
 
 def _first_start() -> float:

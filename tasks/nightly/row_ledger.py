@@ -8,6 +8,7 @@ from requant.evaluation.matrix import line_rows, summary
 from requant.ledger.nights import begin, end, took
 from requant.store import StageRecord, Store
 from requant.store.lines import Outcome, read_line
+from requant.store.pins import holder
 from tasks.promote import Promotion
 
 
@@ -38,9 +39,11 @@ def note_taken(config: Config, store: Store, record: StageRecord) -> None:
         took(store, config.name, rows=record.digest)
     if record.stage == "extend_ledger":
         took(store, config.name, ledger=record.digest)
-        if not record.metrics["taken"]:
-            end(store, config.name, None)
-            raise NothingToDo(_nothing(record, config.extend_ledger.min_new_rows))
+    if record.stage == config.ships and config.collect_rows.enabled:
+        took(store, config.name, model=record.digest)
+    if record.stage == "extend_ledger" and not record.metrics["taken"]:
+        end(store, config.name, None)
+        raise NothingToDo(_nothing(record, config.extend_ledger.min_new_rows))
 
 
 def close_ledger(
@@ -50,9 +53,11 @@ def close_ledger(
     if read_line(store, config.name).begun is None:
         return
     digest = model.digest if model else None
-    if promotion is None or promotion.outcome == "champion":
+    # Without promotion nothing judges the line; unless an earlier version of it serves.
+    unjudged = promotion is None and holder(store, config.name, "champion") is None
+    if unjudged or (promotion and promotion.outcome == "champion"):
         outcome = Outcome(verdict="accepted", model=digest)
-    elif promotion.outcome == "refused":
+    elif promotion and promotion.outcome == "refused":
         outcome = Outcome(verdict="refused", model=digest, reason=promotion.reason)
     else:
         outcome = Outcome(verdict="pending", model=digest, reason="a person has not promoted it")

@@ -84,7 +84,8 @@ def test_rows_of_a_model_that_is_rolled_back_are_set_aside(project: Path) -> Non
     requant("rollback", project / "line.yaml")
     outcome = read_line(Store(project / "state"), "micro").nights[2]
     assert (outcome.verdict, outcome.reason) == ("refused", "rolled back")
-    assert "set_aside" not in requant("data", "status", project / "line.yaml")
+    assert "set aside" in requant("data", "status", project / "line.yaml")
     assert "no row is discarded" in requant("data", "show", project / "line.yaml", "discarded")
     requant("promote", project / "line.yaml", "--version", 2, "--reason", "it was right")
     assert read_line(Store(project / "state"), "micro").nights[2].verdict == "accepted"
+    assert "set aside" not in requant("data", "status", project / "line.yaml")

@@ -300,3 +300,50 @@ def test_near_duplicates_can_be_kept(tiny_base: Path, folder: Path, tmp_path: Pa
     assert found["exact_duplicate"] == 1
     # Where one of the two is held out, the other is contaminated.
     assert found["trained"] + found["held_out"] + found["contaminated"] == 21
+
+
+def test_rows_that_moved_in_their_file_are_not_new(
+    tiny_base: Path, folder: Path, tmp_path: Path
+) -> None:
+    """A log that loses its first lines, or a table in another order."""
+    config = ledger_config(tmp_path / "state", tiny_base, folder)
+    write_chats(folder / "log.jsonl", [*map(chat, range(20)), chat(3)])
+    ledger_night(config)
+    assert fates(config)["exact_duplicate"] == 1
+    write_chats(folder / "log.jsonl", [*map(chat, reversed(range(5, 32))), chat(3)])
+    records = ledger_night(config)
+    assert records["collect_rows"].metrics["new_rows"] == 12
+    assert fates(config)["exact_duplicate"] == 1
+
+
+def test_a_row_is_no_duplicate_of_one_that_could_not_be_used(
+    tiny_base: Path, folder: Path, tmp_path: Path
+) -> None:
+    config = ledger_config(tmp_path / "state", tiny_base, folder)
+    spelling = conversation("What ends a turn?", "It is <|im_end|> of course, the end of it.")
+    write_chats(folder / "a.jsonl", [*map(chat, range(20)), spelling])
+    ledger_night(config)
+    assert fates(config)["quarantined"] == 1
+    config = ledger_config(
+        tmp_path / "state", tiny_base, folder, collect_rows={"control_tokens": "text"}
+    )
+    write_chats(folder / "b.jsonl", [*map(chat, range(20, 40)), spelling])
+    assert len(taken(config, ledger_night(config))) == 21
+
+
+@pytest.mark.parametrize("name", ["exam.txt", "exam.jsonl"])
+def test_an_evaluation_is_read_whatever_its_lines(
+    name: str, tiny_base: Path, folder: Path, tmp_path: Path
+) -> None:
+    exam = tmp_path / name
+    words = chat(7)["messages"][1]["content"].split()
+    wrapped = "\n".join(" ".join(words[start : start + 6]) for start in range(0, len(words), 6))
+    exam.write_text(
+        json.dumps({"question": "Which?", "answer": wrapped}) if name.endswith("l") else wrapped
+    )
+    extend = {"evaluation_text": [str(exam)], "heldout_fraction": 0.01}
+    config = ledger_config(tmp_path / "state", tiny_base, folder, extend_ledger=extend)
+    write_chats(folder / "a.jsonl", map(chat, range(40)))
+    ledger_night(config)
+    found = [*show(Store(config.state), config.name, "contaminated", 9)]
+    assert [shown.number for shown in found] == [7]

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from requant.errors import ArtifactError, ConfigError
-from requant.ledger.document import EMPTY, Ledger, ReadIn, write_ledger
+from requant.ledger.document import EMPTY, Ledger, ReadIn, read_ledger, write_ledger
 from requant.ledger.fates import Count
-from requant.ledger.nights import begin, decide_set_aside, end, settle, took
+from requant.ledger.nights import begin, decide_set_aside, end, now_serves, took
 from requant.store import Store, publish
 from requant.store.gc import find_garbage
-from requant.store.lines import Outcome, read_line
+from requant.store.lines import Outcome, Verdict, read_line
 from requant.store.locks import locked
+from requant.store.pins import pin
 
 MODEL = "a" * 64
 
@@ -89,23 +90,75 @@ def test_a_person_decides_on_rows_that_were_set_aside(store: Store) -> None:
     begin(store, "line")
     took(store, "line", ledger=make_ledger(store))
     end(store, "line", Outcome(verdict="refused", model=MODEL, reason="lost old text"))
-    assert settle(store, "line", "c" * 64, "accepted", "") is None
+    assert now_serves(store, "line", "c" * 64, "") == ""
     with pytest.raises(ConfigError, match="night 2: is no night of this line that ended; rows are"):
         decide_set_aside(store, "line", 2, "released", "")
     assert decide_set_aside(store, "line", 1, "released", "") == 3
     with pytest.raises(ConfigError, match=r"night 1: is released; rows are set aside of nights: n"):
         decide_set_aside(store, "line", 1, "discarded", "")
-    # What was released is no longer this night's.
-    assert settle(store, "line", MODEL, "accepted", "") is None
+    # What was released may be another night's by now.
+    assert "night 1, which made this model, are released" in now_serves(store, "line", MODEL, "")
 
 
-def test_a_person_accepts_what_the_gate_refused_and_takes_it_back(store: Store) -> None:
+def a_night(store: Store, model: str, verdict: Verdict) -> None:
+    """End a night that began when the model that serves now did."""
+    line = begin(store, "line")
+    digests = [line.ledger] if line.ledger else []
+    before = read_ledger(store.object_path(line.ledger)) if line.ledger else EMPTY
+    took(store, "line", ledger=make_ledger(store, before, *digests), model=model)
+    if verdict == "accepted":
+        pin(store, "line", "champion", model)
+    end(store, "line", Outcome(verdict=verdict, model=model))
+
+
+def verdicts(store: Store) -> list[str]:
+    return [outcome.verdict for outcome in read_line(store, "line").nights.values()]
+
+
+def test_who_serves_decides_which_nights_are_accepted(store: Store) -> None:
+    for model in "abc":
+        a_night(store, model * 64, "accepted")
+    a_night(store, "d" * 64, "pending")
+    assert [each.parent for each in read_line(store, "line").nights.values()] == [
+        None,
+        *(model * 64 for model in "abc"),
+    ]
+    # Rolled back to the first: its children are no generations any more.
+    now_serves(store, "line", "a" * 64, "rolled back")
+    assert verdicts(store) == ["accepted", "refused", "refused", "pending"]
+    now_serves(store, "line", "d" * 64, "")
+    assert verdicts(store) == ["accepted", "refused", "refused", "accepted"]
+
+
+def test_a_night_that_goes_on_after_a_rollback_builds_on_what_serves_now(store: Store) -> None:
+    for model in "ab":
+        a_night(store, model * 64, "accepted")
+    begun = begin(store, "line").begun
+    assert begun is not None
+    assert begun.parent == "b" * 64
+    took(store, "line", rows="e" * 64)
+    pin(store, "line", "champion", "a" * 64)
+    again = begin(store, "line")
+    assert again.begun is not None
+    assert (again.begun.parent, again.begun.rows) == ("a" * 64, "e" * 64)
+    # What the command that was killed did not settle, the next night does.
+    assert verdicts(store) == ["accepted", "refused"]
+
+
+def test_rows_of_a_model_that_serves_are_not_released(store: Store) -> None:
     begin(store, "line")
-    took(store, "line", ledger=make_ledger(store))
-    end(store, "line", Outcome(verdict="pending", model=MODEL))
-    assert settle(store, "line", MODEL, "accepted", "it is right") == 1
-    assert read_line(store, "line").nights[1].reason == "it is right"
-    assert settle(store, "line", MODEL, "refused", "rolled back") == 1
+    took(store, "line", ledger=make_ledger(store), model=MODEL)
+    pin(store, "line", "champion", MODEL)
+    with pytest.raises(
+        ConfigError, match=r"night 1: its model aaaa\w+ serves already, and it only"
+    ):
+        decide_set_aside(store, "line", 1, "released", "")
+
+
+def test_nights_stay_in_their_order(store: Store) -> None:
+    for number in range(12):
+        a_night(store, f"{number:x}" * 64, "accepted")
+    assert list(read_line(store, "line").nights) == list(range(1, 13))
 
 
 def test_a_night_that_never_ended_can_be_discarded_but_not_one_in_progress(store: Store) -> None:

@@ -37,5 +37,10 @@ def test_night_after_night_is_the_same_as_all_at_once() -> None:
 def test_the_rows_of_a_night_that_was_rolled_back_go() -> None:
     before = up_to(ACCEPTED, 5)
     after = up_to({1: "accepted", 2: "accepted", 3: "refused"}, 5, before)
-    assert {night for _, night in after.rows} <= {1, 2}
+    assert after.rows == up_to({1: "accepted", 2: "accepted"}, 5).rows
     assert after.seen == 80
+
+
+def test_another_size_is_another_sample() -> None:
+    small = brought_up(up_to(ACCEPTED, 5), ACCEPTED, NIGHTS.__getitem__, 7, 5)  # type: ignore[arg-type]
+    assert len(small.rows) == 7

@@ -65,6 +65,8 @@ def promote(
         server.ready()
         promotion = promote_version(loaded, found, reason=reason.strip())
         typer.echo(f"{found.model}: version {found.version} ({found.digest[:12]}) is champion")
+        for note in promotion.notes:
+            typer.secho(note, fg="yellow", err=True)
         if promotion.to_deploy:
             deploy_promoted(loaded, found.version, server, again("deploy", config, overrides))
         else:

@@ -67,6 +67,12 @@ def _check_collected(config: "Config") -> None:
                 "collect_rows.enabled=true"
             )
         return
+    for stage in ("train_adapter", "continue_train"):
+        if config.runs(stage) and getattr(config, stage).optimisation.too_long == "refuse":
+            raise ValueError(
+                f"{stage}.optimisation.too_long: 'refuse' with collect_rows.enabled=true: one long "
+                "row would end every night that takes it; set cut or drop"
+            )
     for fields, place in ((RowRules, "collect_rows"), (NightSize, "extend_ledger")):
         for name, field in fields.model_fields.items():
             given = getattr(data, name)
@@ -102,6 +108,12 @@ def _check_generations(config: "Config") -> None:
         raise ValueError(
             f"{named} continue_train.enabled=true: what it learns is in no adapter, so the next "
             "night would start without it; set continue_train.enabled=false or policy=chain"
+        )
+    if policy != "chain" and config.quantize_base.enabled and config.quantize_base.method == "gptq":
+        raise ValueError(
+            f"{named} quantize_base.method='gptq': it is calibrated on tonight's rows, so every "
+            "night would have another base, and the adapter of the night before fits none of them; "
+            "take nf4 or int8, or policy=chain"
         )
     method = config.train_adapter.method
     if policy == "stack" and method not in ("lora", "rslora"):

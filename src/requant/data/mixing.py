@@ -29,6 +29,7 @@ def mixed(
     replay: Replay,
     seed: int,
     *,
+    night: int = 0,
     whole: bool = False,
 ) -> Mix:
     """Mix rows by shares: n new ones are joined by n * share / (1 - shares) of each other kind.
@@ -39,13 +40,14 @@ def mixed(
         general: Old text; the first ones are taken.
         replay: Shares of all rows.
         seed: Of the draw and the order.
+        night: Its number: each night draws anew.
         whole: Take all of `earlier`, whatever its share.
     """
     unit = len(new) / (1 - replay.rows - replay.general)
     wanted = {"rows": round(unit * replay.rows), "general": round(unit * replay.general)}
     pool = [(f"night {night}", row) for night, rows in earlier.items() for row in rows]
     count = len(pool) if whole else min(wanted["rows"], len(pool))
-    drawn = random.Random(f"{seed}-replay").sample(pool, count)
+    drawn = random.Random(f"{seed}-replay-{night}").sample(pool, count)
     texts = [(GENERAL_TEXT, row) for row in general[: wanted["general"]]]
     taken = [*((NEW, row) for row in new), *drawn, *texts]
     counts: dict[str, int] = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from requant.config import SHIPPING, Config
-from requant.errors import ArtifactError
+from requant.errors import ArtifactError, ContractError
 from requant.store import StageRecord, Store, all_records, holds
 from requant.store.lines import read_line
 from requant.store.pins import holder
@@ -194,12 +194,17 @@ def parent_of(store: Store, tonight: StageRecord, config: Config) -> dict[str, S
         return made[digest]
 
     shipped = maker(parent, "the record")
-    model = maker(shipped.key_fields["inputs"]["model"], "the 16-bit result")
+    model = maker(shipped.key_fields["inputs"].get("model", ""), "the 16-bit result")
     if policy == "chain":
         return {"model": model}
-    while model.stage != "merge_fp16":
-        model = maker(model.key_fields["inputs"]["model"], "the merged model")
     inputs = model.key_fields["inputs"]
+    if model.stage != "merge_fp16" or past_role(ADAPTERS, 1) in inputs:
+        raise ContractError(
+            f"generations.policy={policy}: the model that serves ({parent[:12]}) is more than the "
+            f"original and its adapters (it was made by {model.stage}), so a night that starts "
+            "from them would lose something; take policy=chain, or let this night start anew with "
+            "policy=fresh"
+        )
     adapter = maker(inputs["adapter"], "the adapter")
     if policy == "continue":
         return {"adapter": adapter}

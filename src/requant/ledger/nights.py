@@ -10,7 +10,7 @@ goes on with the rows that it took: what came to the sources later waits.
 
 from datetime import UTC, datetime
 
-from requant.errors import ConfigError
+from requant.errors import ConfigError, ContractError
 from requant.ledger.document import EMPTY, Ledger, read_ledger
 from requant.store import Store, materialise
 from requant.store.lines import SET_ASIDE, Begun, Line, Outcome, Verdict, change_line, read_line
@@ -21,30 +21,55 @@ from requant.store.pins import holder
 def begin(store: Store, name: str) -> Line:
     """Begin a night of a line, or find the one that was begun and did not end.
 
+    One that goes on after its own model was promoted builds on the same generation as before; one
+    whose parent was taken back meanwhile builds on what serves now, with the rows that it took.
+
     Raises:
         ArtifactError: If the head of the line cannot be believed.
     """
-    # A retry after its model was promoted builds on the same generation.
-    begun = Begun(at=datetime.now(UTC).isoformat(), parent=holder(store, name, "champion"))
-    return change_line(
-        store, name, lambda line: line if line.begun else line.model_copy(update={"begun": begun})
-    )
+    champion = holder(store, name, "champion")
+
+    def begun(line: Line) -> Line:
+        line = _served(line, champion, "another version serves") if champion else line
+        parent = champion or _newest_accepted(line)
+        now = line.begun or Begun(at=datetime.now(UTC).isoformat(), parent=parent)
+        if now.parent != parent and (parent is None or parent != now.model):
+            now = now.model_copy(update={"parent": parent, "model": None})
+        return line.model_copy(update={"begun": now})
+
+    return change_line(store, name, begun)
 
 
-def took(store: Store, name: str, *, rows: str | None = None, ledger: str | None = None) -> None:
-    """Note what a begun night has read, or decided, so that no collection takes it.
+def took(
+    store: Store,
+    name: str,
+    *,
+    rows: str | None = None,
+    ledger: str | None = None,
+    model: str | None = None,
+) -> None:
+    """Note what a begun night has read, decided or made, so that no collection takes it.
 
     Args:
         store: Of the line.
         name: Of the line.
         rows: Digest of the artifact of its rows.
         ledger: Digest of its ledger.
+        model: Digest of what it ships.
+
+    Raises:
+        ContractError: If no night of the line has begun.
     """
-    more = {field: value for field, value in (("rows", rows), ("ledger", ledger)) if value}
+    given = {"rows": rows, "ledger": ledger, "model": model}
+    more = {field: value for field, value in given.items() if value}
 
     def noted(line: Line) -> Line:
-        begun = line.begun or Begun(at=datetime.now(UTC).isoformat())
-        return line.model_copy(update={"begun": begun.model_copy(update=more)})
+        if line.begun is None:
+            raise ContractError(
+                f"{store.line_path(name)}: says that no night has begun, and one is running: it "
+                "was changed meanwhile; run the night again"
+            )
+        return line.model_copy(update={"begun": line.begun.model_copy(update=more)})
 
     change_line(store, name, noted)
 
@@ -74,27 +99,59 @@ def end(store: Store, name: str, outcome: Outcome | None) -> None:
     change_line(store, name, ended)
 
 
-def settle(store: Store, name: str, model: str, verdict: Verdict, reason: str) -> int | None:
-    """Change the outcome of the night that made a model: a person promoted it, or rolled it back.
+def now_serves(store: Store, name: str, model: str, reason: str) -> str:
+    """Settle the nights of a line after a person let one of its models serve.
 
-    Rows that a person released or discarded since stay what they are.
+    The night that made it and those it descends from are accepted, the others are not any more.
+
+    Args:
+        store: Of the line.
+        name: Of the line.
+        model: Digest of what serves.
+        reason: Of the person, for the nights that are not accepted any more.
 
     Returns:
-        The night's number; None where no night of the line made the model, or it stays as it is.
+        What a person should know; empty where all is said by the outcomes.
     """
-    changed: list[int] = []
+    line = change_line(store, name, lambda line: _served(line, model, reason))
+    ours = _maker(line, model)
+    if ours is None or line.nights[ours].verdict == "accepted":
+        return ""
+    return (
+        f"the rows of night {ours}, which made this model, are {line.nights[ours].verdict}: they "
+        "stay so, whatever the model has learned"
+    )
 
-    def settled(line: Line) -> Line:
-        ours = [night for night, outcome in line.nights.items() if outcome.model == model]
-        if not ours or line.nights[ours[-1]].verdict in ("released", "discarded", verdict):
-            return line
-        changed.append(ours[-1])
-        changes = {"verdict": verdict, "reason": reason}
-        outcome = line.nights[ours[-1]].model_copy(update=changes)
-        return line.model_copy(update={"nights": line.nights | {ours[-1]: outcome}})
 
-    change_line(store, name, settled)
-    return changed[0] if changed else None
+def _served(line: Line, model: str, reason: str) -> Line:
+    """Return a head in which a model and those it descends from are accepted, and no others."""
+    ours = _maker(line, model)
+    if ours is None:
+        return line
+    ancestors: set[int] = set()
+    night: int | None = ours
+    while night is not None and night not in ancestors:
+        ancestors.add(night)
+        night = _maker(line, line.nights[night].parent or "")
+    changes: dict[int, dict[str, str]] = {}
+    for number, outcome in line.nights.items():
+        if number == ours and outcome.verdict in SET_ASIDE:
+            changes[number] = {"verdict": "accepted"}
+        elif number not in ancestors and outcome.verdict == "accepted":
+            changes[number] = {"verdict": "refused", "reason": reason}
+    settled = {n: line.nights[n].model_copy(update=change) for n, change in changes.items()}
+    return line.model_copy(update={"nights": line.nights | settled})
+
+
+def _maker(line: Line, model: str) -> int | None:
+    """Return the number of the last night that made a model."""
+    return max((n for n, outcome in line.nights.items() if outcome.model == model), default=None)
+
+
+def _newest_accepted(line: Line) -> str | None:
+    """Return what the last accepted night made: the parent where no model serves."""
+    made = [each.model for each in line.nights.values() if each.verdict == "accepted"]
+    return made[-1] if made else None
 
 
 def decide_set_aside(store: Store, name: str, night: int, verdict: Verdict, reason: str) -> int:
@@ -131,6 +188,11 @@ def decide_set_aside(store: Store, name: str, night: int, verdict: Verdict, reas
     if is_held(lock := store.night_lock(name)):
         raise ConfigError(f"night {night}: a night of {name} is in progress: {whose(lock)}; wait")
     begun = read_line(store, name).begun
+    if begun and begun.model and begun.model == holder(store, name, "champion"):
+        raise ConfigError(
+            f"night {night}: its model {begun.model[:12]} serves already, and it only has to end: "
+            "run it again"
+        )
     if begun and begun.ledger and ledger_of(store, begun.ledger).night == night:
         end(store, name, Outcome(verdict="refused", reason="it never ended"))
     line = change_line(store, name, decided)

@@ -83,8 +83,13 @@ def without(
         decided: Numbers of those that do not wait any more: the first ones.
     """
     found: list[Queued] = []
+    of_night: dict[tuple[int, str], list[int]] = {}
+    for each in waiting:
+        if each.number in decided:
+            key = (each.queued.night, each.queued.decided)
+            of_night.setdefault(key, []).append(each.number)
     for queued in queue:
-        gone = [each.number for each in waiting if each.queued == queued and each.number in decided]
+        gone = of_night.get((queued.night, queued.decided), [])
         if left := queued.rows - len(gone):
             after = max(gone, default=queued.after)
             found.append(queued.model_copy(update={"after": after, "rows": left}))

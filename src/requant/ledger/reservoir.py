@@ -14,6 +14,7 @@ class Reservoir(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: tuple[tuple[int, int], ...] = Field((), description="number, and the night it trained in")
+    size: int = Field(0, description="rows that are kept at most")
     nights: dict[int, int] = Field(
         default_factory=dict, description="accepted nights that were poured in, and their rows"
     )
@@ -39,11 +40,14 @@ def poured(
     draw = random.Random(f"{seed}-reservoir-{night}")
     rows = list(before.rows)
     for seen, number in enumerate(numbers, before.seen + 1):
-        if len(rows) < size:
-            rows.append((number, night))
-        elif (place := draw.randrange(seen)) < size:
+        place = seen - 1 if seen <= size else draw.randrange(seen)
+        if place < len(rows):
             rows[place] = (number, night)
-    return Reservoir(rows=tuple(rows), nights=before.nights | {night: len(numbers)})
+        elif place < size:
+            # Or in the place of one that was taken out.
+            rows.append((number, night))
+    nights = before.nights | {night: len(numbers)}
+    return Reservoir(rows=tuple(rows), size=size, nights=nights)
 
 
 def brought_up(
@@ -53,7 +57,10 @@ def brought_up(
     size: int,
     seed: int,
 ) -> Reservoir:
-    """Pour the nights in that were accepted since, and drop those that are not accepted any more.
+    """Pour the nights in that were accepted since.
+
+    Where one is not accepted any more, or the size is another, all are poured in anew: rows that
+    only filled the places of others would be drawn more often than these.
 
     Args:
         before: Of the last ledger.
@@ -62,9 +69,10 @@ def brought_up(
         size: Rows that are kept at most.
         seed: Of the line.
     """
-    kept = {n: rows for n, rows in before.nights.items() if outcomes.get(n) == "accepted"}
-    now = Reservoir(rows=tuple(row for row in before.rows if row[1] in kept), nights=kept)
-    for night, verdict in sorted(outcomes.items()):
-        if verdict == "accepted" and night not in kept:
+    accepted = [night for night, verdict in sorted(outcomes.items()) if verdict == "accepted"]
+    grown = before.size == size and before.nights.keys() <= set(accepted)
+    now = before if grown else Reservoir(size=size)
+    for night in accepted:
+        if night not in now.nights:
             now = poured(now, night, list(trained_in(night)), size, seed)
     return now

@@ -1,7 +1,7 @@
 """collect_rows: the rows of all sources that no night of the line has read before."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
@@ -146,10 +146,11 @@ def new_rows(
         tally: Counts what is read.
     """
     every = read_source(source, section.columns, work / "copies", tally.remarks.append)
+    places = Places(source.name)
     for group in grouped(every, BATCH_ROWS):
         reads = [_strict(read) for read in group] if section.unknown_fields == "refuse" else group
         contents = _contents(reads)
-        occurrences = occurrence_keys(contents, (f"{read.source}\0{read.place}" for read in reads))
+        occurrences = occurrence_keys(contents, places.of(reads, contents))
         known = seen(occurrences)
         if known.all():
             tally.known += len(reads)
@@ -165,6 +166,8 @@ def new_rows(
             tally.new += 1
             tally.ignored.update(read.ignored)
             if read.row is None:
+                # Nothing is a duplicate of what nobody can read.
+                contents[at] = raw_keys([read.raw])[0]
                 tally.bad.append(
                     Fault(f"{read.source}: {read.place}", "bad rows", read.reason, False)
                 )
@@ -179,6 +182,30 @@ def new_rows(
                 content=(int(contents[at, 0]), int(contents[at, 1])),
                 occurrence=int(occurrences[at]),
             )
+
+
+@dataclass
+class Places:
+    """Tells the rows of a source apart by what they say and where: file, and which of its like.
+
+    Not by their line: a log that loses its first lines, or a query without an order, would have
+    all its rows at new places every night.
+    """
+
+    source: str
+    file: str = ""
+    met: Counter[bytes] = field(default_factory=Counter)
+    """Content -> how many rows of the file had it."""
+
+    def of(self, reads: Iterable[Read], contents: Keys) -> Iterator[str]:
+        """Yield the place of each row, in the order in which they are read."""
+        for read, content in zip(reads, contents, strict=True):
+            file = read.place.rpartition(", ")[0] or read.place
+            if file != self.file:
+                self.file, self.met = file, Counter()
+            key = content.tobytes()
+            self.met[key] += 1
+            yield f"{self.source}\0{file}\0{self.met[key]}"
 
 
 def _seen_by(store: Store, ledger: Path | None) -> Seen:

@@ -1,5 +1,6 @@
 """extend_ledger: what becomes of each new row, on top of the ledger of the night before."""
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -9,12 +10,15 @@ import numpy as np
 
 from requant.config.collecting import ExtendLedger
 from requant.data.artifact import RULES_NAME
+from requant.data.lines import ROW
+from requant.data.overlap import even, texts_of
 from requant.data.rows import is_held_out
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
+from requant.ledger.batch import Batch
 from requant.ledger.decide import Numbered, decide, extended, verdicts_in_words
-from requant.ledger.document import EMPTY, read_decisions, read_ledger, write_ledger
+from requant.ledger.document import EMPTY, read_decisions, read_ledger, rows_of, write_ledger
 from requant.ledger.extend import extend
 from requant.ledger.fates import DECIDED
 from requant.ledger.grams import measured_grams, measured_texts
@@ -26,6 +30,7 @@ from requant.ledger.reservoir import brought_up
 from requant.ledger.rows import ROWS, CollectedRow, read_card, read_rows
 from requant.ledger.verdicts import look_up, shared_runs
 from requant.ledger.words import Flags, Keys
+from requant.outside.json_text import MalformedJson, parse_json
 from requant.store import materialise
 from requant.store.manifest import hash_file
 from requant.store.objects import read_manifest
@@ -71,6 +76,7 @@ def execute(
         index = read_index(ledger, parent, threshold)
     outcomes = read_card(rows).outcomes
     before = with_released(before, outcomes)
+    before_tonight = index
     texts = measured_texts(_texts(section))
 
     collected = [row for group in read_rows(rows / ROWS) for row in group]
@@ -84,12 +90,12 @@ def execute(
     waiting = list(waiting_rows(store, digests, before, most))
     waiting_batch = keyed({each.number: each.row for each in waiting}, threshold)
 
+    def shared_by(each: Batch, held: Sequence[Numbered]) -> dict[int, int]:
+        counts = shared_runs(before_tonight, open_artifact, each, _measured(texts, held))
+        return {int(each.numbers[at]): int(counts[at]) for at in np.flatnonzero(counts)}
+
     def shared(held: Sequence[Numbered]) -> dict[int, int]:
-        found: dict[int, int] = {}
-        for each in (batch, waiting_batch):
-            counts = shared_runs(index, open_artifact, each, _measured(texts, held))
-            found |= {int(each.numbers[at]): int(counts[at]) for at in np.flatnonzero(counts)}
-        return found
+        return shared_by(batch, held) | shared_by(waiting_batch, held)
 
     tonight = decide(
         section, context.seed, new, verdicts_in_words(batch, verdicts, near), waiting, shared
@@ -105,6 +111,15 @@ def execute(
         decided = read_decisions(materialise(store, digests[night - 1]), ("taken",))
         return [each.number for each in decided]
 
+    poured = brought_up(
+        before.reservoir, outcomes, trained_in, section.reservoir_rows, context.seed
+    )
+    old = dict(rows_of(store, before, (number for number, _ in poured.rows)))
+    # What is held out or evaluated by now is not replayed, although it was trained on once.
+    measured = shared_by(keyed(old, threshold), tonight.held_out)
+    reservoir = poured.model_copy(
+        update={"rows": tuple(row for row in poured.rows if row[0] not in measured)}
+    )
     accepted = sum(verdict == "accepted" for verdict in outcomes.values())
     every = section.consolidate_every
     after = extended(
@@ -114,7 +129,7 @@ def execute(
         new,
         waiting,
         tonight,
-        brought_up(before.reservoir, outcomes, trained_in, section.reservoir_rows, context.seed),
+        reservoir,
         consolidates=every is not None and accepted % every == every - 1,
     )
     write_ledger(context.out, after, tonight.decisions)
@@ -168,16 +183,28 @@ def _of(new: dict[int, CollectedRow], chosen: Flags) -> list[Numbered]:
     ]
 
 
-def _texts(section: ExtendLedger) -> list[str]:
-    texts = []
+def _texts(section: ExtendLedger) -> set[str]:
+    """Return the texts of an evaluation: every text in a .jsonl, every paragraph of other files."""
+    texts: set[str] = set()
     for path in section.evaluation_text:
         try:
-            texts += _existing(path).read_text(encoding="utf-8-sig").splitlines()
+            text = _existing(path).read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ConfigError(
                 f"extend_ledger.evaluation_text: {path} is not UTF-8 text ({error.reason} at byte "
                 f"{error.start}); save it as plain text"
             ) from error
+        if path.suffix != ".jsonl":
+            texts |= {even(part) for part in re.split(r"\n\s*\n", text) if part.strip()}
+            continue
+        for number, row in enumerate(filter(str.strip, text.splitlines()), 1):
+            try:
+                texts |= texts_of((), [parse_json(row.encode(), ROW)])
+            except MalformedJson as error:
+                raise ConfigError(
+                    f"extend_ledger.evaluation_text: {path}, line {number}: is not JSON ({error}); "
+                    "write it anew, or rename the file to .txt"
+                ) from error
     return texts
 
 

@@ -69,6 +69,8 @@ class Night:
     """Night -> rows of the reservoir that it was trained on."""
     whole: bool = False
     """Whether all of the reservoir is trained on again."""
+    number: int = 0
+    """Of the ledger."""
 
 
 def execute(section: PrepareData, context: StageContext, ledger: Path | None = None) -> Metrics:
@@ -91,13 +93,19 @@ def execute(section: PrepareData, context: StageContext, ledger: Path | None = N
         ConfigError: If a file, repository, subset or split does not exist.
         TransientError: If the hub cannot be reached.
     """
-    night = _read(section, context) if ledger is None else _taken(context, ledger)
+    night = _read(section, context) if ledger is None else _taken(section, context, ledger)
     heldout = night.rows.heldout
     old_text = read_old_text(section)
     made = night_documents(heldout, old_text, section.max_evaluation_rows, context.seed)
     general = general_rows(old_text, [each["text"] for each in made.old], context.seed)
     mix = mixed(
-        night.rows.train, night.earlier, general, section.replay, context.seed, whole=night.whole
+        night.rows.train,
+        night.earlier,
+        general,
+        section.replay,
+        context.seed,
+        night=night.number,
+        whole=night.whole,
     )
     for line in mix.said:
         context.reporter.message(line)
@@ -147,7 +155,7 @@ def _read(section: PrepareData, context: StageContext) -> Night:
     )
 
 
-def _taken(context: StageContext, folder: Path) -> Night:
+def _taken(section: PrepareData, context: StageContext, folder: Path) -> Night:
     """Take the rows that the ledger decided on tonight, in an order by the seed."""
     assert context.store is not None
     ledger = read_ledger(folder)
@@ -160,8 +168,9 @@ def _taken(context: StageContext, folder: Path) -> Night:
 
     split = Split(train=part("taken", "train"), heldout=part("held_out", "heldout"))
     card = {"rows": len(rows), "night": ledger.night}
-    earlier = _reservoir(context.store, ledger)
-    return Night(split, card, read_rules(folder), {}, earlier, whole=ledger.consolidates)
+    replays = ledger.consolidates or section.replay.rows
+    earlier = _reservoir(context.store, ledger) if replays else {}
+    return Night(split, card, read_rules(folder), {}, earlier, ledger.consolidates, ledger.night)
 
 
 def _reservoir(store: Store, ledger: Ledger) -> dict[int, list[Row]]:

@@ -15,6 +15,7 @@ from requant.models.provenance import (
     write_provenance,
 )
 from requant.training.adapter import (
+    activate_all,
     check_no_experts,
     check_start,
     check_targets,
@@ -87,7 +88,14 @@ def execute(
         "in adapted layers; left frozen: "
         + (", ".join(f"{name} ({figure(size)})" for name, size in frozen.items()) or "nothing")
     )
-    metrics = fine_tune(model, load_tokenizer(base), data, section.optimisation, context)
+    metrics = fine_tune(
+        model,
+        load_tokenizer(base),
+        data,
+        section.optimisation,
+        context,
+        on_resume=lambda: activate_all(model, stacked) if stacked else None,
+    )
     model.save_pretrained(context.out, save_embedding_layers=False, selected_adapters=["default"])
     if broken := broken_tensors(context.out.glob("*.safetensors")):
         raise TerminalError(

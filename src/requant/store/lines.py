@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from requant.errors import ArtifactError
 from requant.outside.json_text import INDEX, read_object
@@ -51,6 +51,7 @@ class Begun(BaseModel):
 
     at: str = Field(description="ISO time at which it started first, UTC")
     parent: Digest | None = Field(None, description="model that served then")
+    model: Digest | None = Field(None, description="that the night has made")
     rows: Digest | None = Field(None, description="artifact of the rows it read")
     ledger: Digest | None = Field(None, description="the ledger that holds them")
 
@@ -63,6 +64,12 @@ class Line(BaseModel):
     ledger: Digest | None = Field(None, description="of the last night that ended")
     begun: Begun | None = None
     nights: dict[int, Outcome] = Field(default_factory=dict, description="by number, from 1")
+
+    @field_validator("nights")
+    @classmethod
+    def _in_order(cls, nights: dict[int, Outcome]) -> dict[int, Outcome]:
+        # Canonical JSON sorts 10 before 2.
+        return dict(sorted(nights.items()))
 
 
 def read_line(store: Store, name: str) -> Line:
@@ -118,8 +125,7 @@ def needed_by_lines(store: Store) -> tuple[set[str], list[str]]:
 
 def _named(store: Store, line: Line) -> Iterator[str]:
     begun = line.begun or Begun(at="")
-    if begun.rows:
-        yield begun.rows
+    yield from (digest for digest in (begun.rows, begun.parent, begun.model) if digest)
     for digest in filter(None, (line.ledger, begun.ledger)):
         yield digest
         ledger = read_object(materialise(store, digest) / LEDGER, INDEX)

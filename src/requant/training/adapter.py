@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,18 @@ def put_below(model: Any, stacked: Mapping[str, Path]) -> None:
         return
     for name, folder in stacked.items():
         model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-    model.base_model.set_adapter([*stacked, "default"])
+    activate_all(model, stacked)
+
+
+def activate_all(model: Any, stacked: Collection[str]) -> None:
+    """Let all adapters act, and train "default" alone; peft's own loading switches others off.
+
+    Args:
+        model: peft model.
+        stacked: Names of the frozen adapters.
+    """
+    # A checkpoint is loaded into the first one that is active.
+    model.base_model.set_adapter(["default", *stacked])
     for name, parameter in model.named_parameters():
         if any(f".{adapter}." in name for adapter in stacked):
             parameter.requires_grad = False

@@ -5,7 +5,7 @@ on the assistant's tokens with every chat template, not only those trl has marke
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ def fine_tune(
     data: Path,
     optimisation: Optimisation,
     context: StageContext,
+    *,
+    on_resume: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Train the parameters of `model` that require gradients, in place.
 
@@ -42,6 +44,8 @@ def fine_tune(
         data: Dataset artifact; `train.jsonl` is read.
         optimisation: How long and how fast.
         context: Of the stage.
+        on_resume: Called before the first step, when a checkpoint is loaded: loading one may
+            switch adapters off.
 
     Returns:
         loss_first and loss_last (means over the first and last tenth of the logged steps, nats per
@@ -86,7 +90,7 @@ def fine_tune(
         args=_arguments(optimisation, context, math.ceil(seen / per_step)),
         train_dataset=Dataset.from_list(encoded).select(order),
         processing_class=tokenizer,
-        callbacks=[_callback(context)],
+        callbacks=[_callback(context, on_resume)],
     )
     trainer.remove_callback(PrinterCallback)
     # SFTTrainer casts the adapters of a quantized base to bfloat16.
@@ -208,13 +212,14 @@ def _arguments(optimisation: Optimisation, context: StageContext, steps: int) ->
     return arguments
 
 
-def _callback(context: StageContext) -> "TrainerCallback":
+def _callback(context: StageContext, on_resume: Callable[[], None]) -> "TrainerCallback":
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
         """Checks gradients, reports curves, marks whole checkpoints."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            on_resume()
             # A resumed run must leave the same curve as one that was never killed.
             for entry in state.log_history:
                 self._report(entry, entry["step"])
