@@ -43,8 +43,9 @@ class CollectRows(RowRules):
 class ExtendLedger(NightSize):
     """What becomes of each new row; it runs where collect_rows is enabled."""
 
-    min_new_rows: Positive = Field(
+    min_new_rows: int = Field(
         64,
+        ge=2,
         description="training and held-out rows without which there is nothing to do; they wait",
     )
     near_duplicates: float | None = Field(

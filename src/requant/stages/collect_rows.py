@@ -13,7 +13,7 @@ import numpy as np
 from requant.collecting.read import Read, read_source
 from requant.collecting.rendering import render_faults
 from requant.config.collecting import CollectRows
-from requant.config.sources import RowSource, field_of
+from requant.config.sources import RowSource, SqlRows, field_of
 from requant.data.chat_template import write_rules
 from requant.data.faults import Fault, listed
 from requant.data.sources import rules_of
@@ -149,7 +149,7 @@ def new_rows(
     for group in grouped(every, BATCH_ROWS):
         reads = [_strict(read) for read in group] if section.unknown_fields == "refuse" else group
         contents = _contents(reads)
-        occurrences = occurrence_keys(contents, (f"{read.source}\0{read.place}" for read in reads))
+        occurrences = occurrence_keys(contents, (_known_place(source, read) for read in reads))
         known = seen(occurrences)
         if known.all():
             tally.known += len(reads)
@@ -187,6 +187,14 @@ def _seen_by(store: Store, ledger: Path | None) -> Seen:
         return lambda occurrences: np.zeros(len(occurrences), bool)
     index = index_at(ledger, read_manifest(ledger).digest)
     return partial(seen_before, index, partial(materialise, store))
+
+
+def _known_place(source: RowSource, read: Read) -> str:
+    """Name where a row is known again.
+
+    Rows of a query have no place that stays: one that is inserted moves all that follow it.
+    """
+    return f"{read.source}\0{'' if isinstance(source, SqlRows) else read.place}"
 
 
 def _strict(read: Read) -> Read:
