@@ -87,8 +87,10 @@ def _nothing(record: StageRecord, needed: int) -> str:
     kinds = ("exact_duplicate", "near_duplicate", "contaminated", "quarantined", "held_out")
     found = [f"{counts[kind]:.0f} {kind.replace('_', ' ')}" for kind in kinds if counts.get(kind)]
     of_them = f" ({', '.join(found)})" if found else ""
+    needs = f"a night needs {needed} (extend_ledger.min_new_rows)"
+    if counts["waits"] >= needed:
+        needs = "all of them are to be held out, by their text or group, and a night needs others"
     return (
         f"nothing to do: {counts['new_rows']:.0f} rows that no night has read{of_them}, "
-        f"{counts['waiting']:.0f} wait for more: a night needs {needed} "
-        "(extend_ledger.min_new_rows)"
+        f"{counts['waits']:.0f} wait for more: {needs}"
     )

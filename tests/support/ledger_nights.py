@@ -1,7 +1,7 @@
 """Nights of the data ledger alone: read and decided on by the real stages, without training."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def ledger_night(
     verdict: Verdict | None = "accepted",
     model: str | None = None,
     reporter: Reporter | None = None,
+    force: Collection[str] = (),
 ) -> dict[str, StageRecord]:
     """Perform a night up to its dataset, and end it.
 
@@ -70,12 +71,13 @@ def ledger_night(
         config: See `ledger_config`.
         verdict: What comes of it; None leaves it as a kill would.
         model: Digest of what it makes.
-        reporter: Is told what the stages say.
+        reporter: Is told what the stages say, and why there was nothing to do.
+        force: Stages that are executed although their work is done.
 
     Returns:
         Stage to record; without prepare_data where there was nothing to do.
     """
-    store = Store(config.state.resolve())
+    store, said = Store(config.state.resolve()), reporter or Silent()
     began = open_ledger(config, store)
     records: dict[str, StageRecord] = {}
 
@@ -91,7 +93,8 @@ def ledger_night(
             refs,
             seed=config.seed,
             device="cpu",
-            reporter=reporter or Silent(),
+            reporter=said,
+            force=name in force,
             labels={"pipeline": config.name},
         )
         note_taken(config, store, records[name])
@@ -102,7 +105,8 @@ def ledger_night(
     try:
         rows = take("collect_rows", base=base, **before)
         take("prepare_data", ledger=take("extend_ledger", rows=rows, **before))
-    except NothingToDo:
+    except NothingToDo as idle:
+        said.message(str(idle))
         return records
     if verdict is not None:
         end(store, config.name, Outcome(verdict=verdict, model=model))

@@ -53,6 +53,18 @@ def test_more_rows_than_there_are_cannot_leave() -> None:
 ROWS = [(number, conversation(f"question {number}?", f"answer {number}")) for number in range(200)]
 
 
+@pytest.mark.parametrize("max_rows", [None, 1, 5])
+def test_rows_of_which_none_would_be_trained_on_wait(max_rows: int | None) -> None:
+    """One row must be measured on: a night of a single row, or group, would have no other."""
+    group = [(number, {**row, "group": "tickets of one customer"}) for number, row in ROWS[:9]]
+    for rows in (ROWS[:1], group):
+        found = divide(rows, fraction=0.1, max_rows=max_rows, min_rows=1, seed=0)
+        assert (found.training, found.held_out) == ((), ())
+        assert found.waiting == tuple(number for number, _ in rows)
+    found = divide(ROWS[:2], fraction=0.1, max_rows=max_rows, min_rows=1, seed=0)
+    assert (len(found.training), len(found.held_out)) == (1, 1)
+
+
 @given(st.integers(1, 200), st.none() | st.integers(1, 220), st.integers(0, 5))
 def test_the_rows_that_wait_longest_are_taken_first(
     count: int, max_rows: int | None, seed: int

@@ -101,7 +101,8 @@ def _file_lines(file: BinaryIO, place: str) -> Iterator[Line]:
         yield from parquet_lines(file, place, size)
         return
     try:
-        yield from jsonl_lines(_unpacked(file, Path(place).suffix), place, size)
+        suffix = Path(place).suffix
+        yield from jsonl_lines(_unpacked(file, suffix), place, size, packed=suffix in CODECS)
     except OSError as error:
         if is_transient(error):
             raise

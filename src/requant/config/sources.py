@@ -80,7 +80,7 @@ class SqlRows(Section):
     query: str = Field(
         max_length=10_000,
         description="one SELECT, its columns those of a row; a conversation may be JSON in a text. "
-        "ORDER BY keeps a row's number from night to night; what is new its content decides",
+        "A row is known again by its content, in whatever order rows come",
         json_schema_extra=NOT_IN_KEY,
     )
 

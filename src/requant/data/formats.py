@@ -125,7 +125,7 @@ def _conversation(
     raise ContractError(
         f"{place}: has no column 'messages', nor those of another format ({_columns(given)}); "
         "expected messages, conversations, instruction and output, prompt and completion or "
-        "response, or text; set prepare_data.columns to the columns that hold the conversation"
+        "response, or text; set `columns` to those that hold the conversation"
     )
 
 
@@ -137,8 +137,8 @@ def _group(row: Mapping[str, Any], columns: "Columns", place: str) -> dict[str, 
     if not isinstance(value, (str, int)) or isinstance(value, bool) or value == "":
         raise ContractError(
             f"{place}: {columns.group} is {shown(value)}; expected a text or a whole number, as "
-            "prepare_data.columns.group names what rows belong together by; give the row one of "
-            "its own if it stands alone, or set prepare_data.columns.group to null"
+            "`columns.group` names what rows belong together by; give the row one of its own if it "
+            "stands alone, or set `columns.group` to null"
         )
     return {"group": str(value)}
 
@@ -148,7 +148,7 @@ def _require(given: Mapping[str, Any], names: tuple[str, ...], place: str) -> No
         if name not in given:
             raise ContractError(
                 f"{place}: has no column {name!r} ({_columns(given)}); "
-                "set prepare_data.columns to the columns that hold the conversation"
+                "set `columns` to those that hold the conversation"
             )
         if given[name] is None:
             raise ContractError(f"{place}: {name} is null; give the row a value, or remove it")

@@ -43,20 +43,22 @@ class Line:
     """The line of a .jsonl; of one that is longer than any row, its sha256."""
 
 
-def jsonl_lines(file: BinaryIO, name: str, size: int) -> Iterator[Line]:
+def jsonl_lines(file: BinaryIO, name: str, size: int, *, packed: bool = False) -> Iterator[Line]:
     """Yield each line of a .jsonl that is not empty; what is wrong with one hides no other.
 
     Args:
         file: At its beginning, unpacked.
         name: What places and errors call it.
-        size: Bytes of the file as it is stored, packed or not.
+        size: Bytes of the file as it is stored; of one that grows, when it was opened: no line that
+            begins beyond is read.
+        packed: The file is stored otherwise than it is read.
 
     Raises:
         ContractError: If the file is UTF-16, or unpacks to more than any text does.
     """
     # Not by `datasets`: Arrow guesses one type a column, so it fails on rows that differ, without
     # their line, and turns text that looks like dates into dates.
-    for number, (line, digest) in enumerate(_split_lines(file, name, size), 1):
+    for number, (line, digest) in enumerate(_split_lines(file, name, size, packed), 1):
         place = f"{name}, line {number}"
         if number == 1 and line.startswith(UTF16):
             raise ContractError(f"{name}: is UTF-16; save it as UTF-8")
@@ -68,10 +70,13 @@ def jsonl_lines(file: BinaryIO, name: str, size: int) -> Iterator[Line]:
             yield Line(place, _parse_text(text, place), text)
 
 
-def _split_lines(file: BinaryIO, name: str, size: int) -> Iterator[tuple[bytes, bytes]]:
+def _split_lines(
+    file: BinaryIO, name: str, size: int, packed: bool
+) -> Iterator[tuple[bytes, bytes]]:
     """Yield each line; of one over the bounds of a row its beginning, and the sha256 of all."""
     unpacked = 0
-    while line := file.readline(ROW.size + 1):
+    # What is being appended would be taken apart: half a line now, its other half as the next one.
+    while (packed or unpacked < size) and (line := file.readline(ROW.size + 1)):
         unpacked += len(line)
         if len(line) <= ROW.size:
             yield line, b""

@@ -32,7 +32,7 @@ def divide(
         rows: Number and row, those that wait longest first.
         fraction: About so many are held out.
         max_rows: Training rows at most; None: all.
-        min_rows: With fewer rows all wait.
+        min_rows: With fewer rows all wait; and where none of them would be trained on.
         seed: Of the line.
     """
     if len(rows) < min_rows:
@@ -45,6 +45,8 @@ def divide(
         # One of the rows that are taken is to be held out, beside those to train on.
         taken += not any(sides[:taken])
         sides = held_out([row for _, row in rows[:taken]], fraction, seed)
+    if all(sides):
+        return Divided((), (), tuple(number for number, _ in rows))
     numbered = [(number, out) for (number, _), out in zip(rows[:taken], sides, strict=True)]
     return Divided(
         training=tuple(number for number, out in numbered if not out),

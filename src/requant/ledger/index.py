@@ -32,6 +32,12 @@ OCCURRENCES, CONTENTS, BANDS, GRAMS = KINDS = ("occurrences", "contents", "bands
 ROWS, OTHERS = "rows", "others"
 """Columns beside the keys."""
 TABLE = "index.json"
+FIELDS = {
+    "threshold": "extend_ledger.near_duplicates (null is 0.99)",
+    "minhash": "version of rensa's MinHash",
+    "words": "how words are told apart, by the version of Python",
+}
+"""What a person sets, or installs, of what decides keys."""
 OpenArtifact = Callable[[str], Path]
 """Folder of an artifact by its digest; by "" the one that is being written."""
 
@@ -122,15 +128,18 @@ def read_index(folder: Path, digest: str, threshold: float) -> Index:
     index = index_at(folder, digest)
     was, now = index.algorithm, algorithm(threshold)
     if was != now:
-        differing = "\n".join(
-            f"  {name}: {was.get(name)}, tonight {now.get(name)}"
-            for name in sorted({*was, *now})
-            if was.get(name) != now.get(name)
+        differing = sorted(name for name in {*was, *now} if was.get(name) != now.get(name))
+        if "threshold" in differing:
+            # It decides these.
+            differing = [name for name in differing if name not in ("bands", "band_size")]
+        lines = "\n".join(
+            f"  {FIELDS.get(name, name)}: {was.get(name)}, tonight {now.get(name)}"
+            for name in differing
         )
         raise ContractError(
-            f"ledger {digest[:12]}: its rows are found by keys that are made otherwise tonight, "
-            f"so none of them would be known again:\n{differing}\nTake back the setting or the "
-            "version of the library that changed, or begin a new ledger"
+            f"ledger {digest[:12]}: its rows are known by keys that are made otherwise tonight, "
+            f"so none of them would be known again:\n{lines}\nTake that back; or give the line "
+            "another `name`, under which it begins a ledger anew, with every row of its sources"
         )
     return index
 

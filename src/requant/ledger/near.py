@@ -50,6 +50,7 @@ from requant.ledger.words import (
 PERMUTATIONS = 128
 SEED = 1
 SHINGLE = 3
+LEAST_BANDS = 0.99
 RECALL = 0.95
 """Share of pairs with an index of just the threshold that some band must bring together."""
 Signatures = npt.NDArray[np.uint8]
@@ -74,6 +75,11 @@ def algorithm(threshold: float) -> dict[str, Any]:
         "words": f"xxh3_64, {BASE:x} {MIX[0]:x} {MIX[1]:x}, Unicode {unicodedata.unidata_version}",
         "contents": "blake2b, 128 bits; occurrences 64",
     }
+
+
+def key_threshold(near_duplicates: float | None) -> float:
+    """Return the threshold by which rows are keyed; where none is dropped, that of fewest keys."""
+    return LEAST_BANDS if near_duplicates is None else near_duplicates
 
 
 @cache

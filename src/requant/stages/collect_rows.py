@@ -1,5 +1,6 @@
 """collect_rows: the rows of all sources that no night of the line has read before."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -200,7 +201,9 @@ class Places:
     def of(self, reads: Iterable[Read], contents: Keys) -> Iterator[str]:
         """Yield the place of each row, in the order in which they are read."""
         for read, content in zip(reads, contents, strict=True):
-            file = read.place.rpartition(", ")[0] or read.place
+            # Rows of a query have a number alone; a file that cannot be read is its own place.
+            numbered = re.fullmatch(r"row \d+", read.place)
+            file = "" if numbered else read.place.rpartition(", ")[0] or read.place
             if file != self.file:
                 self.file, self.met = file, Counter()
             key = content.tobytes()

@@ -24,7 +24,7 @@ from requant.ledger.fates import DECIDED
 from requant.ledger.grams import measured_grams, measured_texts
 from requant.ledger.index import Index, read_index, write_index
 from requant.ledger.keyed import keyed
-from requant.ledger.near import algorithm
+from requant.ledger.near import algorithm, key_threshold
 from requant.ledger.queue import waiting_rows, with_released
 from requant.ledger.reservoir import brought_up
 from requant.ledger.rows import ROWS, CollectedRow, read_card, read_rows
@@ -35,8 +35,6 @@ from requant.store import materialise
 from requant.store.manifest import hash_file
 from requant.store.objects import read_manifest
 
-LEAST_BANDS = 0.99
-"""Threshold by which rows are keyed where near-duplicates are kept: the fewest keys a row."""
 PLENTY = 3
 """Times `max_rows` of waiting rows that are looked at: some are held out, some contaminated."""
 
@@ -68,7 +66,7 @@ def execute(
     def open_artifact(digest: str) -> Path:
         return materialise(store, digest) if digest else context.out
 
-    threshold = section.near_duplicates or LEAST_BANDS
+    threshold = key_threshold(section.near_duplicates)
     near = section.near_duplicates is not None
     before, parent, index = EMPTY, None, Index(algorithm(threshold))
     if ledger is not None:
