@@ -69,6 +69,14 @@ def test_the_adapter_of_the_generation_that_serves_is_trained_on(
         # Nothing rounds twice: merged from the original, and the quantized base stays cached.
         assert inputs(later["merge_fp16"])["original"] == first["prepare_base"].digest
         assert later["quantize_base"].started == first["quantize_base"].started
+    found = generations(Store(config.state), config.name)
+    assert [(each.night, each.parent, each.verdict, each.serves) for each in found] == [
+        (1, None, "accepted", False),
+        (2, 1, "refused", False),
+        (3, 1, "accepted", True),
+    ]
+    assert all(each.began and each.rows > 20 for each in found)
+    assert generations_table(found).row_count == 3
     # Every third generation trains the original anew.
     last = night(config, rows, 3, "accepted")
     assert "start" not in inputs(last["train_adapter"])
@@ -114,6 +122,11 @@ def test_a_night_that_goes_on_after_its_model_was_promoted_builds_on_the_same(
         ("stack", {"train_adapter": {"method": "dora"}}, "method='dora': only updates of LoRA add"),
         ("continue", {"continue_train": {"enabled": True}}, "what it learns is in no adapter, so"),
         ("chain", {"merge_fp16": {"past_nights": 1}}, "past_nights=1: tonight's model holds the n"),
+        (
+            "stack",
+            {"quantize_base": {"method": "gptq"}},
+            "every night would have another base, and",
+        ),
         ("chain", {"merge_fp16": {"enabled": False}}, "train_adapter or merge_fp16 switched off"),
     ],
 )
@@ -126,29 +139,6 @@ def test_policies_that_would_lose_something_are_refused(
         config = config.model_copy(update={section: changed})
     with pytest.raises(ValueError, match=says):
         check_stages_fit(config)
-
-
-def test_a_person_sees_from_whom_each_night_comes(tiny_base: Path, tmp_path: Path) -> None:
-    rows = tmp_path / "rows"
-    config = line(tmp_path / "state", tiny_base, rows, "continue")
-    night(config, rows, 0, "accepted")
-    night(config, rows, 1, "refused")
-    night(config, rows, 2, "accepted")
-    found = generations(Store(config.state), config.name)
-    assert [(each.night, each.parent, each.verdict, each.serves) for each in found] == [
-        (1, None, "accepted", False),
-        (2, 1, "refused", False),
-        (3, 1, "accepted", True),
-    ]
-    assert all(each.began and each.rows > 20 for each in found)
-    table = generations_table(found)
-    assert [str(column.header) for column in table.columns][:5] == [
-        "night",
-        "began (UTC)",
-        "rows",
-        "parent",
-        "verdict",
-    ]
 
 
 def test_the_models_of_a_night_come_back_byte_for_byte(tiny_base: Path, tmp_path: Path) -> None:

@@ -275,3 +275,26 @@ def test_adapters_below_the_new_one_act_and_stay_as_they_are(
     )
     assert metrics["parity_of_result"] == 1
     assert metrics["parity_kl"] < 1e-5
+
+
+def test_a_stack_killed_in_training_resumes_as_a_whole(
+    nf4: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    section = TrainAdapter(method="lora", rank=4, optimisation=STEPS)
+    below = make_context(tmp_path / "below", seed=1)
+    train_adapter.execute(section, below, base=nf4, data=tiny_data)
+    whole = make_context(tmp_path / "whole")
+    train_adapter.execute(section, whole, base=nf4, data=tiny_data, stacked_1=below.out)
+    killed = dataclasses.replace(make_context(tmp_path / "killed"), reporter=KillAtStep5())
+    exit_code = child_process(
+        _train_on_top, section, killed, {"base": nf4, "data": tiny_data, "stacked_1": below.out}
+    )
+    assert exit_code == -signal.SIGKILL
+    again = dataclasses.replace(killed, reporter=SilentReporter())
+    train_adapter.execute(section, again, base=nf4, data=tiny_data, stacked_1=below.out)
+    assert any("resuming from checkpoint-4" in line for line in again.reporter.messages)  # type: ignore[attr-defined]
+    assert describe(again.out).digest == describe(whole.out).digest
+
+
+def _train_on_top(section, context, inputs) -> None:  # type: ignore[no-untyped-def]
+    train_adapter.execute(section, context, **inputs)
