@@ -1,6 +1,7 @@
 """What people do to a line and its sources between nights, and what nights make of it."""
 
 import json
+import re
 import sqlite3
 import threading
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from requant.config import Config
+from requant.data.rows import conversation
 from requant.data.samples import read_rows
 from requant.errors import ContractError
 from requant.ledger.reading import show, status
@@ -54,17 +56,66 @@ def test_another_threshold_is_refused_before_the_sources_are_read(line: Line, fo
     write_chats(folder / "b.jsonl", map(chat, range(20, 40)))
     for given, now in ((0.9, "0.9"), (None, "0.99")):
         other = line(extend_ledger={"near_duplicates": given})
-        with pytest.raises(ContractError, match="known by keys that are made otherwise") as caught:
-            problems(other)
-        said = f"extend_ledger.near_duplicates (null is 0.99): 0.8, tonight {now}"
-        assert said in str(caught.value)
-        assert "give the line another `name`" in str(caught.value)
+        (problem,) = problems(other)
+        assert "its rows are known by keys that are made otherwise tonight" in problem
+        assert f"extend_ledger.near_duplicates (null is 0.99): 0.8, tonight {now}" in problem
+        assert "give the line another `name`" in problem
+        with pytest.raises(ContractError, match="made otherwise tonight"):
+            ledger_night(other)
     # Taken back, nothing is lost; under another name the line begins anew.
     assert ledger_night(plain)["extend_ledger"].metrics["new_rows"] == 20
     renamed = line(extend_ledger={"near_duplicates": None}).model_copy(update={"name": "anew"})
     assert problems(renamed) == []
     assert ledger_night(renamed)["extend_ledger"].metrics["new_rows"] == 40
     assert fates(plain)["trained"] == fates(renamed)["trained"]
+
+
+def test_all_that_is_missing_is_known_before_the_night(line: Line, folder: Path) -> None:
+    notes = folder.parent / "exam.txt"
+    config = line(extend_ledger={"evaluation_text": [str(notes)]})
+    absent, exam = problems(config)
+    assert "sources.chats.paths" in absent
+    assert exam == f"extend_ledger.evaluation_text: {notes} is not a file; give an existing one"
+    folder.mkdir()
+    notes.write_bytes(b"\xff")
+    (exam,) = problems(config)
+    assert "is not UTF-8 text" in exam
+    notes.write_text("What is asked.")
+    assert problems(config) == []
+    path = Store(config.state).line_path(config.name)
+    path.parent.mkdir(parents=True)
+    path.write_text("half a head")
+    (head,) = problems(config)
+    assert f"{path}: " in head
+    assert "the line then begins anew" in head
+
+
+def test_a_row_that_teaches_nothing_is_quarantined(line: Line, folder: Path) -> None:
+    turns = chat(20)["messages"]
+    unheard = [*turns[:1], {**turns[1], "weight": 0}]
+    endless = [message for _ in range(1001) for message in turns]
+    rows = [{"messages": each} for each in (turns[1:], unheard, endless)]
+    write_chats(folder / "a.jsonl", [*map(chat, range(20)), *rows, {"text": "a"}])
+    config = line()
+    ledger_night(config)
+    bad = [shown.reason for shown in show(Store(config.state), config.name, "quarantined", 9)]
+    nothing = "teaches nothing: no turn of the assistant with a weight other than 0 stands after"
+    assert [reason[: len(nothing)] for reason in bad[:2]] == [nothing, nothing]
+    assert bad[2].startswith("has 2002 messages; more than 2000 take minutes to render")
+    found = fates(config)
+    assert found.pop("quarantined") == len(bad)
+    assert sum(found.values()) == 24 - len(bad)
+
+
+def test_rows_that_share_a_long_instruction_are_said_to_look_alike(
+    line: Line, folder: Path
+) -> None:
+    ask = " ".join(f"word{number}" for number in range(40))
+    write_chats(folder / "a.jsonl", [conversation(ask, f"label {n}") for n in range(20)])
+    told = Telling()
+    ledger_night(line(), reporter=told)
+    (said,) = (text for text in told.lines if "nearly repeat others" in text)
+    assert re.match(r"1\d of 20 new rows .* put it into a system message, which is not", said)
 
 
 def test_a_single_row_waits_for_another(line: Line, folder: Path) -> None:

@@ -67,7 +67,7 @@ def _check_collected(config: "Config") -> None:
                 "collect_rows.enabled=true"
             )
         return
-    for stage in ("train_adapter", "continue_train"):
+    for stage in ("train_adapter", "continue_train", "train_on_grid"):
         if config.runs(stage) and getattr(config, stage).optimisation.too_long == "refuse":
             raise ValueError(
                 f"{stage}.optimisation.too_long: 'refuse' with collect_rows.enabled=true: one long "

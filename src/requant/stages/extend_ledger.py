@@ -75,7 +75,7 @@ def execute(
     outcomes = read_card(rows).outcomes
     before = with_released(before, outcomes)
     before_tonight = index
-    texts = measured_texts(_texts(section))
+    texts = measured_texts(evaluation_text(section))
 
     collected = [row for group in read_rows(rows / ROWS) for row in group]
     new = {before.rows + place: row for place, row in enumerate(collected)}
@@ -139,6 +139,12 @@ def execute(
             f"{left_out} pairs of rows that look alike in part were not compared: too many rows "
             "are of one template"
         )
+    if counts["near_duplicate"] > len(new) / 2:
+        context.reporter.message(
+            f"{counts['near_duplicate']} of {len(new)} new rows nearly repeat others (requant data "
+            "show CONFIG near_duplicate): rows that share a long instruction look alike; put it "
+            "into a system message, which is not compared"
+        )
     return {
         "new_rows": float(len(new)),
         **{decided: float(counts[decided]) for decided in DECIDED},
@@ -181,8 +187,12 @@ def _of(new: dict[int, CollectedRow], chosen: Flags) -> list[Numbered]:
     ]
 
 
-def _texts(section: ExtendLedger) -> set[str]:
-    """Return the texts of an evaluation: every text in a .jsonl, every paragraph of other files."""
+def evaluation_text(section: ExtendLedger) -> set[str]:
+    """Return the texts of an evaluation: every text in a .jsonl, every paragraph of other files.
+
+    Raises:
+        ConfigError: If a file does not exist or is no text.
+    """
     texts: set[str] = set()
     for path in section.evaluation_text:
         try:
@@ -195,7 +205,7 @@ def _texts(section: ExtendLedger) -> set[str]:
         if path.suffix != ".jsonl":
             texts |= {even(part) for part in re.split(r"\n\s*\n", text) if part.strip()}
             continue
-        for number, row in enumerate(filter(str.strip, text.splitlines()), 1):
+        for number, row in enumerate(filter(str.strip, text.split("\n")), 1):
             try:
                 texts |= texts_of((), [parse_json(row.encode(), ROW)])
             except MalformedJson as error:
