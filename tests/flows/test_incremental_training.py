@@ -285,7 +285,7 @@ def test_the_look_before_the_night_stops_it_before_a_stage_and_status_shows_it(
     ("words", "text"),
     [
         (("run", "none.yaml"), "none.yaml: cannot be read"),
-        (("run", "{config}", "--force", "merge"), "stage 'merge': unknown; valid: prepare_data,"),
+        (("run", "{config}", "--force", "merge"), "stage 'merge': unknown; valid: prepare_base,"),
         (("run", "{config}", "--set", "seed"), "expected section.field=value"),
         (
             ("status", "{config}", "--force", "evaluate", "--set", "evaluate.enabled=false"),
