@@ -12,6 +12,7 @@ from requant.config.collecting import ExtendLedger
 from requant.data.artifact import RULES_NAME
 from requant.data.lines import ROW
 from requant.data.overlap import even, texts_of
+from requant.data.plain_text import read_text, require_file
 from requant.data.rows import is_held_out
 from requant.errors import ConfigError
 from requant.execution.stage import Metrics, Stage, StageContext
@@ -35,6 +36,7 @@ from requant.store import materialise
 from requant.store.manifest import hash_file
 from requant.store.objects import read_manifest
 
+EVALUATION_TEXT = "extend_ledger.evaluation_text"
 PLENTY = 3
 """Times `max_rows` of waiting rows that are looked at: some are held out, some contaminated."""
 
@@ -74,7 +76,6 @@ def execute(
         index = read_index(ledger, parent, threshold)
     outcomes = read_card(rows).outcomes
     before = with_released(before, outcomes)
-    before_tonight = index
     texts = measured_texts(evaluation_text(section))
 
     collected = [row for group in read_rows(rows / ROWS) for row in group]
@@ -89,7 +90,7 @@ def execute(
     waiting_batch = keyed({each.number: each.row for each in waiting}, threshold)
 
     def shared_by(each: Batch, held: Sequence[Numbered]) -> dict[int, int]:
-        counts = shared_runs(before_tonight, open_artifact, each, _measured(texts, held))
+        counts = shared_runs(index, open_artifact, each, _measured(texts, held))
         return {int(each.numbers[at]): int(counts[at]) for at in np.flatnonzero(counts)}
 
     def shared(held: Sequence[Numbered]) -> dict[int, int]:
@@ -100,10 +101,9 @@ def execute(
     )
     kept = np.isin(batch.numbers, tonight.kept)
     held = dict([*_of(new, sides & kept), *tonight.held_out])
-    index = extend(
-        index, open_artifact, batch, verdicts, kept, measured_grams([*held.values()]), context.out
-    )
-    write_index(index, context.out)
+    measured = measured_grams([*held.values()])
+    whole = extend(index, open_artifact, batch, verdicts, kept, measured, context.out)
+    write_index(whole, context.out)
 
     def trained_in(night: int) -> list[int]:
         decided = read_decisions(materialise(store, digests[night - 1]), ("taken",))
@@ -114,9 +114,9 @@ def execute(
     )
     old = dict(rows_of(store, before, (number for number, _ in poured.rows)))
     # What is held out or evaluated by now is not replayed, although it was trained on once.
-    measured = shared_by(keyed(old, threshold), tonight.held_out)
+    by_now = shared_by(keyed(old, threshold), tonight.held_out)
     reservoir = poured.model_copy(
-        update={"rows": tuple(row for row in poured.rows if row[0] not in measured)}
+        update={"rows": tuple(row for row in poured.rows if row[0] not in by_now)}
     )
     accepted = sum(verdict == "accepted" for verdict in outcomes.values())
     every = section.consolidate_every
@@ -162,8 +162,10 @@ def content_digests(section: ExtendLedger) -> dict[str, str]:
     Raises:
         ConfigError: If one does not exist.
     """
+    for path in section.evaluation_text:
+        require_file(EVALUATION_TEXT, path)
     return {
-        f"evaluation_text.{place}": hash_file(_existing(path))
+        f"evaluation_text.{place}": hash_file(path)
         for place, path in enumerate(section.evaluation_text)
     }
 
@@ -195,13 +197,7 @@ def evaluation_text(section: ExtendLedger) -> set[str]:
     """
     texts: set[str] = set()
     for path in section.evaluation_text:
-        try:
-            text = _existing(path).read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ConfigError(
-                f"extend_ledger.evaluation_text: {path} is not UTF-8 text ({error.reason} at byte "
-                f"{error.start}); save it as plain text"
-            ) from error
+        text = read_text(EVALUATION_TEXT, path)
         if path.suffix != ".jsonl":
             texts |= {even(part) for part in re.split(r"\n\s*\n", text) if part.strip()}
             continue
@@ -210,18 +206,10 @@ def evaluation_text(section: ExtendLedger) -> set[str]:
                 texts |= texts_of((), [parse_json(row.encode(), ROW)])
             except MalformedJson as error:
                 raise ConfigError(
-                    f"extend_ledger.evaluation_text: {path}, line {number}: is not JSON ({error}); "
-                    "write it anew, or rename the file to .txt"
+                    f"{EVALUATION_TEXT}: {path}, line {number}: is not JSON ({error}); write it "
+                    "anew, or rename the file to .txt"
                 ) from error
     return texts
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ConfigError(
-            f"extend_ledger.evaluation_text: {path} is not a file; give an existing one"
-        )
-    return path
 
 
 STAGE = Stage(

@@ -26,7 +26,7 @@ from requant.data.chat_template import Rules, read_rules, write_rules
 from requant.data.formats import Row
 from requant.data.mixing import mixed
 from requant.data.overlap import Measured, duplicates, even
-from requant.data.plain_text import chunks
+from requant.data.plain_text import chunks, read_text
 from requant.data.rows import Split, shuffled, write_jsonl
 from requant.data.sources import (
     Sources,
@@ -214,17 +214,11 @@ def read_old_text(section: PrepareData) -> str:
     source = section.source
     if not isinstance(source, FilesData | CollectedData) or source.old_text is None:
         return "\n\n".join(text for _, text in topics())
-    path = source.old_text
-    require_files({"old_text": path})
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"prepare_data.source.old_text: {path} is not UTF-8 text ({error.reason} at byte "
-            f"{error.start}); save it as plain text"
-        ) from error
+    text = read_text("prepare_data.source.old_text", source.old_text)
     if not text.strip():
-        raise ConfigError(f"prepare_data.source.old_text: {path} is empty; give text, or null")
+        raise ConfigError(
+            f"prepare_data.source.old_text: {source.old_text} is empty; give text, or null"
+        )
     return text
 
 
