@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from requant.corpus import docstrings, topics
 from requant.data.formats import Row
 from requant.data.overlap import ngrams
 from requant.data.rows import conversation
-from requant.ledger.batch import batch_of
+from requant.ledger.batch import Batch, batch_of
 from requant.ledger.extend import extend
 from requant.ledger.grams import GRAM, measured_grams
 from requant.ledger.index import (
@@ -45,6 +45,7 @@ from requant.ledger.index import (
     read_index,
     write_index,
 )
+from requant.ledger.keys import content_keys, occurrence_keys
 from requant.ledger.near import algorithm, bands
 from requant.ledger.nearest import write_signatures
 from requant.ledger.runs import KEYS, PARTS, merged, write_run
@@ -65,7 +66,7 @@ PLANTED = {
     "contaminated": 2_000,
     "kept": 80_000,
 }
-"""Of the copies 5,000 each are of yesterday's rows, 3,000 of tonight's."""
+"""Rows of each kind; of known and near ones 5,000 each repeat rows of yesterday, 3,000 tonight's."""
 
 
 def measure() -> Measurement:
@@ -128,9 +129,7 @@ def take_in(name: str, rows: int) -> None:
         lines = [json.loads(line) for line in file]
     index = read_index(folder / "yesterday", "yesterday", THRESHOLD)
     marks = {"read": time.monotonic()}
-    batch = batch_of(
-        [line["row"] for line in lines], [line["place"] for line in lines], rows, THRESHOLD
-    )
+    batch = batch_at(lines, rows)
     marks["keys"] = time.monotonic()
     nothing = np.empty(0, np.uint64)
     said = look_up(index, folder.joinpath, batch, np.zeros(len(lines), bool), nothing)
@@ -192,8 +191,17 @@ def write_texts(name: str) -> None:
     draw.shuffle(tonight)
     for file, lines in {"yesterday": yesterday, "tonight": tonight}.items():
         Path(name, f"{file}.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in lines))
-    batch = batch_of([each["row"] for each in tonight], [""] * len(tonight), 0, THRESHOLD)
+    batch = batch_at(tonight, 0)
     np.save(Path(name, "bands.npy"), batch.bands)
+
+
+def batch_at(lines: Sequence[Mapping[str, Any]], first: int) -> Batch:
+    """Compute the keys of lines; the first one has a number in the ledger, the others follow."""
+    rows = [each["row"] for each in lines]
+    contents = content_keys(rows)
+    occurrences = occurrence_keys(contents, [each["place"] for each in lines])
+    numbers = np.arange(first, first + len(rows))
+    return batch_of(numbers, rows, contents, occurrences, THRESHOLD)
 
 
 def line(row: Row, place: str) -> dict[str, Any]:
@@ -256,7 +264,7 @@ def write_ledger(name: str, rows: int) -> None:
     with Path(name, "yesterday.jsonl").open() as file:
         lines = [json.loads(each) for each in file]
     texts = [each["row"] for each in lines]
-    batch = batch_of(texts, [each["place"] for each in lines], first, THRESHOLD)
+    batch = batch_at(lines, first)
     held, nothing = np.arange(len(lines)) < HELDOUT, np.empty(0, np.uint64)
     said = look_up(index, folder.joinpath, batch, held, nothing)
     assert said.keep.all()

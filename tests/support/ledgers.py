@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from requant.data.formats import Row
-from requant.ledger.batch import batch_of
+from requant.ledger.batch import Batch, batch_of
 from requant.ledger.extend import extend
 from requant.ledger.grams import measured_grams
 from requant.ledger.index import Index, read_index, write_index
+from requant.ledger.keys import content_keys, occurrence_keys
 from requant.ledger.near import algorithm
 from requant.ledger.verdicts import Verdicts, look_up
 from requant.ledger.words import Keys
@@ -29,6 +30,13 @@ class Ledger:
     nights: int = 0
 
 
+def batch_at(rows: Sequence[Row], places: Sequence[str], first: int) -> Batch:
+    """The keys of rows that were read at some places; the first one has a number, others follow."""
+    contents = content_keys(rows)
+    numbers = np.arange(first, first + len(rows))
+    return batch_of(numbers, rows, contents, occurrence_keys(contents, places), THRESHOLD)
+
+
 def empty(root: Path) -> Ledger:
     return Ledger(root, Index(algorithm(THRESHOLD)))
 
@@ -41,7 +49,7 @@ def asked(
     measured: Keys = NOTHING,
 ) -> Verdicts:
     """What the ledger says of rows, each at a place of its own if none is named."""
-    batch = batch_of(rows, places or new_places(ledger, rows), ledger.rows, THRESHOLD)
+    batch = batch_at(rows, places or new_places(ledger, rows), ledger.rows)
     held = np.isin(np.arange(len(rows)), heldout)
     own = np.sort(np.concatenate([measured, measured_grams([rows[row] for row in heldout])]))
     return look_up(ledger.index, ledger.root.joinpath, batch, held, own)
@@ -55,7 +63,7 @@ def taken(
 ) -> tuple[Ledger, Verdicts]:
     """The ledger after a night that keeps whatever nothing speaks against."""
     said = asked(ledger, rows, places, heldout)
-    batch = batch_of(rows, places or new_places(ledger, rows), ledger.rows, THRESHOLD)
+    batch = batch_at(rows, places or new_places(ledger, rows), ledger.rows)
     digest = f"night-{ledger.nights}"
     out = ledger.root / digest
     out.mkdir(parents=True)

@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from requant.data.formats import Row
 from requant.data.overlap import ngrams
 from requant.data.rows import conversation
-from requant.ledger.batch import batch_of
 from requant.ledger.grams import COMMON, GRAM, measured_grams, measured_texts
-from tests.support.ledgers import THRESHOLD, asked, empty, taken, text
+from tests.support.ledgers import asked, batch_at, empty, taken, text
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"
 WORDS = st.lists(st.sampled_from("abc"), min_size=1, max_size=40).map(" ".join)
@@ -24,7 +23,7 @@ def every_run(found: str) -> set[tuple[str, ...]]:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=8), st.lists(WORDS, max_size=8))
 def test_shared_runs_are_those_of_sets_of_tuples(trained: list[str], held: list[str]) -> None:
-    batch = batch_of([text(each) for each in trained], trained, 0, THRESHOLD)
+    batch = batch_at([text(each) for each in trained], trained, 0)
     measured = measured_texts(held)
     for row, each in enumerate(trained):
         mine = batch.grams.values[batch.grams.starts[row] : batch.grams.starts[row + 1]]

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from requant.data.formats import Row
 from requant.data.overlap import normalised
 from requant.errors import ContractError
-from requant.ledger.batch import batch_of
 from requant.ledger.extend import extend
 from requant.ledger.index import KINDS, Index, Run, packed, read_index, write_index
 from requant.ledger.runs import PARTS, merged, read_parts, write_run
@@ -23,6 +22,7 @@ from tests.support.ledgers import (
     THRESHOLD,
     Ledger,
     asked,
+    batch_at,
     empty,
     taken,
     text,
@@ -140,7 +140,7 @@ def in_slices(root: Path, rows: Sequence[Row], size: int) -> tuple[Index, list[b
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         places = [str(row) for row in range(start, start + len(part))]
-        batch = batch_of(part, places, start, THRESHOLD)
+        batch = batch_at(part, places, start)
         said = look_up(index, lambda _: out, batch, np.zeros(len(part), bool), NOTHING)
         index = extend(index, lambda _: out, batch, said, said.keep, NOTHING, out)
         kept += said.keep.tolist()
@@ -227,7 +227,7 @@ def test_keys_of_another_algorithm_are_refused(tmp_path: Path) -> None:
 
 def test_a_ledger_is_full_when_row_numbers_are(tmp_path: Path) -> None:
     ledger = empty(tmp_path)
-    batch = batch_of([text("the last"), text("one too many")], "ab", (1 << 32) - 1, THRESHOLD)
+    batch = batch_at([text("the last"), text("one too many")], "ab", (1 << 32) - 1)
     said = asked(ledger, [text("the last"), text("one too many")])
     with pytest.raises(ContractError, match="row 4294967296 is one too many"):
         extend(ledger.index, tmp_path.joinpath, batch, said, said.keep, NOTHING, tmp_path)

@@ -9,9 +9,8 @@ from requant.corpus import topics
 from requant.data.formats import Row
 from requant.data.rows import conversation
 from requant.errors import ConfigError
-from requant.ledger.batch import batch_of
 from requant.ledger.near import PERMUTATIONS, algorithm, bands, similarity
-from tests.support.ledgers import THRESHOLD, asked, empty, text
+from tests.support.ledgers import asked, batch_at, empty, text
 
 
 def passages(count: int) -> list[Row]:
@@ -64,7 +63,7 @@ def test_the_estimate_is_the_share_of_runs_in_common() -> None:
         for at in draw.sample(range(80), draw.randrange(12)):
             right[at] = draw.choice(words)
         both = [{tuple(each[at : at + 3]) for at in range(78)} for each in (left, right)]
-        batch = batch_of([text(" ".join(left)), text(" ".join(right))], ["", ""], 0, THRESHOLD)
+        batch = batch_at([text(" ".join(left)), text(" ".join(right))], ["", ""], 0)
         estimate = similarity(batch.signatures[:1], batch.signatures[1:])[0]
         errors.append(estimate - len(both[0] & both[1]) / len(both[0] | both[1]))
     assert abs(np.mean(errors)) < 0.015

@@ -7,7 +7,6 @@ import numpy as np
 
 from requant.data.formats import Row
 from requant.ledger.grams import grams
-from requant.ledger.keys import content_keys, occurrence_keys
 from requant.ledger.near import Signatures, sketched
 from requant.ledger.words import Keys, Lists, Places, joined, words_of
 
@@ -33,29 +32,30 @@ class Batch:
     """Runs of 13 words of each row."""
 
 
-def batch_of(rows: Sequence[Row], places: Sequence[str], first: int, threshold: float) -> Batch:
-    """Compute the keys of rows.
+def batch_of(
+    numbers: Places, rows: Sequence[Row], contents: Keys, occurrences: Keys, threshold: float
+) -> Batch:
+    """Compute what rows are compared by, beside what they are known by.
 
     Args:
+        numbers: In the ledger, ascending: int64 [rows].
         rows: In the one shape of this project.
-        places: Where each was read; the same row at the same place is the same occurrence.
-        first: Number of the first row in the ledger; the others follow.
+        contents: `requant.ledger.keys.content_keys` of them, uint64 [rows, 2].
+        occurrences: `requant.ledger.keys.occurrence_keys` of them, uint64 [rows].
         threshold: Jaccard index from which on two rows are near-duplicates.
     """
-    contents, bands, signatures, found = [], [], [], []
+    bands, signatures, found = [], [], []
     for start in range(0, max(len(rows), 1), SLICE):
-        part = rows[start : start + SLICE]
-        words, keys = words_of(part), content_keys(part)
+        part = slice(start, start + SLICE)
+        words, keys = words_of(rows[part]), contents[part]
         of_bands, of_signatures = sketched(words, keys, threshold)
-        contents.append(keys)
         bands.append(of_bands)
         signatures.append(of_signatures)
         found.append(grams(words, keys))
-    every = np.concatenate(contents)
     return Batch(
-        numbers=np.arange(first, first + len(rows)),
-        contents=every,
-        occurrences=occurrence_keys(every, places),
+        numbers=numbers,
+        contents=contents,
+        occurrences=occurrences,
         bands=np.concatenate(bands),
         signatures=np.concatenate(signatures),
         grams=joined(found),

@@ -1,7 +1,6 @@
 """Keys of the rows of a night, those that cannot be used among them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 
@@ -20,10 +19,10 @@ def keyed(rows: Mapping[int, CollectedRow], threshold: float) -> Batch:
         threshold: Jaccard index from which on two rows are near-duplicates.
     """
     given = [NOTHING if row.row is None else row.row for row in rows.values()]
-    batch = batch_of(given, [row.place for row in rows.values()], 0, threshold)
-    return replace(
-        batch,
+    return batch_of(
         numbers=np.array([*rows], np.int64),
+        rows=given,
         contents=np.array([row.content for row in rows.values()], np.uint64).reshape(-1, 2),
         occurrences=np.array([row.occurrence for row in rows.values()], np.uint64),
+        threshold=threshold,
     )
