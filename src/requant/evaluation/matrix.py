@@ -10,7 +10,6 @@ R[i, j] is generation i's mean score, nats a byte, on documents of night j. With
 are taken document by document, on those that both generations were asked.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,13 +23,13 @@ from requant.data.samples import read_rows
 from requant.evaluation.night_verdict import CANDIDATE
 from requant.evaluation.samples import read_models
 from requant.evaluation.tasks import answer_documents
-from requant.execution.past_nights import DATASETS, nights_ago
+from requant.execution.past_nights import DATASETS, evaluated_models, nights_ago
 from requant.statistics import Paired, paired_difference
-from requant.store import StageRecord, Store, all_records, holds, materialise
+from requant.store import StageRecord, Store, holds, materialise
 from requant.store.lines import read_line
 
 Documents = Mapping[str, float]
-"""sha256 of a text -> its log-likelihood, nats a byte."""
+"""Text -> its log-likelihood, nats a byte."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Row:
     """A generation's scores."""
 
     night: int
-    """Its number."""
+    """Number of the night that made it."""
     nights: Mapping[int, Documents]
     """Number of a night, its own among them -> scores on what that night held out."""
 
@@ -73,11 +72,9 @@ def line_rows(store: Store, name: str) -> list[Row]:
     """
     outcomes = read_line(store, name).nights
     made = {outcome.model: night for night, outcome in outcomes.items() if outcome.model}
-    evaluations: dict[int, StageRecord] = {}
-    for record in all_records(store):
-        model = record.key_fields["inputs"].get("requantized")
-        if record.stage == "evaluate" and model in made:
-            evaluations[made[model]] = record
+    evaluations = {
+        made[model]: record for model, record in evaluated_models(store).items() if model in made
+    }
     nights = {item.key_fields["inputs"]["data"]: night for night, item in evaluations.items()}
     found: list[Row] = []
     night = max((n for n, each in outcomes.items() if each.verdict == "accepted"), default=None)
@@ -101,13 +98,13 @@ def scores_of(store: Store, record: StageRecord, nights: Mapping[str, int]) -> d
         ArtifactError: If the store does not hold one of them.
     """
     inputs: Mapping[str, str] = record.key_fields["inputs"]
-    samples = read_models(materialise(store, record.digest)).get(CANDIDATE, {})
+    samples = read_models(materialise(store, record.digest), CANDIDATE).get(CANDIDATE, {})
     data = materialise(store, inputs["data"])
     found: dict[int, dict[str, float]] = {}
     if (own := nights.get(inputs["data"])) and (scores := samples.get(HELDOUT_PERPLEXITY)):
         with task_documents(data, HELDOUT_PERPLEXITY).open() as file:
             texts = {each["id"]: each["text"] for each in map(json.loads, file)}
-        found[own] = {_key(texts[each.id]): each.fine for each in scores.documents}
+        found[own] = {texts[each.id]: each.fine for each in scores.documents}
     roles = sorted((nights_ago(DATASETS, role), role) for role in inputs)
     past = [
         (nights.get(inputs[role]), materialise(store, inputs[role])) for age, role in roles if age
@@ -124,7 +121,7 @@ def scores_of(store: Store, record: StageRecord, nights: Mapping[str, int]) -> d
         for each in scores.documents:
             night, text = asked[each.id]
             if night is not None:
-                found.setdefault(night, {})[_key(text)] = each.fine
+                found.setdefault(night, {})[text] = each.fine
     return dict(found)
 
 
@@ -188,7 +185,3 @@ def _owners(past: Sequence[tuple[int | None, Path]]) -> dict[str, int | None]:
         for row in read_rows(folder / HELDOUT):
             found.setdefault(normalised(row), night)
     return found
-
-
-def _key(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

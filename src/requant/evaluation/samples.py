@@ -50,10 +50,10 @@ def read_samples(path: Path) -> tuple[str, TaskScores]:
     return metadata[TASK], TaskScores({}, documents, terms)
 
 
-def read_models(evaluation: Path) -> dict[str, dict[str, TaskScores]]:
-    """Read all samples of an evaluation: model -> task -> scores."""
+def read_models(evaluation: Path, model: str = "*") -> dict[str, dict[str, TaskScores]]:
+    """Read the samples of an evaluation, of all models or one: model -> task -> scores."""
     found: dict[str, dict[str, TaskScores]] = {}
-    for path in sorted((evaluation / SAMPLES).glob("*.parquet")):
+    for path in sorted((evaluation / SAMPLES).glob(f"{model}.*.parquet")):
         task, scores = read_samples(path)
         found.setdefault(path.name.partition(".")[0], {})[task] = scores
     return found

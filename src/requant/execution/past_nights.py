@@ -141,6 +141,15 @@ def last_evaluation(store: Store, line: str) -> StageRecord | None:
     return max(found, key=lambda record: record.started, default=None)
 
 
+def evaluated_models(store: Store) -> dict[str, StageRecord]:
+    """Return digest of a 4-bit model -> record of its last evaluation."""
+    return {
+        record.key_fields["inputs"]["requantized"]: record
+        for record in all_records(store)
+        if record.stage == "evaluate" and "requantized" in record.key_fields["inputs"]
+    }
+
+
 def last_ledger(store: Store, line: str) -> dict[str, StageRecord]:
     """Return the ledger that tonight's builds on, by its role; none on the first night.
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from requant.config.task_names import HELDOUT_PERPLEXITY, OLD_PERPLEXITY
+from requant.execution.past_nights import evaluated_models
 from requant.figures import figure
 from requant.ledger.nights import ledger_of
-from requant.store import StageRecord, Store, all_records
+from requant.store import StageRecord, Store
 from requant.store.lines import Verdict, read_line
 from requant.store.pins import holder
 
@@ -46,11 +47,7 @@ def generations(store: Store, name: str) -> list[Generation]:
     """
     line = read_line(store, name)
     counts = ledger_of(store, line.ledger).counts
-    evaluated = {
-        record.key_fields["inputs"].get("requantized"): record
-        for record in all_records(store)
-        if record.stage == "evaluate"
-    }
+    evaluated = evaluated_models(store)
     champion = holder(store, name, "champion")
     night_of = {outcome.model: night for night, outcome in line.nights.items() if outcome.model}
     return [
@@ -62,7 +59,7 @@ def generations(store: Store, name: str) -> list[Generation]:
             verdict=outcome.verdict,
             reason=outcome.reason,
             model=outcome.model,
-            figures=_figures(evaluated.get(outcome.model)),
+            figures=_figures(evaluated.get(outcome.model or "")),
             serves=outcome.model is not None and outcome.model == champion,
         )
         for night, outcome in sorted(line.nights.items())
