@@ -66,7 +66,7 @@ PLANTED = {
     "contaminated": 2_000,
     "kept": 80_000,
 }
-"""Rows of each kind; of known and near ones 5,000 each repeat rows of yesterday, 3,000 tonight's."""
+"""Rows of each kind; 5,000 of the known and of the near ones repeat rows of yesterday."""
 
 
 def measure() -> Measurement:

@@ -26,7 +26,7 @@ class Found:
     path: str
     """As its file system calls it."""
     system: Any
-    """Of fsspec."""
+    """File system of fsspec that holds it."""
     fault: str = ""
     """Why the folder cannot be listed."""
 

@@ -47,7 +47,7 @@ class Run:
     """A run and its live parts."""
 
     digest: str
-    """Of the artifact it lies in; "" for the one that is being written."""
+    """Artifact that holds the run; "" for the one that is being written."""
     path: str
     entries: int
     """Live ones."""

@@ -27,7 +27,7 @@ class Nearest:
     """For each row of a batch the kept row that it is a near-duplicate of."""
 
     row: Places
-    """Its number in the ledger, or -1: of several the most alike, of equally alike the first."""
+    """Number in the ledger of the row most alike, the first of equals; -1 where none is near."""
     similarity: Estimates
     """Estimated Jaccard index of the two, or 0."""
 
