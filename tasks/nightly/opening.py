@@ -14,6 +14,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
@@ -41,6 +43,7 @@ from tasks.servers.folders import close_again, keep_private, warn
 from tasks.stage_task import Night
 
 LOOK_SECONDS = 1.0
+UNSTARTED = [StateType.SCHEDULED, StateType.PENDING, StateType.CANCELLED]
 
 
 class NightSkipped(RequantError):
@@ -163,21 +166,31 @@ def _refuse_late(config: Config) -> None:
 
 
 def _newest_due(due: datetime) -> datetime:
-    """Return when the last night of this deployment was due, until now."""
+    """Return when the last night of this deployment was due that waits, or was cancelled for this.
+
+    Prefect cancels what it finds no slot for; what was cancelled before the worker took this run
+    was not cancelled for it.
+    """
     if deployment.id is None:
         return due
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 deployment_id=FlowRunFilterDeploymentId(any_=[UUID(deployment.id)]),
-                expected_start_time=FlowRunFilterExpectedStartTime(before_=datetime.now(UTC)),
+                expected_start_time=FlowRunFilterExpectedStartTime(
+                    after_=due, before_=datetime.now(UTC)
+                ),
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=UNSTARTED)),
             ),
             sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-            limit=1,
         )
-    # One that ended well needs nobody in its place.
-    open_runs = [run for run in runs if run.state_type != StateType.COMPLETED]
-    return max([due, *(run.expected_start_time for run in open_runs if run.expected_start_time)])
+        states = client.read_flow_run_states(UUID(flow_run.id))
+    taken = min(state.timestamp for state in states if state.type != StateType.SCHEDULED)
+    for run in runs:
+        ended = run.state.timestamp if run.state_type == StateType.CANCELLED and run.state else None
+        if run.expected_start_time and (ended is None or ended >= taken):
+            return run.expected_start_time
+    return due
 
 
 def _first_start() -> float:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import yaml
 
-from requant.config import STAGE_NAMES
+from requant.config import Config
 from requant.machine.services import status
 from tests.e2e.machine import REQUANT, free_port
 from tests.support.alive import of_prefect_home
 from tests.support.chain import MICRO, promoting
+from tests.support.stages import stages_on
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,8 +110,7 @@ def test_a_run_alone_deploys_what_it_promotes_and_says_nothing_but_that(tmp_path
     said = requant("run", config)
     assert "version 1: champion" in said
     assert [word for word in NOISE if word in said] == [], said
-    # Off unless it is asked for, in place of half of the others.
-    for stage in set(STAGE_NAMES) - {"train_on_grid"}:
+    for stage in stages_on(Config.model_validate(document)):
         assert f"{stage}  done  " in said
     assert re.search(r"train_adapter  done  [^\n]* s  loss \d.* → \d", said)
     assert (tmp_path / "served" / "current" / "model.safetensors").exists()
