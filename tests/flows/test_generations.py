@@ -62,6 +62,19 @@ def test_generations_are_listed_and_compared(
     assert "waiting" in requant("data", "status", project / "line.yaml")
 
 
+def test_the_generation_at_which_a_score_turned_is_named(project: Path) -> None:
+    config = project / "line.yaml"
+    said = requant("blame", config, "heldout_perplexity")
+    assert "mean of 32 documents, higher is better" in said
+    assert re.search(r"original: -\d+\.\d+", said)
+    assert re.search(r"turned at night [12]: |no clear change from the first to night 2: ", said)
+    number = re.search(r"row (\d+)", requant("data", "show", config, "held_out"))
+    assert number
+    assert "requant_row, mean of 1 documents" in requant("blame", config, number[1])
+    assert "tasks: heldout_perplexity, " in requant("blame", config, "nonsense", fails=2)
+    assert "numbered from 0" in requant("blame", config, "100000", fails=2)
+
+
 def test_mlflow_and_the_page_of_nights_have_the_matrix(project: Path) -> None:
     client = MlflowClient(tracking_uri=f"sqlite:///{project}/state/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == "requant"]

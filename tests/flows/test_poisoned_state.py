@@ -140,6 +140,7 @@ def test_no_command_runs_or_hangs_on_what_lies_in_the_state_folder(
             for name in ("status", "report", "nights", "promote", "rollback", "deploy", "init")
         },
         **{name: [*words, "--state", str(state)] for name, words in of_state.items()},
+        "blame": [str(config), "old_perplexity"],
         "checkout": [str(config), "1", "--out", str(tmp_path / "out")],
         "anchor": [str(config), "--version", "1", "--reason", "x"],
         "schema": [],

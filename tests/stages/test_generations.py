@@ -116,6 +116,20 @@ def test_a_night_that_goes_on_after_its_model_was_promoted_builds_on_the_same(
     }
 
 
+def test_an_adapter_of_a_refused_night_is_not_merged_into_a_later_one(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows"
+    config = line(tmp_path / "state", tiny_base, rows, "fresh")
+    merge = config.merge_fp16.model_copy(update={"past_nights": 2})
+    config = config.model_copy(update={"merge_fp16": merge})
+    first = night(config, rows, 0, "accepted")
+    night(config, rows, 1, "refused")
+    third = night(config, rows, 2, "accepted")
+    past = {role: it for role, it in inputs(third["merge_fp16"]).items() if "past" in role}
+    assert past == {"past_1": first["train_adapter"].digest}
+
+
 @pytest.mark.parametrize(
     ("policy", "changes", "says"),
     [

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
         nights.status,
         nights.explain,
         nights.nights,
+        nights.blame,
         nights.checkout,
         nights.report,
         nights.init,

@@ -136,7 +136,9 @@ def _lines(shown: "Shown") -> list[str]:
     text = quoted(row.row if row.row is not None else row.excerpt)
     why = shown.reason or row.reason
     decided = "" if shown.decided_in == shown.night else f", decided in night {shown.decided_in}"
-    lines = [f"{row.source}, {row.place} (night {shown.night}{decided}): {text}"]
+    lines = [
+        f"row {shown.number}: {row.source}, {row.place} (night {shown.night}{decided}): {text}"
+    ]
     if shown.twin:
         why = f"{why}: {shown.twin.source}, {shown.twin.place}".removeprefix(": ")
     return [*lines, f"    {why}"] if why else lines

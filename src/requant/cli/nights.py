@@ -183,6 +183,47 @@ def checkout(
         typer.echo(f"{out / name}: {digest[:12]}, every byte as it was made")
 
 
+def blame(
+    config: ConfigFile,
+    what: Annotated[str, typer.Argument(help="task, or number of a row as `data show` prints it")],
+    night: Annotated[
+        int | None, typer.Option(min=1, help="whose documents are asked; default: the newest")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Find the generation at which a score turned, asking few of those that are kept."""
+    from tempfile import TemporaryDirectory
+
+    from rich.progress import Progress
+
+    with errors(), ended_by_signals():
+        loaded = load(config, overrides)
+        close_state(loaded.state)
+        prepare_environment()
+        from requant.cli.console import Bar
+        from requant.evaluation.blame import blame as look
+        from requant.evaluation.blame import in_words
+        from requant.execution.stage import StageContext
+        from requant.models.device import resolve_device
+        from requant.store import Store
+
+        with (
+            TemporaryDirectory(prefix="requant-blame-") as name,
+            Progress(transient=True, disable=not sys.stderr.isatty()) as progress,
+        ):
+            context = StageContext(
+                out=Path(name),
+                work=Path(name) / "work",
+                seed=loaded.seed,
+                device=resolve_device(loaded.runtime.device),
+                reporter=Bar(progress, progress.add_task("", total=None)),
+                store=Store(loaded.state.resolve()),
+                line=loaded.name,
+            )
+            found = look(loaded, what, night, context)
+    typer.echo("\n".join(in_words(found)))
+
+
 def explain(stage: str, state: StateFolder = DEFAULT_STATE) -> None:
     """Tell why a stage ran the last time: what differs from the time before."""
     with errors():

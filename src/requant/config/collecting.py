@@ -60,7 +60,7 @@ class ExtendLedger(NightSize):
     )
     consolidate_every: int | None = Field(
         None,
-        ge=2,
+        ge=1,
         description="nights; every so many generations one trains the original on the reservoir "
         "and the new rows, whatever generations.policy; null: never",
     )

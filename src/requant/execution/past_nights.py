@@ -1,7 +1,7 @@
 """What earlier nights of a model line left that tonight can build on."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +53,8 @@ def past_of(use: Use, store: Store, tonight: StageRecord, config: Config) -> dic
 def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
     """Return the adapters of the nights before as merge_fp16's inputs.
 
-    Of the same model line, trained on the same base and merged then; equal adapters count once.
+    Of the same model line, trained on the same base and merged then; equal adapters count once. Of
+    a line that keeps a ledger, those of accepted nights: a refused night has no children.
 
     Args:
         store: Of the model line.
@@ -71,9 +72,11 @@ def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
         if item.stage == "merge_fp16" and item.started < tonight.started
     }
     found: dict[str, StageRecord] = {}
+    refused = _refused_adapters(store, line, records) if line else set()
     for record in sorted(records, key=lambda item: item.started, reverse=True):
         alike = (
             record.stage == tonight.stage
+            and record.digest not in refused
             and record.labels.get("pipeline") == line
             and record.key_fields["inputs"]["base"] == base
             and record.digest in merged
@@ -81,6 +84,20 @@ def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
         if alike and record.started < tonight.started and record.digest != tonight.digest:
             found.setdefault(record.digest, record)
     return _by_role(ADAPTERS, [*found.values()][:nights])
+
+
+def _refused_adapters(store: Store, line: str, records: Sequence[StageRecord]) -> set[str]:
+    """Return the adapters in models of nights that ended and are not accepted."""
+    made = {record.digest: record for record in records}
+    found: dict[bool, set[str]] = {True: set(), False: set()}
+    for outcome in read_line(store, line).nights.values():
+        inputs: Mapping[str, str] = {"model": outcome.model or ""}
+        while (above := made.get(inputs.get("model", ""))) is not None:
+            inputs = above.key_fields["inputs"]
+        found[outcome.verdict == "accepted"] |= (
+            {inputs["adapter"]} if "adapter" in inputs else set()
+        )
+    return found[False] - found[True]
 
 
 def past_datasets(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:

@@ -1,0 +1,1 @@
+"""The proof of incremental nights: arms side by side on real text (`make nights`)."""

@@ -1,0 +1,148 @@
+"""What is compared: requant's policies, what people do by hand, and training on everything anew."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.nights.texts import NIGHTS
+from requant.config import Config
+
+Fields = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to spend nine nights."""
+
+    name: str
+    policy: str = "fresh"
+    replay: Fields = field(default_factory=dict)
+    train_adapter: Fields = field(default_factory=dict)
+    merge_fp16: Fields = field(default_factory=dict)
+    everything: bool = False
+    """Every night trains the original on all rows that it may train on."""
+    kind: Literal["line", "naive"] = "line"
+
+
+REPLAY = 0.2
+"""Share of a night's rows. Of six nights the first has none: 7.25 times the rows of one, and the
+upper bound trains on 21 times as many."""
+ARMS = (
+    Arm("fresh"),
+    Arm("continue", policy="continue"),
+    Arm("stack", policy="stack"),
+    Arm("chain", policy="chain"),
+    Arm("continue, replay", policy="continue", replay={"rows": REPLAY}),
+    Arm("chain, replay", policy="chain", replay={"rows": REPLAY}),
+    Arm("averaged", merge_fp16={"past_nights": 1, "combine": "linear"}),
+    Arm("naive", kind="naive"),
+    Arm("everything", everything=True),
+)
+"""By name: policy, then what is added to it. `averaged` is fresh, merged half and half with the
+adapter of the night before."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What one base is given."""
+
+    base: Fields
+    """prepare_base.source."""
+    rows: int
+    """New rows of a night."""
+    measured: int
+    """Held-out rows of each night that generations are measured on, and pieces of old text."""
+    train: Fields
+    """train_adapter: rank and so on."""
+    optimisation: Fields
+    requantize: Fields
+    evaluation_rows: int
+
+
+SIZES = {
+    "tiny": Sizes(
+        base={
+            "kind": "stdlib",
+            "vocab_size": 4096,
+            "hidden_size": 256,
+            "layers": 4,
+            "heads": 4,
+            "kv_heads": 2,
+            "intermediate_size": 768,
+            "steps": 270,
+            "batch_size": 8,
+            "sequence_length": 256,
+            "learning_rate": 2.0e-3,
+        },
+        rows=320,
+        measured=48,
+        train={"rank": 16, "alpha": 32},
+        optimisation={"epochs": 1, "learning_rate": 2.0e-3, "max_length": 128},
+        requantize={"group_size": 64, "calibration_rows": 32, "calibration_length": 128},
+        evaluation_rows=96,
+    ),
+    "smollm2": Sizes(
+        base={"kind": "folder", "path": ".requant/real/smollm2-135m"},
+        rows=320,
+        measured=24,
+        train={"rank": 16, "alpha": 32},
+        optimisation={"epochs": 1, "learning_rate": 4.0e-4, "max_length": 128},
+        requantize={"group_size": 64, "calibration_rows": 96, "calibration_length": 256},
+        evaluation_rows=64,
+    ),
+}
+
+
+def line_of(arm: Arm, sizes: Sizes, state: Path, rows: Path, seed: int) -> Config:
+    """Configure the line of an arm.
+
+    Args:
+        arm: Which.
+        sizes: Of the base.
+        state: Folder that the arms share: what two of them do alike is done once.
+        rows: Folder that the nights' rows come into.
+        seed: Of everything.
+    """
+    nights = len(NIGHTS)
+    name = arm.name.replace(", ", "-").replace(" ", "-")
+    return Config.model_validate(
+        {
+            "name": f"{name}-{seed}",
+            "seed": seed,
+            "state": str(state),
+            "prepare_base": {"source": sizes.base},
+            "collect_rows": {
+                "enabled": True,
+                "sources": [{"kind": "files", "name": "nights", "paths": [str(rows)]}],
+            },
+            "extend_ledger": {
+                "heldout_fraction": 0.3,
+                "consolidate_every": 1 if arm.everything else None,
+                "reservoir_rows": nights * sizes.rows,
+            },
+            "generations": {"policy": arm.policy},
+            "prepare_data": {
+                "source": {"kind": "collected"},
+                "replay": arm.replay,
+                "max_evaluation_rows": sizes.evaluation_rows,
+            },
+            "train_adapter": {
+                **sizes.train,
+                **arm.train_adapter,
+                "optimisation": sizes.optimisation,
+            },
+            "merge_fp16": {"trained_max_kl": 0.5, **arm.merge_fp16},
+            "continue_train": {"enabled": False, "optimisation": {"max_steps": 1}},
+            "requantize_gptq": sizes.requantize,
+            "evaluate": {
+                "batch_size": 16,
+                "steps_between": False,
+                "examples": 0,
+                # The chance of a harmful promotion is shared by the nights there are.
+                "gate": {"tests_a_year": nights},
+            },
+            "promote": {"auto": True},
+            "runtime": {"device": "cpu"},
+        }
+    )

@@ -1,0 +1,99 @@
+"""Nine nights of one arm with requant's own stages, gate and ledger, without a server."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from requant.canonical import canonical_json
+from requant.config import Config
+from requant.data.formats import Row
+from requant.evaluation.night_verdict import read_verdict
+from requant.ledger.nights import end
+from requant.store import StageRecord, Store, materialise
+from requant.store.lines import Outcome
+from requant.store.pins import holder, pin
+from tasks.nightly.row_ledger import NothingToDo
+from tests.support.chain import run_chain
+
+PREPARING = ("prepare_base", "quantize_base")
+"""Done once for the whole line; no night pays for them."""
+
+
+@dataclass(frozen=True)
+class NightResult:
+    """What came of a night of an arm."""
+
+    verdict: str
+    """accepted, refused, pending, or nothing to do."""
+    reason: str
+    model: str | None
+    """Folder of the model that serves after the night; None: the base still does."""
+    data: str | None
+    """Folder of the night's dataset."""
+    steps: float
+    rows: float
+    seconds: float
+    """Of the stages, as they were when they were executed."""
+
+
+def line_night(config: Config, rows: Path, number: int, brought: Sequence[Row]) -> NightResult:
+    """Run a night of a line on what it brings, and let its model serve where the gate says so.
+
+    Args:
+        config: Of the line.
+        rows: Its folder of rows.
+        number: Of the night, from 1.
+        brought: Rows.
+    """
+    store = Store(config.state.resolve())
+    if brought:
+        write_rows(rows / f"night-{number}.jsonl", brought)
+    try:
+        records = run_chain(config)
+    except NothingToDo as idle:
+        return NightResult("nothing to do", str(idle), _serving(store, config), None, 0, 0, 0)
+    decision = read_verdict(materialise(store, records["evaluate"].digest), config.evaluate.gate)
+    verdict = {"promote": "accepted", "refuse": "refused"}.get(decision.verdict, "pending")
+    model = records["requantize_gptq"].digest
+    if verdict == "accepted":
+        _serve(store, config.name, model)
+    end(
+        store,
+        config.name,
+        Outcome.model_validate({"verdict": verdict, "model": model, "reason": decision.verdict}),
+    )
+    return NightResult(
+        verdict=verdict,
+        reason="; ".join(decision.reasons),
+        model=_serving(store, config),
+        data=str(store.object_path(records["prepare_data"].digest)),
+        steps=records["train_adapter"].metrics["steps"],
+        rows=records["prepare_data"].metrics["train_rows"],
+        seconds=_seconds(records),
+    )
+
+
+def _serve(store: Store, line: str, model: str) -> None:
+    before = holder(store, line, "champion")
+    if before and before != model:
+        pin(store, line, "previous", before)
+    if holder(store, line, "anchor") is None:
+        pin(store, line, "anchor", model)
+    pin(store, line, "champion", model)
+
+
+def _serving(store: Store, config: Config) -> str | None:
+    digest = holder(store, config.name, "champion")
+    return str(store.object_path(digest)) if digest else None
+
+
+def _seconds(records: Mapping[str, StageRecord]) -> float:
+    return sum(each.seconds for stage, each in records.items() if stage not in PREPARING)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a user would: JSONL, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(b"".join(canonical_json(row) + b"\n" for row in rows))
+    draft.replace(path)
