@@ -11,7 +11,7 @@ from requant.ledger.fates import Count
 from requant.ledger.nights import begin, decide_set_aside, end, now_serves, took
 from requant.store import Store, publish
 from requant.store.gc import find_garbage
-from requant.store.lines import Outcome, Verdict, read_line
+from requant.store.lines import Line, Outcome, Verdict, change_line, needed_by_lines, read_line
 from requant.store.locks import locked
 from requant.store.pins import pin
 
@@ -84,6 +84,20 @@ def test_no_collection_takes_what_a_line_names(store: Store) -> None:
     assert store.object_path(digest) in find_garbage(store, 1).folders
     took(store, "line", ledger=digest)
     assert store.object_path(digest) not in find_garbage(store, 1).folders
+
+
+def test_the_models_of_the_last_accepted_nights_are_kept_however_many_were_refused_since(
+    store: Store,
+) -> None:
+    verdicts: list[Verdict] = ["accepted", "accepted", "refused", "pending"]
+    nights = {
+        number: Outcome(verdict=verdict, model=str(number) * 64)
+        for number, verdict in enumerate(verdicts, 1)
+    }
+    change_line(store, "line", lambda line: Line(nights=nights))
+    assert needed_by_lines(store) == (set(), [])
+    assert needed_by_lines(store, 1) == ({"2" * 64}, [])
+    assert needed_by_lines(store, 5) == ({"1" * 64, "2" * 64}, [])
 
 
 def test_a_person_decides_on_rows_that_were_set_aside(store: Store) -> None:

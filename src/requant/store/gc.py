@@ -67,8 +67,9 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
 
     Args:
         store: The store.
-        keep: Records used last that are kept for each pipeline and stage, and what is pinned, with
-            all that they were made from; None keeps every record.
+        keep: Records used last that are kept for each pipeline and stage, the models of as many
+            accepted nights of each line, and what is pinned, with all that they were made from;
+            None keeps every record.
     """
     # Looked at first: what is made from here on is not among them.
     shelves, strange = _folders(store.objects, "[0-9a-f]{2}")
@@ -83,7 +84,7 @@ def find_garbage(store: Store, keep: int | None = None) -> Garbage:
     running = {item.key: item for item in all_attempts(store) if in_progress(store, item.key)}
     records, no_records = read_records(store)
     found_pins, no_pins = read_pins(store)
-    in_lines, no_lines = needed_by_lines(store)
+    in_lines, no_lines = needed_by_lines(store, keep or 0)
     held_back = (*no_pins, *no_lines, *no_records)
     pins = {*found_pins.values(), *in_lines}
     pinned = [record for record in records if record.digest in pins]

@@ -107,20 +107,31 @@ def line_files(store: Store) -> list[Path]:
     return sorted(store.lines.glob("[!.]*"))
 
 
-def needed_by_lines(store: Store) -> tuple[set[str], list[str]]:
+def needed_by_lines(store: Store, generations: int = 0) -> tuple[set[str], list[str]]:
     """Return the artifacts that the next nights of all lines need, and why others are not known.
 
     Those are the ledger and the rows of every night: what was read years ago decides what is new.
     Each is named by the last ledger, so that none is lost with a record that somebody removed.
+
+    Args:
+        store: Of the lines.
+        generations: Accepted nights whose models are named too, the last ones of each line.
     """
     needed: set[str] = set()
     reasons = []
     for path in line_files(store):
         try:
-            needed |= set(_named(store, read_line(store, path.stem)))
+            line = read_line(store, path.stem)
+            needed |= {*_named(store, line), *_models(line, generations)}
         except ArtifactError as error:
             reasons.append(str(error))
     return needed, reasons
+
+
+def _models(line: Line, generations: int) -> list[str]:
+    """Return what the last accepted nights made, however many were refused since."""
+    made = [each.model for each in line.nights.values() if each.verdict == "accepted"]
+    return [model for model in made if model][-generations:] if generations else []
 
 
 def _named(store: Store, line: Line) -> Iterator[str]:
