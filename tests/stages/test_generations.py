@@ -17,6 +17,7 @@ from requant.store import StageRecord, Store, describe
 from requant.store.lines import Outcome, Verdict
 from requant.store.pins import pin
 from tests.support.chain import Silent, micro_config, run_chain
+from tests.support.commands import requant
 from tests.support.ledger_nights import write_chats
 
 ROWS = [conversation(instruction(item), item.summary) for item in docstrings()]
@@ -77,6 +78,10 @@ def test_the_adapter_of_the_generation_that_serves_is_trained_on(
     ]
     assert all(each.began and each.rows > 20 for each in found)
     assert generations_table(found).row_count == 3
+    drawn = requant("lineage", "micro", "--state", config.state)
+    lines = [line for line in drawn.splitlines() if "night" in line]
+    assert lines[1].index("night 2") == lines[2].index("night 3") > lines[0].index("night 1")
+    assert "serves" in lines[2]
     # Every third generation trains the original anew.
     last = night(config, rows, 3, "accepted")
     assert "start" not in inputs(last["train_adapter"])

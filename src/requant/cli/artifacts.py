@@ -9,12 +9,21 @@ from requant.cli.common import DEFAULT_STATE, StateFolder, errors, open_store
 
 
 def lineage(ref: str, state: StateFolder = DEFAULT_STATE) -> None:
-    """Show what an artifact was made from. REF is the start of its digest."""
+    """Show what an artifact was made from, or which night of a line came from which.
+
+    REF is the start of a digest, or the name of a line that keeps a ledger.
+    """
     with errors():
+        from requant.cli.console import show
+        from requant.report.generations import generations, generations_tree
         from requant.report.lineage import lineage_tree, tree_lines
         from requant.store import all_records, find_object
+        from requant.store.lines import line_files
 
         store = open_store(state)
+        if any(path.stem == ref for path in line_files(store)):
+            show(generations_tree(ref, generations(store, ref)))
+            return
         tree = lineage_tree(all_records(store), find_object(store, ref).name)
     typer.echo("\n".join(tree_lines(tree)))
 

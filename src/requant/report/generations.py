@@ -14,6 +14,7 @@ from requant.store.pins import holder
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.tree import Tree
 
 TASKS = {"new skill": HELDOUT_PERPLEXITY, "old text": OLD_PERPLEXITY}
 """What a person looks at first, by its column."""
@@ -86,6 +87,22 @@ def generations_table(found: Sequence[Generation]) -> "Table":
             (each.model or "")[:12] + (", serves" if each.serves else ""),
         )
     return table
+
+
+def generations_tree(name: str, found: Sequence[Generation]) -> "Tree":
+    """Draw a line as a tree: each night below the one whose model served when it began."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    top = Tree(Text(f"{name}: the original"))
+    boxes: dict[int | None, Tree] = {None: top}
+    for each in found:
+        reason = f": {each.reason.splitlines()[0]}" if each.reason else ""
+        model = f"  {each.model[:12]}" if each.model else ""
+        text = f"night {each.night}  {each.rows:,} rows  {each.verdict}{reason}{model}"
+        above = boxes.get(each.parent, top)
+        boxes[each.night] = above.add(Text(text + (", serves" if each.serves else "")))
+    return top
 
 
 def _figures(record: StageRecord | None) -> dict[str, tuple[float, float]]:
