@@ -71,8 +71,8 @@ EVERY = CHAIN | {
         {"heldout_loss_before": 2.9, "heldout_loss_saved": 2.8, "changed_share": 0.004},
     ),
 }
-"""With the stages of other nights: of a ledger of rows, of what the base writes, and the one in place
-of half of these."""
+"""With the stages of other nights: of what the base writes, of a ledger of rows, and the one in
+place of half of these."""
 
 
 def make_night(

@@ -120,7 +120,7 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         (
             {"write_replay": {"enabled": True}},
             "write_replay.enabled: true with prepare_data.replay.written=0: no night would train "
-            "on what .* set prepare_data.replay.written, e.g. to 0.1, or write_replay.enabled=false",
+            "on what .* set prepare_data.replay.written, e.g. to 0.1, or write_replay.enabled=fals",
         ),
         (
             {
