@@ -30,7 +30,7 @@ from tests.support.chain import Performed, micro_config
 from tests.support.ledger_nights import chat, ledger_config, ledger_night, write_chats
 from tests.support.shared import Shared
 
-SECTION = WriteReplay(enabled=True, rows=6, max_tokens=48, batch_size=8)
+SECTION = WriteReplay(enabled=True, rows=6, max_tokens=56, temperature=0.8, batch_size=8)
 OFF = ("quantize_base", "train_adapter", "merge_fp16", "continue_train", "requantize_gptq")
 
 
@@ -40,23 +40,36 @@ def heard(context: StageContext) -> SilentReporter:
 
 
 @pytest.fixture(scope="session")
-def written(tiny_base: Path, shared: Shared) -> Path:
-    """Folder of six conversations that `tiny_base` wrote."""
+def base(tiny_base: Path, shared: Shared) -> Path:
+    """Folder of `tiny_base`, which forty steps have not taught to end a turn: a full stop does."""
 
     def make(folder: Path) -> None:
-        write_replay.execute(SECTION, make_context(folder), base=tiny_base)
+        shutil.copytree(tiny_base, folder)
+        path, tokenizer = folder / "generation_config.json", load_tokenizer(folder)
+        ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(".")]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": ends}))
+
+    return shared("base_that_ends", make)
+
+
+@pytest.fixture(scope="session")
+def written(base: Path, shared: Shared) -> Path:
+    """Folder of six conversations that `base` wrote."""
+
+    def make(folder: Path) -> None:
+        write_replay.execute(SECTION, make_context(folder), base=base)
 
     return shared("written", make) / "out"
 
 
-def test_rows_are_ordinary_ones_that_can_be_trained_on(written: Path, tiny_base: Path) -> None:
+def test_rows_are_ordinary_ones_that_can_be_trained_on(written: Path, base: Path) -> None:
     rows = read_rows(written / "written.jsonl")
     assert len(rows) == SECTION.rows
     assert len(set(map(normalised, rows))) == len(rows)
     for row in rows:
         assert parse_row(row, Columns(), "x").row == row
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-    tokenizer = load_tokenizer(tiny_base)
+    tokenizer = load_tokenizer(base)
     report = check_rows(tokenizer, placed(written / "written.jsonl"), Rules())
     assert report.problems == []
     assert report.counts["samples"] == len(rows)
@@ -65,9 +78,9 @@ def test_rows_are_ordinary_ones_that_can_be_trained_on(written: Path, tiny_base:
     assert not any(token in text for token in tokenizer.all_special_tokens)
 
 
-def test_what_was_left_out_is_counted_and_said(tiny_base: Path, tmp_path: Path) -> None:
+def test_what_was_left_out_is_counted_and_said(base: Path, tmp_path: Path) -> None:
     context = make_context(tmp_path)
-    metrics = write_replay.execute(SECTION, context, base=tiny_base)
+    metrics = write_replay.execute(SECTION, context, base=base)
     card = json.loads((context.out / "data_card.json").read_text())
     assert card["tried"] == metrics["tried_rows"] == card["rows"] + sum(card["left_out"].values())
     assert metrics["left_out_rows"] == sum(card["left_out"].values()) > 0
@@ -79,21 +92,21 @@ def test_what_was_left_out_is_counted_and_said(tiny_base: Path, tmp_path: Path) 
 
 
 def test_a_seed_gives_the_same_bytes_and_another_one_others(
-    written: Path, tiny_base: Path, tmp_path: Path
+    written: Path, base: Path, tmp_path: Path
 ) -> None:
     # What the process has drawn before decides nothing.
     torch.manual_seed(3)
     bytes_of = {}
     for seed in (0, 1):
         context = make_context(tmp_path / str(seed), seed=seed)
-        write_replay.execute(SECTION, context, base=tiny_base)
+        write_replay.execute(SECTION, context, base=base)
         bytes_of[seed] = {path.name: path.read_bytes() for path in context.out.iterdir()}
     assert bytes_of[0] == {path.name: path.read_bytes() for path in written.iterdir()}
     assert bytes_of[0]["written.jsonl"] != bytes_of[1]["written.jsonl"]
 
 
 def test_a_killed_attempt_leaves_nothing_that_the_next_one_reads(
-    written: Path, tiny_base: Path, tmp_path: Path
+    written: Path, base: Path, tmp_path: Path
 ) -> None:
     class Killed(SilentReporter):
         def progress(self, done: int, total: int, unit: str) -> None:
@@ -102,20 +115,20 @@ def test_a_killed_attempt_leaves_nothing_that_the_next_one_reads(
 
     context = make_context(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        write_replay.execute(SECTION, replace(context, reporter=Killed()), base=tiny_base)
+        write_replay.execute(SECTION, replace(context, reporter=Killed()), base=base)
     assert list(context.out.iterdir()) == []
-    write_replay.execute(SECTION, context, base=tiny_base)
+    write_replay.execute(SECTION, context, base=base)
     assert (context.out / "written.jsonl").read_bytes() == (written / "written.jsonl").read_bytes()
 
 
-def test_a_base_without_a_chat_template_writes_texts(tiny_base: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(tiny_base, base)
-    (base / "chat_template.jinja").unlink()
+def test_a_base_without_a_chat_template_writes_texts(base: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "base"
+    shutil.copytree(base, bare)
+    (bare / "chat_template.jinja").unlink()
     context = make_context(tmp_path / "stage")
-    write_replay.execute(SECTION.model_copy(update={"max_tokens": 96}), context, base=base)
+    write_replay.execute(SECTION, context, base=bare)
     rows = read_rows(context.out / "written.jsonl")
-    assert rows
+    assert len(rows) == SECTION.rows
     assert all(set(row) == {"text"} and row["text"].strip() for row in rows)
 
 
@@ -131,16 +144,16 @@ def test_what_cannot_be_written_is_refused_with_the_way_out(
         r"max_tokens; raise write_replay.max_tokens=8, lower write_replay.temperature=0.001, or ",
     ):
         write_replay.execute(section, context, base=tiny_base)
-    base = tmp_path / "base"
-    shutil.copytree(tiny_base, base)
-    (base / "chat_template.jinja").write_text(
+    shouting = tmp_path / "base"
+    shutil.copytree(tiny_base, shouting)
+    (shouting / "chat_template.jinja").write_text(
         "{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}"
     )
     with pytest.raises(ContractError, match="the base cannot write rows itself: chat template: re"):
-        write_replay.execute(SECTION, make_context(tmp_path / "other"), base=base)
+        write_replay.execute(SECTION, make_context(tmp_path / "other"), base=shouting)
     config = micro_config(
         tmp_path / "state",
-        prepare_base={"source": {"kind": "folder", "path": str(base)}},
+        prepare_base={"source": {"kind": "folder", "path": str(shouting)}},
         prepare_data=MICRO_DATA | {"replay": {"written": 0.1}},
         write_replay=SECTION.model_dump(),
     )
@@ -238,11 +251,11 @@ def test_nor_what_earlier_nights_of_a_ledger_hold_out(tiny_base: Path, tmp_path:
     assert json.loads((context.out / "data_card.json").read_text())["mix"]["written"] == 1
 
 
-def test_a_line_writes_once_and_each_night_draws_anew(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_line_writes_once_and_each_night_draws_anew(base: Path, tmp_path: Path) -> None:
     def night(number: int) -> tuple[Performed, set[str]]:
         config = micro_config(
             tmp_path / "state",
-            prepare_base={"source": {"kind": "folder", "path": str(tiny_base)}},
+            prepare_base={"source": {"kind": "folder", "path": str(base)}},
             write_replay=SECTION.model_dump(),
             prepare_data={
                 "source": {"kind": "stdlib", "night": number},
