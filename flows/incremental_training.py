@@ -21,16 +21,19 @@ from tasks.requantize_gptq import requantize_gptq
 from tasks.stage_task import StageTask
 from tasks.train_adapter import train_adapter
 from tasks.train_on_grid import train_on_grid
+from tasks.write_replay import write_replay
 
 
 def chain(config: Config, call: Call[StageTask, Result], past: Past[Result]) -> None:
     """Say which stage takes whose output; a stage that is off hands on what it was given."""
     original = call(prepare_base)
+    # Off by default: what generation 0 writes, once for all nights of the line.
+    written = call(write_replay, base=original)
     # The base says which rows its chat template can render; the last ledger, which are new.
     before = past("ledger", original)
     rows = call(collect_rows, base=original, **before)
     ledger = call(extend_ledger, rows=rows, **before)
-    data = call(prepare_data, ledger=ledger)
+    data = call(prepare_data, ledger=ledger, written=written)
     # What the generation that serves leaves to tonight's, by generations.policy.
     parent = dict(past("parent", ledger))
     start, begun = parent.pop("model", original), parent.pop("adapter", None)

@@ -35,6 +35,7 @@ NAMES = (
 )
 """Folders of small files that commands read."""
 OFF = (
+    "write_replay",
     "quantize_base",
     "train_adapter",
     "merge_fp16",

@@ -50,6 +50,11 @@ CHAIN: dict[str, tuple[str, dict[str, str], dict[str, float]]] = {
 }
 """stage -> kind, inputs by role, figures; every artifact's bytes depend on those above it"""
 EVERY = CHAIN | {
+    "write_replay": (
+        "dataset",
+        {"base": "prepare_base"},
+        {"written_rows": 256.0, "tried_rows": 301.0, "left_out_rows": 45.0, "missing_rows": 0.0},
+    ),
     "collect_rows": (
         "dataset",
         {"base": "prepare_base"},
@@ -66,7 +71,8 @@ EVERY = CHAIN | {
         {"heldout_loss_before": 2.9, "heldout_loss_saved": 2.8, "changed_share": 0.004},
     ),
 }
-"""With the stages of other nights: of a ledger of rows, and the one in place of half of these."""
+"""With the stages of other nights: of what the base writes, of a ledger of rows, and the one in
+place of half of these."""
 
 
 def make_night(

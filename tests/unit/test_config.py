@@ -113,6 +113,26 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
             "quantize_base.method=gptq, or train_on_grid.enabled=false",
         ),
         (
+            {"prepare_data__replay": {"written": 0.1}},
+            "prepare_data.replay.written: 0.1 with write_replay.enabled=false: nobody writes the "
+            "rows; set write_replay.enabled=true, or prepare_data.replay.written=0",
+        ),
+        (
+            {"write_replay": {"enabled": True}},
+            "write_replay.enabled: true with prepare_data.replay.written=0: no night would train "
+            "on what .* set prepare_data.replay.written, e.g. to 0.1, or write_replay.enabled=fals",
+        ),
+        (
+            {
+                "write_replay": {"enabled": True},
+                "prepare_data__replay": {"written": 0.1},
+                "train_adapter__optimisation__too_long": "refuse",
+            },
+            "train_adapter.optimisation.too_long: 'refuse' with write_replay.enabled=true: one .* "
+            "that the base wrote would end every night that draws it; set cut or drop",
+        ),
+        ({"write_replay": {"top_p": 0.0}}, "write_replay.top_p: got 0.0. Expected a number"),
+        (
             {"train_on_grid": {"enabled": True}},
             "train_on_grid.optimisation: missing; it has no default",
         ),

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from requant.config.base import PrepareBase
 from requant.config.collecting import CollectRows, ExtendLedger
-from requant.config.data import PrepareData
+from requant.config.data import PrepareData, WriteReplay
 from requant.config.evaluation import Evaluate
 from requant.config.fit import check_stages_fit
 from requant.config.generations import Generations
@@ -19,6 +19,7 @@ from requant.config.training import ContinueTrain, TrainAdapter, TrainOnGrid
 
 StageName = Literal[
     "prepare_base",
+    "write_replay",
     "collect_rows",
     "extend_ledger",
     "prepare_data",
@@ -50,6 +51,7 @@ class Config(Section):
     )
 
     prepare_base: PrepareBase
+    write_replay: WriteReplay = WriteReplay()
     collect_rows: CollectRows = CollectRows()
     extend_ledger: ExtendLedger = ExtendLedger()
     generations: Generations = Generations()

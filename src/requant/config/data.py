@@ -7,8 +7,34 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from requant.config.given_names import Name, Repository, Revision
-from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Section
+from requant.config.section import (
+    NEUTRAL_DEFAULT,
+    NOT_IN_KEY,
+    LocalPath,
+    Positive,
+    Relative,
+    Section,
+)
 from requant.config.task_names import DESCRIBE_CHOICE, RESPONSE_CHOICE
+
+
+class WriteReplay(Section):
+    """Rows that the original base writes itself, once for all nights of a line."""
+
+    enabled: bool = Field(False, json_schema_extra=NOT_IN_KEY)
+    rows: Positive = Field(
+        256, description="rows that are written; a night draws prepare_data.replay.written of them"
+    )
+    max_tokens: int = Field(
+        512, ge=8, description="tokens of a turn; a row with a turn that goes on is left out"
+    )
+    temperature: Relative = Field(1.0, description="divides the logits; 1: as the base speaks")
+    top_p: float = Field(
+        0.95, gt=0.0, le=1.0, description="probability of the likeliest tokens that are drawn from"
+    )
+    batch_size: Positive = Field(
+        16, description="rows written at once; it moves last digits, and with them some words"
+    )
 
 
 class StdlibData(Section):
@@ -160,13 +186,20 @@ class Replay(Section):
     general: float = Field(
         0.0, ge=0.0, lt=1.0, description="share of old text, that nobody measures on"
     )
+    written: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="share of rows that the original base wrote itself, in write_replay",
+        json_schema_extra=NEUTRAL_DEFAULT,
+    )
 
     @model_validator(mode="after")
     def _leaves_new_rows(self) -> "Replay":
-        if self.rows + self.general >= 1.0:
+        if self.rows + self.general + self.written >= 1.0:
             raise ValueError(
-                f"rows={self.rows} and general={self.general} leave no place for new rows; their "
-                "sum must be below 1"
+                f"rows={self.rows}, general={self.general} and written={self.written} leave no "
+                "place for new rows; their sum must be below 1"
             )
         return self
 

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from requant.config.data import NightSize, RowRules, choice_task
+from requant.config.data import choice_task
+from requant.config.fit_rows import TRAINING, check_rows_fit
 from requant.config.operations import CopyAction
 from requant.config.task_names import (
     HELDOUT_PERPLEXITY,
@@ -27,7 +28,7 @@ def check_stages_fit(config: "Config") -> None:
     Raises:
         ValueError: Naming the fields, their values and valid ones.
     """
-    _check_collected(config)
+    check_rows_fit(config)
     _check_generations(config)
     if config.train_on_grid.enabled:
         _check_on_grid(config)
@@ -38,49 +39,13 @@ def check_stages_fit(config: "Config") -> None:
         _check_merge(config)
     _check_gate(config)
     _check_served_apart(config)
-    for section in ("train_adapter", "continue_train", "train_on_grid"):
+    for section in TRAINING:
         batch = getattr(config, section).optimisation.batch_size
         if config.runs(section) and batch % config.runtime.ranks:
             raise ValueError(
                 f"{section}.optimisation.batch_size: {batch} cannot be shared by "
                 f"runtime.ranks={config.runtime.ranks}; give a multiple of it"
             )
-
-
-def _check_collected(config: "Config") -> None:
-    """Rows come from the ledger or from prepare_data's own source, and are divided in one place."""
-    data, collects = config.prepare_data, config.collect_rows.enabled
-    kind = data.source.kind
-    if collects != (kind == "collected"):
-        way = "kind: collected" if collects else "collect_rows.enabled=true"
-        switch = f"collect_rows.enabled={str(collects).lower()}"
-        raise ValueError(
-            f"prepare_data.source.kind: {kind!r} with {switch}: "
-            "collected rows are what a night with collect_rows trains on, and nothing else is; set "
-            f"{way}"
-        )
-    if not collects:
-        if data.replay.rows:
-            raise ValueError(
-                f"prepare_data.replay.rows: {data.replay.rows} with collect_rows.enabled=false: "
-                "only a ledger knows what earlier nights were trained on; set it to 0 or "
-                "collect_rows.enabled=true"
-            )
-        return
-    for stage in ("train_adapter", "continue_train", "train_on_grid"):
-        if config.runs(stage) and getattr(config, stage).optimisation.too_long == "refuse":
-            raise ValueError(
-                f"{stage}.optimisation.too_long: 'refuse' with collect_rows.enabled=true: one long "
-                "row would end every night that takes it; set cut or drop"
-            )
-    for fields, place in ((RowRules, "collect_rows"), (NightSize, "extend_ledger")):
-        for name, field in fields.model_fields.items():
-            given = getattr(data, name)
-            if given != field.get_default():
-                raise ValueError(
-                    f"prepare_data.{name}: {given!r} with prepare_data.source.kind='collected': "
-                    f"its rows are read and divided before; set {place}.{name}"
-                )
 
 
 def _check_generations(config: "Config") -> None:

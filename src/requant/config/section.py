@@ -4,6 +4,7 @@ A section is also what enters the stage's key: a field marked `not_in_key` does 
 bytes a stage produces (or is represented by the digest of the content it points to).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,9 @@ from pydantic.fields import FieldInfo
 from requant.config.plain_secrets import text_fault
 
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
+NEUTRAL_DEFAULT: dict[str, Any] = {"neutral_default": True}
+"""Marks a field that came later, whose default changes nothing: it is in the key only where it was
+given another value, so that earlier work stays known."""
 
 MAY_HOLD_SECRET: dict[str, Any] = {"may_hold_secret": True}
 """Marks a field into which somebody may write a password: no error shows what it holds, and MLflow
@@ -58,29 +62,37 @@ class Section(BaseModel):
 
     def key_fields(self) -> dict[str, Any]:
         """Return the part of this section that decides the bytes of the stage's artifact."""
-        return _fields_without(self, NOT_IN_KEY)
+        return _fields_without(
+            self,
+            lambda info, value: (
+                has_mark(info, NOT_IN_KEY)
+                or (has_mark(info, NEUTRAL_DEFAULT) and value == info.get_default())
+            ),
+        )
 
     def open_fields(self) -> dict[str, Any]:
         """Return this section without the fields that may hold a secret."""
-        return _fields_without(self, MAY_HOLD_SECRET)
+        return _fields_without(self, lambda info, value: has_mark(info, MAY_HOLD_SECRET))
 
 
 def has_mark(info: FieldInfo, mark: dict[str, Any]) -> bool:
-    """Tell whether a field was declared with `NOT_IN_KEY` or `MAY_HOLD_SECRET`."""
+    """Tell whether a field was declared with a mark such as `NOT_IN_KEY`."""
     extra = info.json_schema_extra
     return isinstance(extra, dict) and mark.items() <= extra.items()
 
 
-def _fields_without(section: BaseModel, mark: dict[str, Any]) -> dict[str, Any]:
+def _fields_without(
+    section: BaseModel, left_out: Callable[[FieldInfo, Any], bool]
+) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
-        if has_mark(info, mark):
-            continue
         value = getattr(section, name)
+        if left_out(info, value):
+            continue
         if isinstance(value, BaseModel):
-            fields[name] = _fields_without(value, mark)
+            fields[name] = _fields_without(value, left_out)
         elif isinstance(value, tuple) and all(isinstance(item, BaseModel) for item in value):
-            fields[name] = [_fields_without(item, mark) for item in value]
+            fields[name] = [_fields_without(item, left_out) for item in value]
         else:
             fields[name] = section.model_dump(mode="json", include={name})[name]
     return fields

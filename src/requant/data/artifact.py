@@ -4,6 +4,7 @@ train.jsonl      rows of tonight, in the order of the night
 heldout.jsonl    rows that are never trained on
 general.jsonl    old text that is neither trained on nor measured on, for calibration
 evaluation/      one lm-eval task a pair of files: <task>.yaml and <task>.jsonl
+written.jsonl    rows that the base wrote itself, alone in the artifact of write_replay
 template.json    the rules by which conversations are rendered
 data_card.json   what the rows were: formats, ignored fields, turns without loss
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 TRAIN = "train.jsonl"
 HELDOUT = "heldout.jsonl"
 GENERAL = "general.jsonl"
+WRITTEN = "written.jsonl"
 EVALUATION = "evaluation"
 RULES_NAME = "template.json"
 CARD_NAME = "data_card.json"

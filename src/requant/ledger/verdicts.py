@@ -1,12 +1,16 @@
 """What the index says of new rows: seen, known, near-duplicate or contaminated."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from requant.data.formats import Row
 from requant.ledger.batch import Batch
-from requant.ledger.grams import COMMON, counted, telling
+from requant.ledger.grams import COMMON, counted, grams, telling
 from requant.ledger.index import (
     CONTENTS,
     GRAMS,
@@ -15,10 +19,14 @@ from requant.ledger.index import (
     ROWS,
     Index,
     OpenArtifact,
+    index_at,
     matches,
 )
+from requant.ledger.keys import content_keys
 from requant.ledger.nearest import Nearest, among, in_index
-from requant.ledger.words import Flags, Keys, Places
+from requant.ledger.words import Flags, Keys, Lists, Places, words_of
+from requant.store import Store, materialise
+from requant.store.objects import read_manifest
 
 
 @dataclass(frozen=True)
@@ -113,10 +121,30 @@ def shared_runs(
     index: Index, open_artifact: OpenArtifact, batch: Batch, measured: Keys
 ) -> npt.NDArray[np.int32]:
     """Count the runs of each row that measured text holds: int32 [rows]; see `look_up`."""
-    asked = np.unique(batch.grams.values)
+    return _shared(index, open_artifact, batch.grams, measured)
+
+
+def not_held_out(store: Store, ledger: Path, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that share no run of 13 words with what a line holds out, of any night.
+
+    Args:
+        store: Of the line.
+        ledger: Its artifact.
+        rows: From elsewhere, which the ledger does not know.
+    """
+    index = index_at(ledger, read_manifest(ledger).digest)
+    found = grams(words_of(rows), content_keys(rows))
+    counts = _shared(index, partial(materialise, store), found, np.empty(0, np.uint64))
+    return [row for row, count in zip(rows, counts, strict=True) if not count]
+
+
+def _shared(
+    index: Index, open_artifact: OpenArtifact, found: Lists, measured: Keys
+) -> npt.NDArray[np.int32]:
+    asked = np.unique(found.values)
     texts = np.zeros(len(asked), np.int64)
-    for found in matches(index, open_artifact, GRAMS, asked, most=COMMON + 1):
-        texts += np.bincount(found.which, minlength=len(asked))
+    for held in matches(index, open_artifact, GRAMS, asked, most=COMMON + 1):
+        texts += np.bincount(held.which, minlength=len(asked))
     telltale = asked[telling(texts) | telling(counted(asked, measured))]
-    rows = batch.grams.owners[counted(batch.grams.values, telltale) > 0]
-    return np.bincount(rows, minlength=len(batch.numbers)).astype(np.int32)
+    rows = found.owners[counted(found.values, telltale) > 0]
+    return np.bincount(rows, minlength=len(found.sizes)).astype(np.int32)

@@ -15,6 +15,7 @@ from requant.config.task_names import (
 from requant.config.training import Optimisation
 from requant.data.faults import Fault, listed
 from requant.data.formats import Row, strings
+from requant.data.mixing import general_rows
 from requant.data.overlap import texts_of
 from requant.data.rows import Split
 from requant.data.samples import check_rows, nothing_left, too_long_for_all
@@ -36,7 +37,7 @@ from requant.preflight.base import LOADING_SECONDS, needing_template, opened_bas
 from requant.preflight.calibration import calibration_problems
 from requant.preflight.problem import Problem
 from requant.quantization.calibration import Pool
-from requant.stages.prepare_data import general_rows, read_old_text
+from requant.stages.prepare_data import read_old_text
 
 FIELD = "prepare_data.source"
 MEMORY_PER_BYTE = 40

@@ -15,9 +15,10 @@ from requant.preflight.base import FIELD, base_problems, door_problems
 from requant.preflight.data import MEMORY_PER_BYTE, data_bytes, data_problems
 from requant.preflight.known_looks import stamps, unless_known
 from requant.preflight.problem import Problem, checked
+from requant.preflight.written import written_problems
 from requant.stages import prepare_data
 
-VERSION = 10
+VERSION = 11
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 ELSEWHERE = ("name", "state", "runtime", "tracking", "deploy")
 """Sections that say nothing of base and rows."""
@@ -65,7 +66,7 @@ def look_from_child(argument: dict[str, Any], watch: Watch) -> list[dict[str, An
 
     # What the door did not let in nobody else reads.
     door = found(door_problems)
-    others = [] if door else found(base_problems)
+    others = [] if door else [*found(base_problems), *found(written_problems)]
     return [asdict(problem) for problem in (*door, *others, *found(data_problems, base=not door))]
 
 

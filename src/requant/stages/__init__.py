@@ -15,12 +15,14 @@ from requant.stages import (
     requantize_gptq,
     train_adapter,
     train_on_grid,
+    write_replay,
 )
 
 STAGES: Mapping[str, Stage] = {
     module.STAGE.name: module.STAGE
     for module in (
         prepare_base,
+        write_replay,
         collect_rows,
         extend_ledger,
         prepare_data,

@@ -1,13 +1,12 @@
 """prepare_data: one night's conversations, a held-out part, and evaluation tasks made from it."""
 
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from requant.canonical import canonical_json
+from requant.canonical import canonical_json, digest_of
 from requant.config.data import (
     CollectedData,
     FilesData,
@@ -16,18 +15,16 @@ from requant.config.data import (
     StdlibData,
     choice_task,
 )
-from requant.config.task_names import (
-    HELDOUT_PERPLEXITY,
-    OLD_PERPLEXITY,
-)
+from requant.config.task_names import HELDOUT_PERPLEXITY, OLD_PERPLEXITY
 from requant.corpus import corpus_digest, topics
-from requant.data.artifact import CARD_NAME, EVALUATION, GENERAL, HELDOUT, TRAIN
+from requant.data.artifact import CARD_NAME, EVALUATION, GENERAL, HELDOUT, TRAIN, WRITTEN
 from requant.data.chat_template import Rules, read_rules, write_rules
 from requant.data.formats import Row
-from requant.data.mixing import mixed
-from requant.data.overlap import Measured, duplicates, even
-from requant.data.plain_text import chunks, read_text
+from requant.data.mixing import BY_THE_BASE, general_rows, mixed, unmeasured
+from requant.data.overlap import Measured, duplicates, texts_of
+from requant.data.plain_text import read_text
 from requant.data.rows import Split, shuffled, write_jsonl
+from requant.data.samples import read_rows
 from requant.data.sources import (
     Sources,
     night_rows,
@@ -50,11 +47,9 @@ from requant.execution.stage import Metrics, Stage, StageContext
 from requant.figures import worded
 from requant.ledger.document import Ledger, read_decisions, read_ledger, rows_of
 from requant.ledger.fates import Decided
+from requant.ledger.verdicts import not_held_out
 from requant.store import Store
 from requant.store.manifest import hash_file
-
-GENERAL_PIECES = 256
-"""Of some 150 tokens each: a calibration takes half of them at most."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +68,27 @@ class Night:
     """Of the ledger."""
 
 
-def execute(section: PrepareData, context: StageContext, ledger: Path | None = None) -> Metrics:
+def execute(
+    section: PrepareData,
+    context: StageContext,
+    ledger: Path | None = None,
+    written: Path | None = None,
+) -> Metrics:
     """Write both parts, evaluation/, the rules of rendering and a card into `context.out`.
 
     Args:
         section: Of the configuration.
         context: Of the stage; where there is a ledger, its store holds the rows.
         ledger: What extend_ledger decided tonight; None where the section's source is read.
+        written: Artifact of write_replay; None where the base writes nothing.
 
     Returns:
         Counts: train_rows, replayed_rows (those of them that are not new), heldout_rows,
         rows_with_ignored_fields (columns or fields that nothing reads), duplicate_rows (rows that
         repeat an earlier one), general_rows (pieces of old text for calibration),
         `<task>_documents` of each generated task, and `<task>_units`, in which documents of one
-        group count once.
+        group count once; where the base writes rows also written_rows (those of them that are
+        trained on) and measured_written_rows (that are not, being like measured text).
 
     Raises:
         ContractError: On a bad row, an overlap with a given held-out part, or an empty part.
@@ -98,18 +100,21 @@ def execute(section: PrepareData, context: StageContext, ledger: Path | None = N
     old_text = read_old_text(section)
     made = night_documents(heldout, old_text, section.max_evaluation_rows, context.seed)
     general = general_rows(old_text, [each["text"] for each in made.old], context.seed)
+    own, like_measured = _written(context, written, ledger, heldout, made)
     mix = mixed(
         night.rows.train,
         night.earlier,
         general,
         section.replay,
         context.seed,
-        night=night.number,
+        written=own,
+        night=night.number or digest_of(night.rows.train),
         whole=night.whole,
     )
     for line in mix.said:
         context.reporter.message(line)
     train = mix.rows
+    by_the_base = {BY_THE_BASE: mix.counts.get(BY_THE_BASE, 0), "measured_written": like_measured}
     write_jsonl(context.out / TRAIN, train)
     write_jsonl(context.out / HELDOUT, heldout)
     write_rules(context.out, night.rules)
@@ -123,6 +128,7 @@ def execute(section: PrepareData, context: StageContext, ledger: Path | None = N
         "replayed_rows": float(len(train) - len(night.rows.train)),
         **night.counts,
         "general_rows": float(len(general)),
+        **{f"{name}_rows": float(count) for name, count in by_the_base.items() if written},
         **{f"{task}_documents": float(len(each)) for task, each in documents.items()},
         **{f"{task}_units": float(len(units(each))) for task, each in documents.items()},
     }
@@ -171,6 +177,29 @@ def _taken(section: PrepareData, context: StageContext, folder: Path) -> Night:
     replays = ledger.consolidates or section.replay.rows
     earlier = _reservoir(context.store, ledger) if replays else {}
     return Night(split, card, read_rules(folder), {}, earlier, ledger.consolidates, ledger.night)
+
+
+def _written(
+    context: StageContext,
+    folder: Path | None,
+    ledger: Path | None,
+    heldout: Sequence[Row],
+    made: Documents,
+) -> tuple[list[Row], int]:
+    """Read what the base wrote but what is like measured text; return how many rows that is too."""
+    if folder is None:
+        return [], 0
+    rows = read_rows(folder / WRITTEN)
+    kept = unmeasured(rows, Measured(texts_of(heldout, [made.heldout, made.choices, made.old])))
+    if ledger is not None:
+        assert context.store is not None
+        kept = not_held_out(context.store, ledger, kept)
+    if left_out := len(rows) - len(kept):
+        context.reporter.message(
+            f"{left_out} of {len(rows)} rows that the base wrote are like text that is measured "
+            "on, and are not replayed"
+        )
+    return kept, left_out
 
 
 def _reservoir(store: Store, ledger: Ledger) -> dict[int, list[Row]]:
@@ -234,14 +263,6 @@ def _card(sources: Sources) -> dict[str, Any]:
         "ignored": sources.ignored,
         "turns_without_loss": weightless,
     }
-
-
-def general_rows(old_text: str, measured: Sequence[str], seed: int) -> list[Row]:
-    """Take pieces of old text that nobody measures on, the order by the seed."""
-    held = Measured(map(even, measured))
-    pieces = [piece for piece in dict.fromkeys(chunks(old_text)) if not held.holds([even(piece)])]
-    taken = random.Random(f"{seed}-general").sample(pieces, min(GENERAL_PIECES, len(pieces)))
-    return [{"text": piece} for piece in taken]
 
 
 def _write_tasks(
