@@ -22,6 +22,9 @@ from requant.config.plain_secrets import text_fault
 
 NOT_IN_KEY: dict[str, Any] = {"not_in_key": True}
 
+NOT_IN_KEY_WHERE_NULL: dict[str, Any] = {"not_in_key_where_null": True}
+"""Marks a field that came later, and that changes no byte while it is null: keys of before hold."""
+
 MAY_HOLD_SECRET: dict[str, Any] = {"may_hold_secret": True}
 """Marks a field into which somebody may write a password: no error shows what it holds, and MLflow
 gets no copy."""
@@ -66,7 +69,7 @@ class Section(BaseModel):
 
 
 def has_mark(info: FieldInfo, mark: dict[str, Any]) -> bool:
-    """Tell whether a field was declared with `NOT_IN_KEY` or `MAY_HOLD_SECRET`."""
+    """Tell whether a field was declared with one of the marks above."""
     extra = info.json_schema_extra
     return isinstance(extra, dict) and mark.items() <= extra.items()
 
@@ -77,6 +80,8 @@ def _fields_without(section: BaseModel, mark: dict[str, Any]) -> dict[str, Any]:
         if has_mark(info, mark):
             continue
         value = getattr(section, name)
+        if mark is NOT_IN_KEY and value is None and has_mark(info, NOT_IN_KEY_WHERE_NULL):
+            continue
         if isinstance(value, BaseModel):
             fields[name] = _fields_without(value, mark)
         elif isinstance(value, tuple) and all(isinstance(item, BaseModel) for item in value):
