@@ -14,6 +14,7 @@ from requant.config.training import Optimisation, Pull, TrainAdapter
 from requant.errors import TerminalError
 from requant.execution.launcher import Launch, in_own_process
 from requant.execution.stage import StageContext
+from requant.methods import METHODS
 from requant.stages import train_adapter
 from requant.store import describe
 from requant.training.fine_tune import _callback
@@ -21,6 +22,7 @@ from requant.training.pull_terms import first_updates, head_of, update_distance
 from tests.stages.conftest import STEPS, KillAtStep5, make_context
 from tests.support.chain import child_process
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "provenance.json")
 FREE = 1e-30
 """A weight that measures and does not pull."""
 
@@ -45,7 +47,7 @@ def parent(nf4: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory)
     """Adapter of a night before, far from its base."""
     folder = tmp_path_factory.mktemp("parent")
     context, metrics = train(folder, section(("kl", FREE)), base=nf4, data=tiny_data)
-    assert metrics["pull_kl_last"] > 0.02
+    assert metrics["pull_kl_last"] > 0.003
     return context.out
 
 
@@ -65,28 +67,25 @@ def test_a_strong_pull_holds_a_model_where_it_began(
     kind: str, method: str, nf4: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     inputs = {"base": nf4, "data": tiny_data}
-    free, far = train(tmp_path / "free", section((kind, FREE), method=method), **inputs)
-    held, near = train(tmp_path / "held", section((kind, 1e4), method=method), **inputs)
-    assert near[f"pull_{kind}_last"] < far[f"pull_{kind}_last"] / 3
-    assert len(curve(held, f"pull_{kind}")) == 6
+    prompts = METHODS[method].prompts
+    # Few steps move a prompt little.
+    steps = STEPS.model_copy(update={"learning_rate": 0.05 if prompts else 5e-3})
+    fields = {"method": method, "dropout": 0.1, "optimisation": steps}
+    free, far = train(tmp_path / "free", section((kind, FREE), **fields), **inputs)
+    held, near = train(tmp_path / "held", section((kind, 1e4), **fields), **inputs)
+    name = f"pull_{kind}"
+    first, *later = curve(free, name)
+    # A new adapter begins at its start, whatever falls to dropout; a prompt is random numbers.
+    assert (first > 1e-4) == prompts
+    assert prompts or first == pytest.approx(0, abs=1e-6 if kind == "kl" else 0)
+    assert len(later) == 5
+    assert min(later) > 1e-4
+    assert (far[f"{name}_first"], far[f"{name}_last"]) == (first, later[-1])
+    assert near[f"{name}_last"] < far[f"{name}_last"] / 10
     # The loss that is told is that of the text, whatever the pull weighs.
     assert near["loss_first"] == pytest.approx(far["loss_first"], rel=1e-5)
     names = [{path.name for path in each.out.iterdir()} for each in (free, held)]
-    assert names[0] == names[1]
-    assert not [path for path in held.out.iterdir() if path.is_dir()]
-
-
-@pytest.mark.parametrize("kind", ["kl", "l2"])
-@pytest.mark.parametrize("method", ["lora", "dora"])
-def test_a_new_adapter_begins_at_its_start(
-    kind: str, method: str, nf4: Path, tiny_data: Path, tmp_path: Path
-) -> None:
-    of = section((kind, FREE), method=method, dropout=0.5)
-    context, metrics = train(tmp_path, of, base=nf4, data=tiny_data)
-    first, *later = curve(context, f"pull_{kind}")
-    assert first == pytest.approx(0, abs=1e-6 if kind == "kl" else 0)
-    assert min(later) > 1e-4
-    assert metrics[f"pull_{kind}_first"] == first
+    assert names[0] == names[1] == {*ADAPTER_FILES}
 
 
 @pytest.mark.parametrize("kind", ["kl", "l2"])
@@ -109,9 +108,10 @@ def test_an_adapter_that_is_trained_on_is_held_near_its_parent(
     anew, far = train(tmp_path / "anew", section((kind, FREE)), **inputs)
     on, near = train(tmp_path / "on", section((kind, 1e4)), **inputs, start=parent)
     # As far as one night goes, the parent is from the original.
-    assert curve(on, f"pull_{kind}")[0] < far[f"pull_{kind}_last"] / 100
-    assert near[f"pull_{kind}_last"] < far[f"pull_{kind}_last"] / 3
-    assert near["loss_last"] < curve(anew, "loss")[0] - 0.1
+    assert curve(on, f"pull_{kind}")[0] < far[f"pull_{kind}_last"] / 30
+    assert near[f"pull_{kind}_last"] < far[f"pull_{kind}_last"] / 10
+    # It is near the parent, which knows more than the original.
+    assert curve(on, "loss")[0] < curve(anew, "loss")[0] - 0.02
 
 
 def test_a_stack_is_held_near_the_adapters_below(
@@ -163,15 +163,14 @@ def test_a_step_is_the_same_in_one_batch_or_four(
         assert four == pytest.approx(one, rel=0.01, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["kl", "l2"])
-def test_two_ranks_are_pulled_as_one(kind: str, nf4: Path, tiny_data: Path, tmp_path: Path) -> None:
-    of = section((kind, 5.0), optimisation=STEPS.model_copy(update={"learning_rate": 1e-3}))
+def test_two_ranks_are_pulled_as_one(nf4: Path, tiny_data: Path, tmp_path: Path) -> None:
+    of = section(("kl", 5.0), optimisation=STEPS.model_copy(update={"learning_rate": 1e-3}))
     inputs = {"base": nf4, "data": tiny_data}
     one, _ = train(tmp_path / "one", of, **inputs)
     two = make_context(tmp_path / "two")
     launch = Launch(log=tmp_path / "stage.log", ranks=2)
     in_own_process(train_adapter.STAGE, launch)(of, two, **inputs)
-    for name in (f"pull_{kind}", "loss"):
+    for name in ("pull_kl", "loss"):
         assert curve(two, name) == pytest.approx(curve(one, name), rel=0.01, abs=1e-6)
 
 

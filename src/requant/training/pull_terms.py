@@ -82,19 +82,19 @@ def first_updates(model: Any) -> tuple[Update, ...]:
     """Copy the factors of the adapter that is trained, as the training found them."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, LoraLayer) and TRAINED in module.scaling
-    ]
-    return tuple(
-        Update(
-            layer,
-            *(factor.detach().clone().float() for factor in _factors(layer)),
-            None if (found := _magnitude(layer)) is None else found.detach().clone().float(),
-        )
-        for layer in layers
-    )
+    def copy(tensor: Any) -> "torch.Tensor":
+        copied: torch.Tensor = tensor.detach().clone().float()
+        return copied
+
+    found = []
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and TRAINED in module.scaling:
+            down, up = _factors(module)
+            magnitude = _magnitude(module)
+            found.append(
+                Update(module, copy(down), copy(up), None if magnitude is None else copy(magnitude))
+            )
+    return tuple(found)
 
 
 def update_distance(updates: tuple[Update, ...]) -> "torch.Tensor":
