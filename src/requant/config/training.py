@@ -6,7 +6,16 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from requant.config.given_names import Name
-from requant.config.section import NOT_IN_KEY, Fraction, Positive, Relative, Section, StoredDtype
+from requant.config.section import (
+    NEUTRAL_DEFAULT,
+    NOT_IN_KEY,
+    Fraction,
+    Positive,
+    Relative,
+    Section,
+    StoredDtype,
+)
+from requant.methods import METHODS
 
 
 class Optimisation(Section):
@@ -46,6 +55,21 @@ class Optimisation(Section):
         return self
 
 
+class Pull(Section):
+    """A second term of the loss, which holds a model near the one that its training starts from.
+
+    What it promises and costs: docs/generations.md.
+    """
+
+    kind: Literal["kl", "l2"] = Field(
+        description="kl: KL(start || now) on the assistant's tokens, nats a token, for one more "
+        "forward pass a batch; l2: squared Frobenius norm of what the update has changed by"
+    )
+    weight: float = Field(
+        gt=0.0, le=1e6, description="factor of the term: of nats a token, or of squared weights"
+    )
+
+
 class TrainAdapter(Section):
     """LoRA (Hu et al. 2021) or DoRA (Liu et al. 2024) on the quantized base."""
 
@@ -65,12 +89,27 @@ class TrainAdapter(Section):
         min_length=1,
         description="names of the linear layers; all-linear finds nothing on a GPTQ base",
     )
+    pull: Pull | None = Field(
+        None,
+        description="towards the model that tonight starts from; null: none",
+        json_schema_extra=NEUTRAL_DEFAULT,
+    )
     optimisation: Optimisation
 
     @model_validator(mode="before")
     @classmethod
     def _length_where_off(cls, given: Any) -> Any:
         return _with_length_where_off(given)
+
+    @model_validator(mode="after")
+    def _pull_fits_method(self) -> "TrainAdapter":
+        if self.pull and self.pull.kind == "l2" and METHODS[self.method].prompts:
+            raise ValueError(
+                f"pull.kind='l2' with method={self.method!r}: a prompt begins as random numbers, "
+                "and to stay near those holds the model near nothing; set pull.kind=kl, or take "
+                "method=lora, rslora or dora"
+            )
+        return self
 
 
 class ContinueTrain(Section):

@@ -94,6 +94,7 @@ def execute(
         data,
         section.optimisation,
         context,
+        pull=section.pull,
         on_resume=lambda: activate_all(model, stacked) if stacked else None,
     )
     model.save_pretrained(context.out, save_embedding_layers=False, selected_adapters=["default"])

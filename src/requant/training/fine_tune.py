@@ -5,18 +5,19 @@ on the assistant's tokens with every chat template, not only those trl has marke
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from requant.config.training import Optimisation
+from requant.config.training import Optimisation, Pull
 from requant.data.artifact import TRAIN
 from requant.data.samples import encode_data, summary
 from requant.errors import TerminalError
 from requant.execution.stage import Metrics, StageContext
 from requant.training.batching import padding_share, samples_to_see, training_order
 from requant.training.checkpoints import last_checkpoint, mark_complete
+from requant.training.pull import curve, trainer_with_pull
 from requant.wording import few
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def fine_tune(
     optimisation: Optimisation,
     context: StageContext,
     *,
+    pull: Pull | None = None,
     on_resume: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Train the parameters of `model` that require gradients, in place.
@@ -44,13 +46,15 @@ def fine_tune(
         data: Dataset artifact; `train.jsonl` is read.
         optimisation: How long and how fast.
         context: Of the stage.
+        pull: Second term of the loss, for a peft model; see `requant.training.pull`.
         on_resume: Called before the first step, when a checkpoint is loaded: loading one may
             switch adapters off.
 
     Returns:
         loss_first and loss_last (means over the first and last tenth of the logged steps, nats per
-        token), steps, passes (over the samples), tokens_seen (without padding), padding_share,
-        trained_parameters, and the counts of `RowReport`.
+        token, without a pull's term), likewise first and last of a pull's `curve`, steps, passes
+        (over the samples), tokens_seen (without padding), padding_share, trained_parameters, and
+        the counts of `RowReport`.
 
     Raises:
         ContractError: As `encode_data`.
@@ -85,12 +89,14 @@ def fine_tune(
         len(encoded), per_step, steps=optimisation.max_steps, epochs=optimisation.epochs
     )
     order = training_order(lengths, per_step, seen, context.seed)
-    trainer = SFTTrainer(
+    make = SFTTrainer if pull is None else trainer_with_pull(pull, model)
+    curves = ("loss",) if pull is None else ("loss", curve(pull))
+    trainer = make(
         model=model,
         args=_arguments(optimisation, context, math.ceil(seen / per_step)),
         train_dataset=Dataset.from_list(encoded).select(order),
         processing_class=tokenizer,
-        callbacks=[_callback(context, on_resume)],
+        callbacks=[_callback(context, on_resume, curves)],
     )
     trainer.remove_callback(PrinterCallback)
     # SFTTrainer casts the adapters of a quantized base to bfloat16.
@@ -104,17 +110,15 @@ def fine_tune(
     context.reporter.message(
         f"training {sum(parameter.numel() for parameter in trained):,} parameters for "
         f"{trainer.args.max_steps} steps on {len(encoded)} samples, {passes:.3g} passes"
+        + (f", pulled to their start: loss + {pull.weight:g} {curve(pull)}" if pull else "")
     )
     with _labelled_positions_only():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     # A model that trained with gradient checkpointing or hooks must leave as an ordinary one.
     model.config.use_cache = True
     model.eval()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    tenth = max(1, len(losses) // 10)
     return {
-        "loss_first": sum(losses[:tenth]) / tenth,
-        "loss_last": sum(losses[-tenth:]) / tenth,
+        **_ends(curves, trainer.state.log_history),
         "steps": float(trainer.state.global_step),
         "passes": passes,
         "tokens_seen": float(sum(lengths[index] for index in order)),
@@ -212,7 +216,20 @@ def _arguments(optimisation: Optimisation, context: StageContext, steps: int) ->
     return arguments
 
 
-def _callback(context: StageContext, on_resume: Callable[[], None]) -> "TrainerCallback":
+def _ends(curves: Sequence[str], history: Sequence[Mapping[str, Any]]) -> Metrics:
+    """Return the means of curves over the first and the last tenth of the logged steps."""
+    found: Metrics = {}
+    for name in curves:
+        values = [entry[name] for entry in history if name in entry]
+        tenth = max(1, len(values) // 10)
+        found[f"{name}_first"] = sum(values[:tenth]) / tenth
+        found[f"{name}_last"] = sum(values[-tenth:]) / tenth
+    return found
+
+
+def _callback(
+    context: StageContext, on_resume: Callable[[], None], curves: Sequence[str]
+) -> "TrainerCallback":
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):  # type: ignore[misc]
@@ -234,11 +251,12 @@ def _callback(context: StageContext, on_resume: Callable[[], None]) -> "TrainerC
         def on_log(
             self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
         ) -> None:
-            for name in ("loss", "grad_norm"):
+            for name in (*curves, "grad_norm"):
                 if not math.isfinite(logs.get(name, 0.0)):
                     raise TerminalError(
                         f"{name}: {logs[name]} at step {state.global_step}; lower "
                         "optimisation.learning_rate or optimisation.max_grad_norm"
+                        + (", or pull.weight" if len(curves) > 1 else "")
                     )
             self._report(logs, state.global_step)
             context.reporter.progress(state.global_step, state.max_steps, "steps")
@@ -250,7 +268,7 @@ def _callback(context: StageContext, on_resume: Callable[[], None]) -> "TrainerC
                 mark_complete(context.work / f"checkpoint-{state.global_step}")
 
         def _report(self, logs: Mapping[str, Any], step: int) -> None:
-            names = ("loss", "learning_rate", "grad_norm")
+            names = (*curves, "learning_rate", "grad_norm")
             points = {name: float(logs[name]) for name in names if name in logs}
             if points:
                 context.reporter.metrics(points, step)
