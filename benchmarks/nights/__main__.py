@@ -17,6 +17,7 @@ from benchmarks.nights.arms import ARMS, SIZES, Arm
 from benchmarks.nights.report import write_report
 from benchmarks.nights.run import FIRST, measure_arm, run_arm
 from benchmarks.nights.texts import fetch
+from requant.machine.library_noise import log_only_errors
 
 BY_NAME = {arm.name: arm for arm in ARMS}
 FOLDER = Path(".requant/nights")
@@ -24,6 +25,7 @@ FOLDER = Path(".requant/nights")
 
 def main() -> None:
     """Run what is missing, then write the page."""
+    log_only_errors()
     words = argparse.ArgumentParser(prog="python -m benchmarks.nights")
     words.add_argument("--base", choices=SIZES, default="tiny")
     words.add_argument("--seeds", type=int, default=3, help="0, 1, ...")

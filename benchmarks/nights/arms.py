@@ -18,6 +18,7 @@ class Arm:
     name: str
     policy: str = "fresh"
     replay: Fields = field(default_factory=dict)
+    """prepare_data.replay."""
     train_adapter: Fields = field(default_factory=dict)
     merge_fp16: Fields = field(default_factory=dict)
     everything: bool = False
@@ -28,12 +29,25 @@ class Arm:
 REPLAY = 0.2
 """Share of a night's rows. Of six nights the first has none: 7.25 times the rows of one, and the
 upper bound trains on 21 times as many."""
+KL_WEIGHT = 0.3
 ARMS = (
     Arm("fresh"),
     Arm("continue", policy="continue"),
     Arm("stack", policy="stack"),
     Arm("chain", policy="chain"),
     Arm("continue, replay", policy="continue", replay={"rows": REPLAY}),
+    Arm("continue, written", policy="continue", replay={"written": REPLAY}),
+    Arm(
+        "continue, replay, KL",
+        policy="continue",
+        replay={"rows": REPLAY},
+        train_adapter={"pull": {"kind": "kl", "weight": KL_WEIGHT}},
+    ),
+    Arm(
+        "continue, KL",
+        policy="continue",
+        train_adapter={"pull": {"kind": "kl", "weight": KL_WEIGHT}},
+    ),
     Arm("chain, replay", policy="chain", replay={"rows": REPLAY}),
     Arm("averaged", merge_fp16={"past_nights": 1, "combine": "linear"}),
     Arm("naive", kind="naive"),
@@ -57,6 +71,8 @@ class Sizes:
     """train_adapter: rank and so on."""
     optimisation: Fields
     requantize: Fields
+    written: Fields
+    """write_replay: what the base writes, once for all lines."""
     evaluation_rows: int
 
 
@@ -80,6 +96,7 @@ SIZES = {
         train={"rank": 16, "alpha": 32},
         optimisation={"epochs": 1, "learning_rate": 2.0e-3, "max_length": 128},
         requantize={"group_size": 64, "calibration_rows": 32, "calibration_length": 128},
+        written={"rows": 128, "max_tokens": 64},
         evaluation_rows=96,
     ),
     "smollm2": Sizes(
@@ -89,6 +106,7 @@ SIZES = {
         train={"rank": 16, "alpha": 32},
         optimisation={"epochs": 1, "learning_rate": 4.0e-4, "max_length": 128},
         requantize={"group_size": 64, "calibration_rows": 96, "calibration_length": 256},
+        written={"rows": 256, "max_tokens": 256},
         evaluation_rows=64,
     ),
 }
@@ -105,13 +123,14 @@ def line_of(arm: Arm, sizes: Sizes, state: Path, rows: Path, seed: int) -> Confi
         seed: Of everything.
     """
     nights = len(NIGHTS)
-    name = arm.name.replace(", ", "-").replace(" ", "-")
+    name = arm.name.replace(", ", "-").replace(" ", "-").lower()
     return Config.model_validate(
         {
             "name": f"{name}-{seed}",
             "seed": seed,
             "state": str(state),
             "prepare_base": {"source": sizes.base},
+            "write_replay": {"enabled": "written" in arm.replay, **sizes.written},
             "collect_rows": {
                 "enabled": True,
                 "sources": [{"kind": "files", "name": "nights", "paths": [str(rows)]}],
