@@ -26,21 +26,22 @@ class Arm:
     kind: Literal["line", "naive"] = "line"
 
 
-REPLAY = 0.2
-"""Share of a night's rows. Of six nights the first has none: 7.25 times the rows of one, and the
-upper bound trains on 21 times as many."""
+REPLAY = {"rows": 0.1, "general": 0.09}
+"""Of six nights the first has no earlier rows: they train on 7.3 times the new rows of one, and the
+upper bound on 21 times as many."""
+WRITTEN = {"written": 0.19}
 KL_WEIGHT = 0.3
 ARMS = (
     Arm("fresh"),
     Arm("continue", policy="continue"),
     Arm("stack", policy="stack"),
     Arm("chain", policy="chain"),
-    Arm("continue, replay", policy="continue", replay={"rows": REPLAY}),
-    Arm("continue, written", policy="continue", replay={"written": REPLAY}),
+    Arm("continue, replay", policy="continue", replay=REPLAY),
+    Arm("continue, written", policy="continue", replay=WRITTEN),
     Arm(
         "continue, replay, KL",
         policy="continue",
-        replay={"rows": REPLAY},
+        replay=REPLAY,
         train_adapter={"pull": {"kind": "kl", "weight": KL_WEIGHT}},
     ),
     Arm(
@@ -48,7 +49,7 @@ ARMS = (
         policy="continue",
         train_adapter={"pull": {"kind": "kl", "weight": KL_WEIGHT}},
     ),
-    Arm("chain, replay", policy="chain", replay={"rows": REPLAY}),
+    Arm("chain, replay", policy="chain", replay=REPLAY),
     Arm("averaged", merge_fp16={"past_nights": 1, "combine": "linear"}),
     Arm("naive", kind="naive"),
     Arm("everything", everything=True),
@@ -91,23 +92,23 @@ SIZES = {
             "sequence_length": 192,
             "learning_rate": 2.0e-3,
         },
-        rows=280,
+        rows=400,
         measured=40,
         train={"rank": 16, "alpha": 32},
-        optimisation={"epochs": 1, "learning_rate": 2.0e-3, "max_length": 128},
+        optimisation={"epochs": 1, "learning_rate": 1.0e-3, "max_length": 128},
         requantize={"group_size": 64, "calibration_rows": 32, "calibration_length": 128},
         written={"rows": 128, "max_tokens": 64},
-        evaluation_rows=96,
+        evaluation_rows=192,
     ),
     "smollm2": Sizes(
         base={"kind": "folder", "path": ".requant/real/smollm2-135m"},
-        rows=320,
+        rows=400,
         measured=24,
         train={"rank": 16, "alpha": 32},
         optimisation={"epochs": 1, "learning_rate": 4.0e-4, "max_length": 128},
         requantize={"group_size": 64, "calibration_rows": 96, "calibration_length": 256},
         written={"rows": 256, "max_tokens": 256},
-        evaluation_rows=64,
+        evaluation_rows=128,
     ),
 }
 
@@ -136,7 +137,7 @@ def line_of(arm: Arm, sizes: Sizes, state: Path, rows: Path, seed: int) -> Confi
                 "sources": [{"kind": "files", "name": "nights", "paths": [str(rows)]}],
             },
             "extend_ledger": {
-                "heldout_fraction": 0.3,
+                "heldout_fraction": 0.4,
                 "consolidate_every": 1 if arm.everything else None,
                 "reservoir_rows": nights * sizes.rows,
             },
