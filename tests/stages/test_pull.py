@@ -108,8 +108,8 @@ def test_an_adapter_that_is_trained_on_is_held_near_its_parent(
     anew, far = train(tmp_path / "anew", section((kind, FREE)), **inputs)
     on, near = train(tmp_path / "on", section((kind, 1e4)), **inputs, start=parent)
     # As far as one night goes, the parent is from the original.
-    assert curve(on, f"pull_{kind}")[0] < far[f"pull_{kind}_last"] / 30
-    assert near[f"pull_{kind}_last"] < far[f"pull_{kind}_last"] / 10
+    assert curve(on, f"pull_{kind}")[0] < far[f"pull_{kind}_last"] / 100
+    assert near[f"pull_{kind}_last"] < far[f"pull_{kind}_last"] / 3
     # It is near the parent, which knows more than the original.
     assert curve(on, "loss")[0] < curve(anew, "loss")[0] - 0.02
 
