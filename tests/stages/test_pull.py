@@ -90,10 +90,10 @@ def test_a_strong_pull_holds_a_model_where_it_began(
 
 @pytest.mark.parametrize("kind", ["kl", "l2"])
 def test_what_pulls_by_nothing_changes_nothing(
-    kind: str, parent: Path, nf4: Path, tiny_data: Path, tmp_path: Path
+    kind: str, nf4: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     """The second pass draws no random number, so dropout falls as it does without it."""
-    inputs = {"base": nf4, "data": tiny_data, "start": parent}
+    inputs = {"base": nf4, "data": tiny_data}
     plain, _ = train(tmp_path / "plain", section(None, dropout=0.3), **inputs)
     measured, _ = train(tmp_path / "kl", section((kind, FREE), dropout=0.3), **inputs)
     assert curve(measured, "loss") == pytest.approx(curve(plain, "loss"), rel=1e-5)
