@@ -90,10 +90,10 @@ def test_a_strong_pull_holds_a_model_where_it_began(
 
 @pytest.mark.parametrize("kind", ["kl", "l2"])
 def test_what_pulls_by_nothing_changes_nothing(
-    kind: str, parent: Path, nf4: Path, tiny_data: Path, tmp_path: Path
+    kind: str, nf4: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     """The second pass draws no random number, so dropout falls as it does without it."""
-    inputs = {"base": nf4, "data": tiny_data, "start": parent}
+    inputs = {"base": nf4, "data": tiny_data}
     plain, _ = train(tmp_path / "plain", section(None, dropout=0.3), **inputs)
     measured, _ = train(tmp_path / "kl", section((kind, FREE), dropout=0.3), **inputs)
     assert curve(measured, "loss") == pytest.approx(curve(plain, "loss"), rel=1e-5)
@@ -108,8 +108,8 @@ def test_an_adapter_that_is_trained_on_is_held_near_its_parent(
     anew, far = train(tmp_path / "anew", section((kind, FREE)), **inputs)
     on, near = train(tmp_path / "on", section((kind, 1e4)), **inputs, start=parent)
     # As far as one night goes, the parent is from the original.
-    assert curve(on, f"pull_{kind}")[0] < far[f"pull_{kind}_last"] / 30
-    assert near[f"pull_{kind}_last"] < far[f"pull_{kind}_last"] / 10
+    assert curve(on, f"pull_{kind}")[0] < far[f"pull_{kind}_last"] / 100
+    assert near[f"pull_{kind}_last"] < far[f"pull_{kind}_last"] / 3
     # It is near the parent, which knows more than the original.
     assert curve(on, "loss")[0] < curve(anew, "loss")[0] - 0.02
 
