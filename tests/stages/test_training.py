@@ -226,6 +226,14 @@ def test_an_adapter_is_trained_on_from_where_the_night_before_left_it(
     assert after["loss_first"] < before["loss_first"]
     old, new = (load_file(each.out / "adapter_model.safetensors") for each in (first, second))
     assert old.keys() == new.keys()
+    # Nothing rounds twice: steps of nearly nothing leave every bit of the parent's adapter.
+    still = STEPS.model_copy(update={"learning_rate": 1e-30, "max_steps": 1})
+    same = section.model_copy(update={"optimisation": still, "dropout": 0.5})
+    third = make_context(tmp_path / "three")
+    train_adapter.execute(same, third, base=nf4, data=tiny_data, start=first.out)
+    left = load_file(third.out / "adapter_model.safetensors")
+    assert all(torch.equal(left[name], tensor) for name, tensor in old.items())
+    assert json.loads((third.out / "adapter_config.json").read_text())["lora_dropout"] == 0.5
     other = section.model_copy(update={"rank": 8})
     with pytest.raises(ContractError, match=r"another than tonight's \(r: 4 -> 8\); set train_ad"):
         train_adapter.execute(

@@ -61,7 +61,7 @@ def execute(
     from requant.training.fine_tune import fine_tune
 
     import_gptqmodel()
-    from peft import PeftModel, get_peft_model
+    from peft import PeftConfig, PeftModel, get_peft_model
     from transformers import set_seed
 
     # Seeds the random A: without it the same key would give other bytes.
@@ -76,7 +76,11 @@ def execute(
     else:
         check_start(start, wanted)
         check_provenance(start, trained_on=weights_digest(base))
-        model = PeftModel.from_pretrained(model, start, is_trainable=True)
+        found = PeftConfig.from_pretrained(str(start))
+        if hasattr(wanted, "lora_dropout"):
+            # No weight depends on it, so a night may have another one than its parent.
+            found.lora_dropout = wanted.lora_dropout
+        model = PeftModel.from_pretrained(model, start, is_trainable=True, config=found)
     for folder in stacked.values():
         check_provenance(folder, trained_on=weights_digest(base))
     put_below(model, stacked)
@@ -95,6 +99,7 @@ def execute(
         section.optimisation,
         context,
         pull=section.pull,
+        trained_before=start is not None,
         on_resume=lambda: activate_all(model, stacked) if stacked else None,
     )
     model.save_pretrained(context.out, save_embedding_layers=False, selected_adapters=["default"])

@@ -32,6 +32,7 @@ def fine_tune(
     context: StageContext,
     *,
     pull: Pull | None = None,
+    trained_before: bool = False,
     on_resume: Callable[[], None] = lambda: None,
 ) -> Metrics:
     """Train the parameters of `model` that require gradients, in place.
@@ -47,6 +48,8 @@ def fine_tune(
         optimisation: How long and how fast.
         context: Of the stage.
         pull: Second term of the loss, for a peft model; see `requant.training.pull`.
+        trained_before: Whether the parameters come from an earlier training: they are trained on
+            as they are. New ones are random, and may be rounded as trl does.
         on_resume: Called before the first step, when a checkpoint is loaded: loading one may
             switch adapters off.
 
@@ -91,6 +94,9 @@ def fine_tune(
     order = training_order(lengths, per_step, seen, context.seed)
     make = SFTTrainer if pull is None else trainer_with_pull(pull, model)
     curves = ("loss",) if pull is None else ("loss", curve(pull))
+    given = [
+        parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad
+    ]
     trainer = make(
         model=model,
         args=_arguments(optimisation, context, math.ceil(seen / per_step)),
@@ -101,8 +107,8 @@ def fine_tune(
     trainer.remove_callback(PrinterCallback)
     # SFTTrainer casts the adapters of a quantized base to bfloat16.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in trained:
-        parameter.data = parameter.data.float()
+    for parameter, value in zip(trained, given, strict=True):
+        parameter.data = value.float() if trained_before else parameter.data.float()
     checkpoint = last_checkpoint(context.work, trainer.args.max_steps, context.reporter)
     if checkpoint is not None:
         context.reporter.message(f"resuming from {checkpoint.name}")
