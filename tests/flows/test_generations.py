@@ -70,7 +70,7 @@ def test_the_generation_at_which_a_score_turned_is_named(project: Path) -> None:
     assert re.search(r"turned at night [12]: |no clear change from the first to night 2: ", said)
     number = re.search(r"row (\d+)", requant("data", "show", config, "held_out"))
     assert number
-    assert "requant_row, mean of 1 documents" in requant("blame", config, number[1])
+    assert "requant_row, one document, higher" in requant("blame", config, number[1])
     assert "tasks: heldout_perplexity, " in requant("blame", config, "nonsense", fails=2)
     assert "numbered from 0" in requant("blame", config, "100000", fails=2)
 
@@ -100,5 +100,6 @@ def test_rows_of_a_model_that_is_rolled_back_are_set_aside(project: Path) -> Non
     assert "set aside" in requant("data", "status", project / "line.yaml")
     assert "no row is discarded" in requant("data", "show", project / "line.yaml", "discarded")
     requant("promote", project / "line.yaml", "--version", 2, "--reason", "it was right")
-    assert read_line(Store(project / "state"), "micro").nights[2].verdict == "accepted"
+    promoted = read_line(Store(project / "state"), "micro").nights[2]
+    assert (promoted.verdict, promoted.reason) == ("accepted", "")
     assert "set aside" not in requant("data", "status", project / "line.yaml")

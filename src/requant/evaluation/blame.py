@@ -100,7 +100,9 @@ def blame(config: Config, what: str, night: int | None, context: StageContext) -
 def in_words(turn: Turn) -> list[str]:
     """Say where a score turned, a line each."""
     asked = [f"{_named(night)}: {score:.4f}" for night, score in turn.asked.items()]
-    lines = [f"{turn.task}, mean of {turn.whole.n} documents, higher is better", *asked]
+    count = turn.whole.n
+    documents = f"mean of {count} documents" if count > 1 else "one document"
+    lines = [f"{turn.task}, {documents}, higher is better", *asked]
     last = max(turn.asked)
     if turn.after is None or turn.before is None or turn.step is None:
         return [*lines, f"no clear change from the first to night {last}: {_interval(turn.whole)}"]

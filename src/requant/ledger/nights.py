@@ -136,7 +136,8 @@ def _served(line: Line, model: str, reason: str) -> Line:
     changes: dict[int, dict[str, str]] = {}
     for number, outcome in line.nights.items():
         if number == ours and outcome.verdict in SET_ASIDE:
-            changes[number] = {"verdict": "accepted"}
+            # Why it was set aside holds no more.
+            changes[number] = {"verdict": "accepted", "reason": ""}
         elif number not in ancestors and outcome.verdict == "accepted":
             changes[number] = {"verdict": "refused", "reason": reason}
     settled = {n: line.nights[n].model_copy(update=change) for n, change in changes.items()}
