@@ -10,6 +10,7 @@ from requant.errors import ConfigError
 from requant.evaluation.blocks import drawn, first_block
 from requant.evaluation.lm_eval import local_tasks, task_manager
 from requant.evaluation.loading import shared_loads
+from requant.evaluation.own_tasks import copy_own_tasks, own_tasks
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.subject import ask, settle, subject
 from requant.evaluation.tasks import answer_documents, write_perplexity_task
@@ -217,7 +218,10 @@ def _asking(config: Config, task: str, context: StageContext) -> Callable[[Kept]
     order = drawn(generated, context.seed, section.limit)
     documents = first_block(order, section.first_documents)
     named = () if generated else (task,)
-    manager = task_manager(work, named, defaults=bool(named))
+    own = own_tasks(section.task_folder, code=section.task_code) if section.task_folder else {}
+    if section.task_folder:
+        copy_own_tasks(section.task_folder, work)
+    manager = task_manager(work, named, defaults=not own.keys() >= set(named))
     load = shared_loads(context.device, [])
 
     def score(generation: Kept) -> TaskScores:
