@@ -22,7 +22,8 @@ class Arm:
     train_adapter: Fields = field(default_factory=dict)
     merge_fp16: Fields = field(default_factory=dict)
     everything: bool = False
-    """Every night trains the original on all rows that it may train on."""
+    """Every night trains the original on all rows so far. No gate refuses it: this is the upper
+    bound in quality, and knows which night is poisoned."""
     kind: Literal["line", "naive"] = "line"
 
 

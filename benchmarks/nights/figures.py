@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from benchmarks.nights.run import read_nights
 from benchmarks.nights.scores import OLD
@@ -19,7 +20,7 @@ Scores = dict[str, list[float]]
 class Course:
     """An arm under one seed."""
 
-    nights: list[dict[str, object]]
+    nights: list[dict[str, Any]]
     matrix: list[Scores]
     """Of what served before the first night, and after each."""
 
@@ -90,12 +91,12 @@ def mean_gain(courses: Sequence[Course]) -> Paired:
 def shares(courses: Sequence[Course], bound: Sequence[Course]) -> dict[str, float]:
     """Return domain -> gain at the end, as a share of the upper bound's."""
     most = gains(bound)
-    return {d: gain.value / most[d].mean for d, gain in gains(courses).items()}
+    return {d: gain.mean / most[d].mean for d, gain in gains(courses).items()}
 
 
 def total(courses: Sequence[Course], name: str) -> float:
     """Return the mean over seeds of what the nights took in all: steps, rows or seconds."""
-    return fmean(sum(float(str(night[name])) for night in c.nights) for c in courses)
+    return fmean(sum(float(night[name]) for night in c.nights) for c in courses)
 
 
 def verdicts(courses: Sequence[Course], brings: str) -> list[str]:

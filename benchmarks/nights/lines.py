@@ -10,7 +10,7 @@ from requant.data.formats import Row
 from requant.evaluation.night_verdict import read_verdict
 from requant.ledger.nights import end
 from requant.store import StageRecord, Store, materialise
-from requant.store.lines import Outcome
+from requant.store.lines import Outcome, Verdict
 from requant.store.pins import holder, pin
 from tasks.nightly.row_ledger import NothingToDo
 from tests.support.chain import run_chain
@@ -36,7 +36,9 @@ class NightResult:
     """Of the stages, as they were when they were executed."""
 
 
-def line_night(config: Config, rows: Path, number: int, brought: Sequence[Row]) -> NightResult:
+def line_night(
+    config: Config, rows: Path, number: int, brought: Sequence[Row], told: Verdict | None = None
+) -> NightResult:
     """Run a night of a line on what it brings, and let its model serve where the gate says so.
 
     Args:
@@ -44,6 +46,7 @@ def line_night(config: Config, rows: Path, number: int, brought: Sequence[Row]) 
         rows: Its folder of rows.
         number: Of the night, from 1.
         brought: Rows.
+        told: The verdict, in place of the gate's.
     """
     store = Store(config.state.resolve())
     if brought:
@@ -53,14 +56,15 @@ def line_night(config: Config, rows: Path, number: int, brought: Sequence[Row]) 
     except NothingToDo as idle:
         return NightResult("nothing to do", str(idle), _serving(store, config), None, 0, 0, 0)
     decision = read_verdict(materialise(store, records["evaluate"].digest), config.evaluate.gate)
-    verdict = {"promote": "accepted", "refuse": "refused"}.get(decision.verdict, "pending")
+    by_gate: dict[str, Verdict] = {"promote": "accepted", "refuse": "refused"}
+    verdict = told or by_gate.get(decision.verdict, "pending")
     model = records["requantize_gptq"].digest
     if verdict == "accepted":
         _serve(store, config.name, model)
     end(
         store,
         config.name,
-        Outcome.model_validate({"verdict": verdict, "model": model, "reason": decision.verdict}),
+        Outcome(verdict=verdict, model=model, reason=decision.verdict),
     )
     return NightResult(
         verdict=verdict,

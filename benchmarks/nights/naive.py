@@ -15,27 +15,33 @@ from requant.data.artifact import TRAIN
 from requant.data.chat_template import Rules, write_rules
 from requant.data.formats import Row
 from requant.execution.stage import StageContext
-from requant.models.load import load_model
+from requant.machine.library_noise import no_library_noise
+from requant.models.folder import stored_dtype
 from requant.models.tokenizer import load_tokenizer
 from requant.stages.train_adapter import execute as train_adapter
 
 
 def naive_night(
-    config: Config, folder: Path, quantized: Path, number: int, brought: Sequence[Row]
+    config: Config,
+    folder: Path,
+    bases: tuple[Path, Path],
+    number: int,
+    brought: Sequence[Row],
 ) -> NightResult:
     """Train the adapter of the night before on what a night brings, and merge it.
 
     Args:
         config: Of any line of the same sizes: what is trained, and for how long.
         folder: Of the arm.
-        quantized: NF4 base.
+        bases: The original, and its NF4 base.
         number: Of the night, from 1.
         brought: Rows without those that are measured.
     """
+    original, quantized = bases
     started = time.monotonic()
     merged = folder / "4bit"
     if not brought:
-        return NightResult("nothing to do", "", str(merged), None, 0, 0, 0)
+        return NightResult("nothing to do", "", str(merged.resolve()), None, 0, 0, 0)
     night, adapter = folder / f"night-{number}", folder / "adapter"
     write_rows(night / TRAIN, brought)
     write_rules(night, Rules())
@@ -48,7 +54,7 @@ def naive_night(
         data=night,
         start=adapter if adapter.exists() else None,
     )
-    _merge_in_place(quantized, tuned, folder / f"4bit-{number}")
+    _merge_in_place(original, tuned, folder / f"4bit-{number}")
     for link, target in ((adapter, tuned), (merged, folder / f"4bit-{number}")):
         draft = link.with_name(f".{link.name}")
         draft.unlink(missing_ok=True)
@@ -65,10 +71,28 @@ def naive_night(
     )
 
 
-def _merge_in_place(quantized: Path, adapter: Path, out: Path) -> None:
-    """Merge as peft does into bitsandbytes' 4 bit: dequantize, add, round again."""
-    from peft import PeftModel
+def _merge_in_place(original: Path, adapter: Path, out: Path) -> None:
+    """Merge as peft does into bitsandbytes' 4 bit: dequantize, add, round again.
 
-    model = PeftModel.from_pretrained(load_model(quantized, "cpu"), adapter)
-    model.merge_and_unload().save_pretrained(out)
-    load_tokenizer(quantized).save_pretrained(out)
+    The original is quantized while it is loaded, to the bits of the NF4 base: transformers cannot
+    save what it has loaded from a quantized folder.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    with no_library_noise():
+        base = AutoModelForCausalLM.from_pretrained(
+            original,
+            quantization_config=settings,
+            dtype=stored_dtype(original),
+            local_files_only=True,
+        )
+        PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(out)
+    load_tokenizer(original).save_pretrained(out)

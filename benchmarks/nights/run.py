@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from benchmarks.nights.arms import ARMS, SIZES, Arm, line_of
 from benchmarks.nights.lines import line_night
@@ -14,6 +15,7 @@ from requant.data.artifact import HELDOUT
 from requant.data.overlap import normalised
 from requant.data.samples import read_rows
 from requant.store import Store, all_records
+from requant.store.lines import Verdict
 
 FIRST = ARMS[0]
 """Its ledger divides the rows; by text and seed, so that every other one divides them alike."""
@@ -48,9 +50,10 @@ def run_arm(folder: Path, base: str, arm: Arm, seed: int) -> None:
             own = datasets_of(place, before=len(NIGHTS) + 1)
             measured = {normalised(row) for d in own.values() for row in read_rows(d / HELDOUT)}
             kept = [row for row in brought if normalised(row) not in measured]
-            result = naive_night(config, place / arm.name, _quantized(config.state), number, kept)
+            result = naive_night(config, place / arm.name, _bases(config.state), number, kept)
         else:
-            result = line_night(config, rows, number, brought)
+            told = _told(brings) if arm.everything else None
+            result = line_night(config, rows, number, brought, told)
         done.append({"night": number, "brings": brings, **asdict(result)})
         results.parent.mkdir(parents=True, exist_ok=True)
         _write(results, done)
@@ -85,13 +88,17 @@ def datasets_of(place: Path, before: int) -> dict[str, Path]:
     }
 
 
-def read_nights(path: Path) -> list[dict[str, object]]:
+def read_nights(path: Path) -> list[dict[str, Any]]:
     """Read the results of an arm; none where it has not begun."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _quantized(state: Path) -> Path:
-    return _artifact(state, "quantize_base")
+def _told(brings: str) -> Verdict:
+    return "refused" if brings == "poisoned" else "accepted"
+
+
+def _bases(state: Path) -> tuple[Path, Path]:
+    return _artifact(state, "prepare_base"), _artifact(state, "quantize_base")
 
 
 def _artifact(state: Path, stage: str) -> Path:

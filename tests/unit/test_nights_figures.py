@@ -2,7 +2,15 @@
 
 import pytest
 
-from benchmarks.nights.figures import Course, forgetting, gains, learned, mean_gain, old_skill
+from benchmarks.nights.figures import (
+    Course,
+    forgetting,
+    gains,
+    learned,
+    mean_gain,
+    old_skill,
+    shares,
+)
 from benchmarks.nights.scores import OLD
 from benchmarks.nights.texts import DOMAINS, NIGHTS, repetitions
 
@@ -36,6 +44,7 @@ def test_gains_forgetting_and_old_skill_are_those_that_were_put_in() -> None:
     assert forgetting(courses).mean == pytest.approx(0.3)
     assert gains(courses)[DOMAINS[0]].mean == pytest.approx(0.5)
     assert mean_gain(courses).mean == pytest.approx(1 - 0.25)
+    assert shares(courses, [course(0.0)])[DOMAINS[0]] == pytest.approx(0.5)
     assert old_skill(courses).mean == pytest.approx(-0.01 * len(NIGHTS))
     assert forgetting([course(0.0)]).mean == 0
 
