@@ -55,7 +55,7 @@ def _page(found: Courses, base: str, seeds: int) -> list[str]:
     lines = [
         f"# Nine nights on the {base} base",
         "",
-        f"Written by `{command}` ([benchmarks/nights](../../benchmarks/nights)); {seeds} seeds. A "
+        f"Written by `{command}` ([benchmarks/nights](../../benchmarks/nights)); seeds: {seeds}. A "
         f"night brings {sizes.rows} rows: {', '.join(NIGHTS)}. Scores are of the 4-bit model that "
         f"serves after a night, on the first {sizes.measured} rows that each night held out, in "
         "nats a byte of the answer; ± is half of a 95 % interval over documents, paired.",
