@@ -12,7 +12,7 @@ from requant.data.rows import shuffled
 
 NEW, GENERAL_TEXT, BY_THE_BASE = "new", "general", "written"
 GENERAL_PIECES = 256
-"""Of some 150 tokens each: a calibration takes half of them at most."""
+"""Pieces of some 150 tokens each: a calibration takes half of them at most."""
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,15 @@ def question(row: Row) -> str:
     return "\n\n".join(text for text in said if text)
 
 
+def json_lines(rows: Iterable[Any]) -> bytes:
+    """Spell one canonical JSON value a line."""
+    return b"".join(canonical_json(row) + b"\n" for row in rows)
+
+
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     """Write one canonical JSON value a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(canonical_json(row) + b"\n" for row in rows))
+    path.write_bytes(json_lines(rows))
 
 
 def cluster(row: Row) -> dict[str, str]:

@@ -8,19 +8,19 @@ from requant.config import Config
 from requant.data.artifact import EVALUATION
 from requant.errors import ConfigError
 from requant.evaluation.blocks import drawn, first_block
-from requant.evaluation.lm_eval import local_tasks, task_manager
+from requant.evaluation.lm_eval import local_tasks, manager_of
 from requant.evaluation.loading import shared_loads
-from requant.evaluation.own_tasks import copy_own_tasks, own_tasks
+from requant.evaluation.pairs import joined, unit_means
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.subject import ask, settle, subject
 from requant.evaluation.tasks import answer_documents, write_perplexity_task
-from requant.execution.past_nights import evaluated_models
+from requant.execution.past_nights import evaluated_nights
 from requant.execution.stage import StageContext
 from requant.ledger.document import rows_of
 from requant.ledger.nights import ledger_of
 from requant.statistics import Paired, paired_difference
-from requant.store import StageRecord, Store, holds, materialise
-from requant.store.lines import read_line
+from requant.store import Store, holds, materialise
+from requant.store.lines import descent, read_line
 
 ROW_TASK = "requant_row"
 
@@ -39,6 +39,7 @@ class Turn:
     """Where a score turned."""
 
     task: str
+    documents: int
     asked: dict[int, float]
     """Night -> mean score, of the generations that were asked; higher is better."""
     whole: Paired
@@ -85,23 +86,24 @@ def blame(config: Config, what: str, night: int | None, context: StageContext) -
         return found[index]
 
     last = len(generations) - 1
-    whole = _change(of(0), of(last))
+    whole = _change(task, of(0), of(last))
     turned = whole.mean != 0 and not (whole.low is not None and whole.low <= 0 <= (whole.high or 0))
     at = turning_point(last, lambda index: _mean(of(index))) if turned else None
     return Turn(
         task=task,
+        documents=len(of(0).documents),
         asked={generations[index].night: _mean(scores) for index, scores in sorted(found.items())},
         whole=whole,
         before=None if at is None else generations[at - 1].night,
         after=None if at is None else generations[at].night,
-        step=None if at is None else _change(of(at - 1), of(at)),
+        step=None if at is None else _change(task, of(at - 1), of(at)),
     )
 
 
 def in_words(turn: Turn) -> list[str]:
     """Say where a score turned, a line each."""
     asked = [f"{_named(night)}: {score:.4f}" for night, score in turn.asked.items()]
-    count = turn.whole.n
+    count = turn.documents
     documents = f"mean of {count} documents" if count > 1 else "one document"
     lines = [f"{turn.task}, {documents}, higher is better", *asked]
     last = max(turn.asked)
@@ -139,23 +141,16 @@ def kept_generations(store: Store, name: str) -> list[Kept]:
     Raises:
         ArtifactError: If the head of the line cannot be believed.
     """
-    outcomes = read_line(store, name).nights
-    made = {outcome.model: night for night, outcome in outcomes.items() if outcome.model}
-    evaluated = evaluated_models(store)
-    found: list[Kept] = []
-    original: str | None = None
-    night = max((n for n, each in outcomes.items() if each.verdict == "accepted"), default=None)
-    while night is not None:
-        model = outcomes[night].model
-        if model and holds(store, model):
-            found.append(Kept(night, materialise(store, model)))
-        if model in evaluated:
-            original = evaluated[model].key_fields["inputs"].get("base", original)
-        earlier = made.get(outcomes[night].parent or "")
-        night = earlier if earlier is not None and earlier < night else None
-    if original and holds(store, original):
-        found.append(Kept(0, materialise(store, original)))
-    return found[::-1]
+    outcomes, evaluations = read_line(store, name).nights, evaluated_nights(store, name)
+    path = descent(outcomes)
+    models = [(night, outcomes[night].model) for night in path]
+    inputs = [evaluations[night].key_fields["inputs"] for night in path if night in evaluations]
+    original = next((each["base"] for each in inputs if "base" in each), None)
+    return [
+        Kept(night, materialise(store, model))
+        for night, model in [(0, original), *models]
+        if model and holds(store, model)
+    ]
 
 
 def _write_task(config: Config, what: str, night: int | None, context: StageContext) -> str:
@@ -195,12 +190,7 @@ def _row_documents(config: Config, number: int, context: StageContext) -> list[d
 
 def _evaluation(store: Store, name: str, night: int | None) -> dict[str, str]:
     """Return role -> digest of the inputs of a night's evaluation."""
-    outcomes, evaluated = read_line(store, name).nights, evaluated_models(store)
-    known: dict[int, StageRecord] = {
-        number: evaluated[outcome.model]
-        for number, outcome in outcomes.items()
-        if outcome.model in evaluated
-    }
+    known = evaluated_nights(store, name)
     number = max(known, default=None) if night is None else night
     if number not in known:
         raise ConfigError(
@@ -218,10 +208,7 @@ def _asking(config: Config, task: str, context: StageContext) -> Callable[[Kept]
     order = drawn(generated, context.seed, section.limit)
     documents = first_block(order, section.first_documents)
     named = () if generated else (task,)
-    own = own_tasks(section.task_folder, code=section.task_code) if section.task_folder else {}
-    if section.task_folder:
-        copy_own_tasks(section.task_folder, work)
-    manager = task_manager(work, named, defaults=not own.keys() >= set(named))
+    manager = manager_of(section, work, named)
     load = shared_loads(context.device, [])
 
     def score(generation: Kept) -> TaskScores:
@@ -229,14 +216,26 @@ def _asking(config: Config, task: str, context: StageContext) -> Callable[[Kept]
         each = subject(name, generation.model, None, section, context, load)
         found = ask(each, section, context, manager, documents, named, f"requests of {name}")
         settle(each, context, hold=False)
+        if task not in found:
+            raise ConfigError(f"{task!r}: is a group of {', '.join(found)}; name one of them")
         return found[task]
 
     return score
 
 
-def _change(before: TaskScores, after: TaskScores) -> Paired:
-    early = {each.document: each.fine for each in before.documents}
-    return paired_difference([each.fine - early[each.document] for each in after.documents])
+def _change(task: str, before: TaskScores, after: TaskScores) -> Paired:
+    """Compare two generations; documents of one group count once.
+
+    Raises:
+        ConfigError: If the task has no score for each document.
+    """
+    pairs = joined(task, before, after)
+    if not pairs:
+        raise ConfigError(
+            f"{task!r}: is scored of all documents at once, so that generations cannot be compared "
+            "document by document; name another task"
+        )
+    return paired_difference(unit_means(pairs, "fine"))
 
 
 def _mean(scores: TaskScores) -> float:

@@ -10,9 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from requant.config.evaluation import Evaluate
 from requant.errors import ConfigError
 from requant.evaluation.blocks import Ids
 from requant.evaluation.lm_eval_model import Tell, infinite_perplexities, without_environment
+from requant.evaluation.own_tasks import copy_own_tasks, own_tasks
 from requant.evaluation.scores import Ran, TaskScores, task_scores
 from requant.evaluation.tasks import units
 from requant.machine.library_noise import no_library_noise
@@ -48,6 +50,23 @@ def local_tasks(folder: Path, work: Path) -> dict[str, list[list[int]]]:
         lines = [line for name in given.values() for line in (folder / name).open()]
         found[str(task["task"])] = units(list(map(json.loads, lines)))
     return found
+
+
+def manager_of(section: Evaluate, work: Path, tasks: Sequence[str]) -> Any:
+    """Index the task files in `work`, the user's own, and lm-eval's where a name is none of theirs.
+
+    Args:
+        section: Says where the user's own are; they are copied to `work`.
+        work: Of task files.
+        tasks: Named ones.
+
+    Raises:
+        ConfigError: As `own_tasks` and `task_manager`.
+    """
+    own = own_tasks(section.task_folder, code=section.task_code) if section.task_folder else {}
+    if section.task_folder:
+        copy_own_tasks(section.task_folder, work)
+    return task_manager(work, tasks, defaults=not own.keys() >= set(tasks))
 
 
 def task_manager(work: Path, tasks: Sequence[str], *, defaults: bool) -> Any:

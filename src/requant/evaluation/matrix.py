@@ -23,10 +23,10 @@ from requant.data.samples import read_rows
 from requant.evaluation.night_verdict import CANDIDATE
 from requant.evaluation.samples import read_models
 from requant.evaluation.tasks import answer_documents
-from requant.execution.past_nights import DATASETS, evaluated_models, nights_ago
+from requant.execution.past_nights import DATASETS, evaluated_nights, nights_ago
 from requant.statistics import Paired, paired_difference
 from requant.store import StageRecord, Store, holds, materialise
-from requant.store.lines import read_line
+from requant.store.lines import descent, read_line
 
 Documents = Mapping[str, float]
 """Text -> its log-likelihood, nats a byte."""
@@ -70,20 +70,13 @@ def line_rows(store: Store, name: str) -> list[Row]:
     Raises:
         ArtifactError: If the head of the line cannot be believed.
     """
-    outcomes = read_line(store, name).nights
-    made = {outcome.model: night for night, outcome in outcomes.items() if outcome.model}
-    evaluations = {
-        made[model]: record for model, record in evaluated_models(store).items() if model in made
-    }
+    evaluations = evaluated_nights(store, name)
     nights = {item.key_fields["inputs"]["data"]: night for night, item in evaluations.items()}
-    found: list[Row] = []
-    night = max((n for n, each in outcomes.items() if each.verdict == "accepted"), default=None)
-    while night is not None:
-        if night in evaluations and holds(store, evaluations[night].digest):
-            found.append(Row(night, scores_of(store, evaluations[night], nights)))
-        earlier = made.get(outcomes[night].parent or "")
-        night = earlier if earlier is not None and earlier < night else None
-    return found[::-1]
+    return [
+        Row(night, scores_of(store, evaluations[night], nights))
+        for night in descent(read_line(store, name).nights)
+        if night in evaluations and holds(store, evaluations[night].digest)
+    ]
 
 
 def scores_of(store: Store, record: StageRecord, nights: Mapping[str, int]) -> dict[int, Documents]:

@@ -84,7 +84,7 @@ def ask(
         subject: The model.
         section: Says how it is asked.
         context: Of the stage.
-        manager: From `requant.evaluation.lm_eval.task_manager`.
+        manager: From `requant.evaluation.lm_eval.manager_of`.
         documents: Of the generated tasks.
         tasks: By name, whole.
         unit: What is counted, for who watches.

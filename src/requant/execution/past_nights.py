@@ -62,6 +62,8 @@ def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
             night that is repeated later takes the same ones.
         nights: At most as many.
     """
+    if not nights:
+        return {}
     base = tonight.key_fields["inputs"]["base"]
     line = tonight.labels.get("pipeline")
     records = all_records(store)
@@ -89,15 +91,16 @@ def past_adapters(store: Store, tonight: StageRecord, nights: int) -> dict[str, 
 def _refused_adapters(store: Store, line: str, records: Sequence[StageRecord]) -> set[str]:
     """Return the adapters in models of nights that ended and are not accepted."""
     made = {record.digest: record for record in records}
-    found: dict[bool, set[str]] = {True: set(), False: set()}
+    accepted: set[str] = set()
+    others: set[str] = set()
     for outcome in read_line(store, line).nights.values():
+        # From what ships up to what was merged.
         inputs: Mapping[str, str] = {"model": outcome.model or ""}
         while (above := made.get(inputs.get("model", ""))) is not None:
             inputs = above.key_fields["inputs"]
-        found[outcome.verdict == "accepted"] |= (
-            {inputs["adapter"]} if "adapter" in inputs else set()
-        )
-    return found[False] - found[True]
+        if "adapter" in inputs:
+            (accepted if outcome.verdict == "accepted" else others).add(inputs["adapter"])
+    return others - accepted
 
 
 def past_datasets(store: Store, tonight: StageRecord, nights: int) -> dict[str, StageRecord]:
@@ -164,6 +167,20 @@ def evaluated_models(store: Store) -> dict[str, StageRecord]:
         record.key_fields["inputs"]["requantized"]: record
         for record in all_records(store)
         if record.stage == "evaluate" and "requantized" in record.key_fields["inputs"]
+    }
+
+
+def evaluated_nights(store: Store, line: str) -> dict[int, StageRecord]:
+    """Return night of a line -> record of the last evaluation of what it made.
+
+    Raises:
+        ArtifactError: If the head of the line cannot be believed.
+    """
+    evaluated = evaluated_models(store)
+    return {
+        night: evaluated[outcome.model]
+        for night, outcome in read_line(store, line).nights.items()
+        if outcome.model in evaluated
     }
 
 

@@ -20,6 +20,18 @@ def quantize_bitsandbytes(base: Path, out: Path, method: str, device: str) -> No
         method: nf4 or int8.
         device: cpu or cuda.
     """
+    with no_library_noise():
+        model = load_quantized(base, method, device)
+        model.save_pretrained(out)
+    written = (out / "config.json").read_bytes()
+    copy_companions(base, out, with_index=False)
+    (out / "config.json").write_bytes(written)
+    del model
+    clear_memory()
+
+
+def load_quantized(base: Path, method: str, device: str) -> Any:
+    """Load a 16-bit model, quantized on the way; see `quantize_bitsandbytes`."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -35,18 +47,11 @@ def quantize_bitsandbytes(base: Path, out: Path, method: str, device: str) -> No
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     )
-    with no_library_noise():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base,
-            quantization_config=config,
-            dtype=stored_dtype(base),
-            device_map={"": device},
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-        model.save_pretrained(out)
-    written = (out / "config.json").read_bytes()
-    copy_companions(base, out, with_index=False)
-    (out / "config.json").write_bytes(written)
-    del model
-    clear_memory()
+    return AutoModelForCausalLM.from_pretrained(
+        base,
+        quantization_config=config,
+        dtype=stored_dtype(base),
+        device_map={"": device},
+        local_files_only=True,
+        trust_remote_code=False,
+    )

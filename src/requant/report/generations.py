@@ -82,9 +82,9 @@ def generations_table(found: Sequence[Generation]) -> "Table":
             each.began[:16].replace("T", " "),
             f"{each.rows:,}",
             "original" if each.parent is None else f"night {each.parent}",
-            each.verdict + (f": {each.reason.splitlines()[0]}" if each.reason else ""),
+            _outcome(each),
             *(_arrow(each.figures.get(column)) for column in TASKS),
-            (each.model or "")[:12] + (", serves" if each.serves else ""),
+            _model(each),
         )
     return table
 
@@ -97,12 +97,17 @@ def generations_tree(name: str, found: Sequence[Generation]) -> "Tree":
     top = Tree(Text(f"{name}: the original"))
     boxes: dict[int | None, Tree] = {None: top}
     for each in found:
-        reason = f": {each.reason.splitlines()[0]}" if each.reason else ""
-        model = f"  {each.model[:12]}" if each.model else ""
-        text = f"night {each.night}  {each.rows:,} rows  {each.verdict}{reason}{model}"
-        above = boxes.get(each.parent, top)
-        boxes[each.night] = above.add(Text(text + (", serves" if each.serves else "")))
+        text = f"night {each.night}  {each.rows:,} rows  {_outcome(each)}  {_model(each)}".rstrip()
+        boxes[each.night] = boxes.get(each.parent, top).add(Text(text))
     return top
+
+
+def _outcome(night: Generation) -> str:
+    return night.verdict + (f": {night.reason.splitlines()[0]}" if night.reason else "")
+
+
+def _model(night: Generation) -> str:
+    return (night.model or "")[:12] + (", serves" if night.serves else "")
 
 
 def _figures(record: StageRecord | None) -> dict[str, tuple[float, float]]:

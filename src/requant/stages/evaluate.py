@@ -13,11 +13,11 @@ from requant.evaluation.answers import LIBRARIES
 from requant.evaluation.artifact import CHAIN, MODELS, POOLS, WITH_ADAPTER, accuracy, new_skill
 from requant.evaluation.blocks import Ids, Units, drawn, first_block
 from requant.evaluation.examples import ask_examples, chosen_rows, write_examples
-from requant.evaluation.lm_eval import local_tasks, task_manager
+from requant.evaluation.lm_eval import local_tasks, manager_of
 from requant.evaluation.loading import shared_loads
 from requant.evaluation.looking import judged_scores
 from requant.evaluation.night_verdict import CANDIDATE, references
-from requant.evaluation.own_tasks import copy_own_tasks, own_tasks
+from requant.evaluation.own_tasks import own_tasks
 from requant.evaluation.results import compare, of_all_documents, write_results
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.subject import ask, settle, subject
@@ -75,10 +75,7 @@ def execute(
         counts = _write_past(past, data, section.past_rows, context)
         for folder in (data / EVALUATION, context.work / "past"):
             found |= local_tasks(folder, work)
-    own = own_tasks(section.task_folder, code=section.task_code) if section.task_folder else {}
-    if section.task_folder:
-        copy_own_tasks(section.task_folder, work)
-    manager = task_manager(work, section.tasks, defaults=not own.keys() >= set(section.tasks))
+    manager = manager_of(section, work, section.tasks)
     order = drawn(found, context.seed, section.limit)
     pools = {task: len(units) for task, units in order.items()}
     first = first_block(order, section.first_documents)

@@ -4,7 +4,7 @@ One sealed document a line, replaced in one step: a night that is killed has eit
 on with the rows that it took.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -105,6 +105,19 @@ def change_line(store: Store, name: str, change: Callable[[Line], Line]) -> Line
 def line_files(store: Store) -> list[Path]:
     """List the files of all heads."""
     return sorted(store.lines.glob("[!.]*"))
+
+
+def descent(nights: Mapping[int, Outcome]) -> list[int]:
+    """List the nights that led to the newest accepted one, each the child of the one before."""
+    made = {outcome.model: night for night, outcome in nights.items() if outcome.model}
+    accepted = (n for n, outcome in nights.items() if outcome.verdict == "accepted")
+    night = max(accepted, default=None)
+    found: list[int] = []
+    while night is not None:
+        found.append(night)
+        earlier = made.get(nights[night].parent or "")
+        night = earlier if earlier is not None and earlier < night else None
+    return found[::-1]
 
 
 def needed_by_lines(store: Store, generations: int = 0) -> tuple[set[str], list[str]]:

@@ -94,9 +94,11 @@ def fine_tune(
     order = training_order(lengths, per_step, seen, context.seed)
     make = SFTTrainer if pull is None else trainer_with_pull(pull, model)
     curves = ("loss",) if pull is None else ("loss", curve(pull))
-    given = [
-        parameter.detach().clone() for parameter in model.parameters() if parameter.requires_grad
-    ]
+    given = (
+        [each.detach().clone() for each in model.parameters() if each.requires_grad]
+        if trained_before
+        else []
+    )
     trainer = make(
         model=model,
         args=_arguments(optimisation, context, math.ceil(seen / per_step)),
@@ -107,8 +109,8 @@ def fine_tune(
     trainer.remove_callback(PrinterCallback)
     # SFTTrainer casts the adapters of a quantized base to bfloat16.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter, value in zip(trained, given, strict=True):
-        parameter.data = value.float() if trained_before else parameter.data.float()
+    for parameter, value in zip(trained, given or trained, strict=True):
+        parameter.data = value.data.float()
     checkpoint = last_checkpoint(context.work, trainer.args.max_steps, context.reporter)
     if checkpoint is not None:
         context.reporter.message(f"resuming from {checkpoint.name}")
