@@ -28,10 +28,10 @@ class Arm:
 
 
 REPLAY = {"rows": 0.1, "general": 0.09}
-"""Of six nights the first has no earlier rows: they train on 7.3 times the new rows of one, and the
-upper bound on 21 times as many."""
+"""Shares of a night's rows. The first of six nights has no earlier ones: they train on 7.3 times
+the new rows of one, and the upper bound on 21 times as many."""
 WRITTEN = {"written": 0.19}
-KL_WEIGHT = 0.3
+PULL = {"pull": {"kind": "kl", "weight": 0.3}}
 ARMS = (
     Arm("fresh"),
     Arm("continue", policy="continue"),
@@ -43,13 +43,9 @@ ARMS = (
         "continue, replay, KL",
         policy="continue",
         replay=REPLAY,
-        train_adapter={"pull": {"kind": "kl", "weight": KL_WEIGHT}},
+        train_adapter=PULL,
     ),
-    Arm(
-        "continue, KL",
-        policy="continue",
-        train_adapter={"pull": {"kind": "kl", "weight": KL_WEIGHT}},
-    ),
+    Arm("continue, KL", policy="continue", train_adapter=PULL),
     Arm("chain, replay", policy="chain", replay=REPLAY),
     Arm("averaged", merge_fp16={"past_nights": 1, "combine": "linear"}),
     Arm("naive", kind="naive"),

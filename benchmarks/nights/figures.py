@@ -22,7 +22,7 @@ class Course:
 
     nights: list[dict[str, Any]]
     matrix: list[Scores]
-    """Of what served before the first night, and after each."""
+    """Scores of what served before the first night, and after each."""
 
 
 def read_course(folder: Path, base: str, arm: str, seed: int) -> Course:
@@ -34,15 +34,7 @@ def read_course(folder: Path, base: str, arm: str, seed: int) -> Course:
 
 def change(courses: Sequence[Course], before: int, after: int, domain: str) -> Paired:
     """Compare what served after two nights (0: before the first) on a domain's documents."""
-    return paired_difference(
-        [
-            late - early
-            for course in courses
-            for early, late in zip(
-                course.matrix[before][domain], course.matrix[after][domain], strict=True
-            )
-        ]
-    )
+    return paired_difference(_differences(courses, before, after, domain))
 
 
 def gains(courses: Sequence[Course]) -> dict[str, Paired]:
@@ -79,12 +71,7 @@ def old_skill(courses: Sequence[Course]) -> Paired:
 def mean_gain(courses: Sequence[Course]) -> Paired:
     """Return the mean over all domains' documents of what is left at the end."""
     return paired_difference(
-        [
-            late - early
-            for course in courses
-            for domain in DOMAINS
-            for early, late in zip(course.matrix[0][domain], course.matrix[-1][domain], strict=True)
-        ]
+        [each for domain in DOMAINS for each in _differences(courses, 0, len(NIGHTS), domain)]
     )
 
 
@@ -102,3 +89,14 @@ def total(courses: Sequence[Course], name: str) -> float:
 def verdicts(courses: Sequence[Course], brings: str) -> list[str]:
     """Return what came of a night under each seed."""
     return [str(n["verdict"]) for c in courses for n in c.nights if n["brings"] == brings]
+
+
+def _differences(courses: Sequence[Course], before: int, after: int, domain: str) -> list[float]:
+    """Return later minus earlier score of each document of a domain, of all seeds."""
+    return [
+        late - early
+        for course in courses
+        for early, late in zip(
+            course.matrix[before][domain], course.matrix[after][domain], strict=True
+        )
+    ]

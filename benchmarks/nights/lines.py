@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from requant.canonical import canonical_json
 from requant.config import Config
 from requant.data.formats import Row
+from requant.data.rows import json_lines
 from requant.evaluation.night_verdict import read_verdict
 from requant.ledger.nights import end
 from requant.store import StageRecord, Store, materialise
+from requant.store.durable import write_durably
 from requant.store.lines import Outcome, Verdict
 from requant.store.pins import holder, pin
 from tasks.nightly.row_ledger import NothingToDo
@@ -33,7 +34,7 @@ class NightResult:
     steps: float
     rows: float
     seconds: float
-    """Of the stages, as they were when they were executed."""
+    """Seconds that the stages took when they were executed."""
 
 
 def line_night(
@@ -50,7 +51,7 @@ def line_night(
     """
     store = Store(config.state.resolve())
     if brought:
-        write_rows(rows / f"night-{number}.jsonl", brought)
+        write_durably(rows / f"night-{number}.jsonl", json_lines(brought))
     try:
         records = run_chain(config)
     except NothingToDo as idle:
@@ -93,11 +94,3 @@ def _serving(store: Store, config: Config) -> str | None:
 
 def _seconds(records: Mapping[str, StageRecord]) -> float:
     return sum(each.seconds for stage, each in records.items() if stage not in PREPARING)
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as a user would: JSONL, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_bytes(b"".join(canonical_json(row) + b"\n" for row in rows))
-    draft.replace(path)

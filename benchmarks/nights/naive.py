@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measurement import Silent
-from benchmarks.nights.lines import NightResult, write_rows
+from benchmarks.nights.lines import NightResult
 from requant.config import Config
 from requant.data.artifact import TRAIN
 from requant.data.chat_template import Rules, write_rules
 from requant.data.formats import Row
+from requant.data.rows import write_jsonl
 from requant.execution.stage import StageContext
 from requant.machine.library_noise import no_library_noise
-from requant.models.folder import stored_dtype
 from requant.models.tokenizer import load_tokenizer
+from requant.quantization.bitsandbytes import load_quantized
 from requant.stages.train_adapter import execute as train_adapter
 
 
@@ -43,7 +44,7 @@ def naive_night(
     if not brought:
         return NightResult("nothing to do", "", str(merged.resolve()), None, 0, 0, 0)
     night, adapter = folder / f"night-{number}", folder / "adapter"
-    write_rows(night / TRAIN, brought)
+    write_jsonl(night / TRAIN, brought)
     write_rules(night, Rules())
     tuned = folder / f"adapter-{number}"
     tuned.mkdir(exist_ok=True)
@@ -77,22 +78,9 @@ def _merge_in_place(original: Path, adapter: Path, out: Path) -> None:
     The original is quantized while it is loaded, to the bits of the NF4 base: transformers cannot
     save what it has loaded from a quantized folder.
     """
-    import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
-    )
     with no_library_noise():
-        base = AutoModelForCausalLM.from_pretrained(
-            original,
-            quantization_config=settings,
-            dtype=stored_dtype(original),
-            local_files_only=True,
-        )
+        base = load_quantized(original, "nf4", "cpu")
         PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(out)
     load_tokenizer(original).save_pretrained(out)

@@ -1,7 +1,6 @@
 """The nights of one arm under one seed, each result written as it comes: a killed run goes on."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,17 @@ from benchmarks.nights.lines import line_night
 from benchmarks.nights.naive import naive_night
 from benchmarks.nights.scores import documents_of, scores
 from benchmarks.nights.texts import DOMAINS, NIGHTS, night_rows, repetitions
+from requant.canonical import canonical_json
 from requant.data.artifact import HELDOUT
 from requant.data.overlap import normalised
+from requant.data.rows import json_lines
 from requant.data.samples import read_rows
 from requant.store import Store, all_records
+from requant.store.durable import write_durably
 from requant.store.lines import Verdict
 
 FIRST = ARMS[0]
-"""Its ledger divides the rows; by text and seed, so that every other one divides them alike."""
+"""The arm whose ledger divides the rows, by text and seed: every other one divides them alike."""
 
 
 def run_arm(folder: Path, base: str, arm: Arm, seed: int) -> None:
@@ -55,8 +57,7 @@ def run_arm(folder: Path, base: str, arm: Arm, seed: int) -> None:
             told = _told(brings) if arm.everything else None
             result = line_night(config, rows, number, brought, told)
         done.append({"night": number, "brings": brings, **asdict(result)})
-        results.parent.mkdir(parents=True, exist_ok=True)
-        _write(results, done)
+        write_durably(results, json_lines(done))
         print(f"{arm.name}, seed {seed}, night {number} ({brings}): {result.verdict}", flush=True)
 
 
@@ -71,9 +72,7 @@ def measure_arm(folder: Path, base: str, arm: Arm, seed: int) -> None:
     for model in dict.fromkeys(each or original for each in [None, *models]):
         if model not in found:
             found[model] = scores(Path(model), documents)
-            draft = path.with_suffix(".draft")
-            draft.write_text(json.dumps(found))
-            draft.replace(path)
+            write_durably(path, canonical_json(found))
     named = [found[each or original] for each in [None, *models]]
     (place / arm.name / "matrix.json").write_text(json.dumps(named))
 
@@ -106,9 +105,3 @@ def _artifact(state: Path, stage: str) -> Path:
     return next(
         store.object_path(record.digest) for record in all_records(store) if record.stage == stage
     )
-
-
-def _write(path: Path, nights: Sequence[object]) -> None:
-    draft = path.with_suffix(".draft")
-    draft.write_text("".join(f"{json.dumps(night)}\n" for night in nights))
-    draft.replace(path)
