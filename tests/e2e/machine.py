@@ -127,7 +127,11 @@ class Machine:
                 yield
             finally:
                 worker.terminate()
-                worker.wait(60)
+                try:
+                    worker.wait(60)
+                except subprocess.TimeoutExpired:
+                    worker.kill()
+                    worker.wait()
 
     def _sourced(self) -> dict[str, str]:
         lines = (self.state / "access/environment").read_text().splitlines()
