@@ -8,13 +8,13 @@ from requant.config import Config
 from requant.data.artifact import EVALUATION
 from requant.errors import ConfigError
 from requant.evaluation.blocks import drawn, first_block
+from requant.evaluation.evaluated import evaluated_nights
 from requant.evaluation.lm_eval import local_tasks, manager_of
 from requant.evaluation.loading import shared_loads
 from requant.evaluation.pairs import joined, unit_means
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.subject import ask, settle, subject
 from requant.evaluation.tasks import answer_documents, write_perplexity_task
-from requant.execution.past_nights import evaluated_nights
 from requant.execution.stage import StageContext
 from requant.ledger.document import rows_of
 from requant.ledger.nights import ledger_of

@@ -7,6 +7,7 @@ from pathlib import Path
 from requant.config.gate import Gate
 from requant.config.task_names import OLD_PERPLEXITY, PAST_PERPLEXITY
 from requant.errors import RequantError
+from requant.evaluation.evaluated import last_evaluation
 from requant.evaluation.judging import likelihood_rule
 from requant.evaluation.night_verdict import (
     CANDIDATE,
@@ -18,7 +19,6 @@ from requant.evaluation.night_verdict import (
 )
 from requant.evaluation.pairs import joined, unit_means
 from requant.evaluation.samples import read_models
-from requant.execution.past_nights import last_evaluation
 from requant.gate import smallest_shown
 from requant.store import Store, materialise
 

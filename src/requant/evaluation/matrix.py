@@ -20,10 +20,11 @@ from requant.config.task_names import HELDOUT_PERPLEXITY, PAST_PERPLEXITY
 from requant.data.artifact import HELDOUT, task_documents
 from requant.data.overlap import normalised, past_heldout
 from requant.data.samples import read_rows
+from requant.evaluation.evaluated import evaluated_nights
 from requant.evaluation.night_verdict import CANDIDATE
 from requant.evaluation.samples import read_models
 from requant.evaluation.tasks import answer_documents
-from requant.execution.past_nights import DATASETS, evaluated_nights, nights_ago
+from requant.execution.past_nights import DATASETS, nights_ago
 from requant.statistics import Paired, paired_difference
 from requant.store import StageRecord, Store, holds, materialise
 from requant.store.lines import descent, read_line

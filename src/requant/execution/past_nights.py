@@ -149,41 +149,6 @@ def judging_models(store: Store, tonight: StageRecord, line: str) -> dict[str, S
     }
 
 
-def last_evaluation(store: Store, line: str) -> StageRecord | None:
-    """Return the newest evaluation of a model line that is still there."""
-    found = [
-        record
-        for record in all_records(store)
-        if record.stage == "evaluate"
-        and record.labels.get("pipeline") == line
-        and holds(store, record.digest)
-    ]
-    return max(found, key=lambda record: record.started, default=None)
-
-
-def evaluated_models(store: Store) -> dict[str, StageRecord]:
-    """Return digest of a 4-bit model -> record of its last evaluation."""
-    return {
-        record.key_fields["inputs"]["requantized"]: record
-        for record in all_records(store)
-        if record.stage == "evaluate" and "requantized" in record.key_fields["inputs"]
-    }
-
-
-def evaluated_nights(store: Store, line: str) -> dict[int, StageRecord]:
-    """Return night of a line -> record of the last evaluation of what it made.
-
-    Raises:
-        ArtifactError: If the head of the line cannot be believed.
-    """
-    evaluated = evaluated_models(store)
-    return {
-        night: evaluated[outcome.model]
-        for night, outcome in read_line(store, line).nights.items()
-        if outcome.model in evaluated
-    }
-
-
 def last_ledger(store: Store, line: str) -> dict[str, StageRecord]:
     """Return the ledger that tonight's builds on, by its role; none on the first night.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from requant.config.task_names import HELDOUT_PERPLEXITY, OLD_PERPLEXITY
-from requant.execution.past_nights import evaluated_models
+from requant.evaluation.evaluated import evaluated_models
 from requant.figures import figure
 from requant.ledger.nights import ledger_of
 from requant.store import StageRecord, Store
