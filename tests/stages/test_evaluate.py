@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 from requant.config.evaluation import Evaluate
+from requant.data.rows import conversation
 from requant.data.samples import read_rows
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.evaluation.artifact import read_paired
@@ -17,10 +18,13 @@ from requant.evaluation.examples import read_examples
 from requant.evaluation.pairs import joined
 from requant.evaluation.samples import read_samples
 from requant.evaluation.survival import survival
+from requant.evaluation.tasks import answer_documents, write_perplexity_task
 from requant.stages import evaluate
 from requant.statistics import paired_difference
 from requant.store.manifest import describe
 from tests.stages.conftest import make_context
+
+QUESTION = conversation("What is a list?", "A mutable sequence.")
 
 
 def altered(base: Path, target: Path, name: str, value: float) -> Path:
@@ -133,14 +137,65 @@ def test_the_log_likelihood_is_the_models_own(
     from requant.models.load import load_model
     from requant.models.tokenizer import load_tokenizer
 
-    line = (tiny_data / "evaluation" / "heldout_perplexity.jsonl").read_text().splitlines()[0]
     tokenizer, model = load_tokenizer(tiny_base), load_model(tiny_base, "cpu")
-    tokens = tokenizer("<|endoftext|>" + json.loads(line)["text"], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        logits = model(tokens).logits[0, :-1].log_softmax(-1)
-    expected = logits.gather(-1, tokens[0, 1:, None]).sum().item()
-    _, scores = read_samples(evaluated[0] / "samples" / "base.heldout_perplexity.parquet")
-    assert scores.documents[0].score == pytest.approx(expected, rel=1e-4)
+
+    def log_likelihood(prompt: str, text: str) -> float:
+        given = len(tokenizer(prompt)["input_ids"])
+        tokens = tokenizer(prompt + text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            logits = model(tokens).logits[0, given - 1 : -1].log_softmax(-1)
+        return float(logits.gather(-1, tokens[0, given:, None]).sum())
+
+    def first(task: str) -> tuple[dict[str, str], float, float]:
+        line = (tiny_data / "evaluation" / f"{task}.jsonl").read_text().splitlines()[0]
+        _, scores = read_samples(evaluated[0] / "samples" / f"base.{task}.parquet")
+        return json.loads(line), scores.documents[0].score, scores.documents[0].fine
+
+    asked, score, fine = first("heldout_perplexity")
+    turn = [{"role": "user", "content": asked["question"]}]
+    prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    # lm-eval counts the line break before the answer as a part of it.
+    expected = log_likelihood(prompt.rstrip(), "\n" + asked["text"])
+    assert score == pytest.approx(expected, rel=1e-4)
+    assert fine == pytest.approx(expected / len(asked["text"].encode()), rel=1e-4)
+    plain, score, _ = first("old_perplexity")
+    assert score == pytest.approx(log_likelihood("<|endoftext|>", plain["text"]), rel=1e-4)
+
+
+def test_an_answer_is_asked_once_for_its_perplexity_and_the_choice(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    context = make_context(tmp_path)
+    evaluate.execute(Evaluate(examples=0), context, data=tiny_data, base=tiny_base)
+    documents = [
+        [*read_rows(tiny_data / "evaluation" / f"{task}.jsonl")]
+        for task in ("describe_choice", "heldout_perplexity")
+    ]
+    asked = {
+        *((each["question"], choice) for each in documents[0] for choice in each["choices"]),
+        *((each["question"], each["text"]) for each in documents[1]),
+    }
+    steps = context.reporter.steps  # type: ignore[attr-defined]
+    assert len(asked) in [total for done, total, _ in steps if done == total]
+    assert len(asked) <= 4 * len(documents[0])
+
+
+def test_rows_with_and_without_a_question_are_one_task(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    rows = [*({"text": f"A text of its own, number {n}."} for n in range(2)), QUESTION]
+    documents = answer_documents(rows)
+    assert [each.get("question") for each in documents] == [None, None, "What is a list?"]
+    shutil.copytree(tiny_data, tmp_path / "data")
+    write_perplexity_task(tmp_path / "data/evaluation", "heldout_perplexity", documents)
+    context = make_context(tmp_path / "run")
+    evaluate.execute(
+        Evaluate(), context, data=tmp_path / "data", base=tiny_base, requantized=tiny_base
+    )
+    _, scores = read_samples(context.out / "samples" / "base.heldout_perplexity.parquet")
+    assert len(scores.documents) == 3
+    assert scores.terms is not None
+    assert scores.terms.metric == "log_likelihood"
 
 
 def test_pairs_follow_the_chain_and_end_with_first_against_last(
@@ -181,9 +236,10 @@ def test_evaluation_is_reproducible(
     assert describe(contexts[0].out) == describe(contexts[1].out)
     steps = contexts[0].reporter.steps  # type: ignore[attr-defined]
     assert {unit for _, _, unit in steps} == {"requests of base, model 1 of 1"}
-    # Four documents of four choices; eight texts in twelve windows; three answers. The passes
-    # through the model alone reach what was foreseen, and the end of the work says it again.
-    assert sorted(total for done, total, _ in steps if done == total) == [3, 3, 12, 12, 16, 16]
+    # Four documents of four choices, and three answers that are none of them; four texts in eight
+    # windows; three answers to read. The passes through the model alone reach what was foreseen,
+    # and the end of the work says it again.
+    assert sorted(total for done, total, _ in steps if done == total) == [3, 3, 8, 8, 19, 19]
     assert steps[0][0] < steps[0][1]
     files = [
         out / "samples" / "base.describe_choice.parquet" for out in (contexts[0].out, evaluated[0])

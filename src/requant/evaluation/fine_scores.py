@@ -21,7 +21,7 @@ def fine_scores(
 ) -> tuple[Kind, list[float]]:
     """Score documents as finely as a model's answers allow.
 
-    - A text: ln p(text) / bytes.
+    - A text: ln p(text) / bytes; after its question, where it has one.
     - A choice: ln p(right) / bytes of it - mean over the wrong options of ln p(wrong) / bytes. It
       moves with every step of a model, where a hit moves only when two options change places; what
       makes all options likelier alike leaves it as it was.
@@ -33,7 +33,7 @@ def fine_scores(
         scores: Of the same documents in the metric.
     """
     if is_likelihood(metric):
-        sizes = [max(1, len(str(sample["target"]).encode())) for sample in samples]
+        sizes = map(_bytes, samples)
         return "log_likelihood", [score / size for score, size in zip(scores, sizes, strict=True)]
     contrasts = [_contrast(sample) for sample in samples]
     known = [contrast for contrast in contrasts if contrast is not None]
@@ -41,6 +41,14 @@ def fine_scores(
     if len(known) == len(contrasts):
         return "log_likelihood", known
     return "own", list(scores)
+
+
+def _bytes(sample: Sample) -> int:
+    """Count the bytes of a text; lm-eval does, where the task asks for a perplexity of bytes."""
+    counted = sample.get("byte_perplexity")
+    if isinstance(counted, (tuple, list)):
+        return max(1, int(counted[1]))
+    return max(1, len(str(sample["target"]).encode()))
 
 
 def _contrast(sample: Sample) -> float | None:

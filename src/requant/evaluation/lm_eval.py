@@ -12,11 +12,12 @@ from typing import Any
 
 from requant.config.evaluation import Evaluate
 from requant.errors import ConfigError
+from requant.evaluation import after_question
 from requant.evaluation.blocks import Ids
 from requant.evaluation.lm_eval_model import Tell, infinite_perplexities, without_environment
 from requant.evaluation.own_tasks import copy_own_tasks, own_tasks
 from requant.evaluation.scores import Ran, TaskScores, task_scores
-from requant.evaluation.tasks import units
+from requant.evaluation.tasks import AFTER_QUESTION, units
 from requant.machine.library_noise import no_library_noise
 from requant.outside.tokenizer_patterns import naming_patterns
 
@@ -46,7 +47,11 @@ def local_tasks(folder: Path, work: Path) -> dict[str, list[list[int]]]:
             for split, name in given.items()
         }
         task["dataset_kwargs"] = {"data_files": files, "cache_dir": str(work / "datasets")}
-        (work / path.name).write_text(yaml.safe_dump(task, sort_keys=False))
+        text = yaml.safe_dump(task, sort_keys=False)
+        if "doc_to_choice" not in task and task["output_type"] == AFTER_QUESTION:
+            # No file of a dataset names code that is run.
+            text += after_question.FIELDS
+        (work / path.name).write_text(text)
         lines = [line for name in given.values() for line in (folder / name).open()]
         found[str(task["task"])] = units(list(map(json.loads, lines)))
     return found

@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from requant.config.task_names import HELDOUT_PERPLEXITY, PAST_PERPLEXITY
 from requant.data.artifact import HELDOUT, task_documents
@@ -23,7 +24,8 @@ from requant.data.samples import read_rows
 from requant.evaluation.evaluated import evaluated_nights
 from requant.evaluation.night_verdict import CANDIDATE
 from requant.evaluation.samples import read_models
-from requant.evaluation.tasks import answer_documents
+from requant.evaluation.scores import TaskScores
+from requant.evaluation.tasks import AFTER_QUESTION_VERSION, answer_documents
 from requant.execution.past_nights import DATASETS, nights_ago
 from requant.statistics import Paired, paired_difference
 from requant.store import StageRecord, Store, holds, materialise
@@ -97,8 +99,8 @@ def scores_of(store: Store, record: StageRecord, nights: Mapping[str, int]) -> d
     found: dict[int, dict[str, float]] = {}
     if (own := nights.get(inputs["data"])) and (scores := samples.get(HELDOUT_PERPLEXITY)):
         with task_documents(data, HELDOUT_PERPLEXITY).open() as file:
-            texts = {each["id"]: each["text"] for each in map(json.loads, file)}
-        found[own] = {texts[each.id]: each.fine for each in scores.documents}
+            names = {each["id"]: _name(each, scores) for each in map(json.loads, file)}
+        found[own] = {names[each.id]: each.fine for each in scores.documents}
     roles = sorted((nights_ago(DATASETS, role), role) for role in inputs)
     past = [
         (nights.get(inputs[role]), materialise(store, inputs[role])) for age, role in roles if age
@@ -108,15 +110,21 @@ def scores_of(store: Store, record: StageRecord, nights: Mapping[str, int]) -> d
         rows, _ = past_heldout([folder for _, folder in past], data, limit)
         owners = _owners(past)
         asked = [
-            (owners[normalised(row)], each["text"])
+            (owners[normalised(row)], _name(each, scores))
             for row in rows
             for each in answer_documents([row])
         ]
         for each in scores.documents:
-            night, text = asked[each.id]
+            night, name = asked[each.id]
             if night is not None:
-                found.setdefault(night, {})[text] = each.fine
+                found.setdefault(night, {})[name] = each.fine
     return dict(found)
+
+
+def _name(document: Mapping[str, Any], scores: TaskScores) -> str:
+    """Tell documents apart by what was asked of a model: many questions may have one answer."""
+    asked = scores.terms is not None and scores.terms.version == str(AFTER_QUESTION_VERSION)
+    return f"{document.get('question', '') if asked else ''}\n\n{document['text']}"
 
 
 def mean_scores(row: Row) -> dict[int, float]:

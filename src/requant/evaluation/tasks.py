@@ -11,29 +11,43 @@ from requant.data.plain_text import chunks
 from requant.data.rows import answer, cluster, question, write_jsonl
 
 OPTIONS = 4
+AFTER_QUESTION = "multiple_choice"
+"""lm-eval's output type of an answer after its question: a choice of one. So it goes through the
+chat template as a choice of four does, and what that asks of the right one is not asked again."""
+AFTER_QUESTION_VERSION = 3.0
+"""Of such a task. Before it answers were predicted from nothing, under the same names."""
 LIKE_LENGTH = 4 * OPTIONS
 """Answers of like length among which the wrong ones are drawn."""
 
 
 def write_perplexity_task(folder: Path, name: str, texts: Sequence[Mapping[str, Any]]) -> None:
-    """Write a task that measures how well a model predicts each text from nothing.
+    """Write a task that measures how well a model predicts each text.
+
+    An answer is predicted after its question: from nothing, to have learned what answers look like
+    is worth as much as to have learned which one it is. Texts of no question are predicted from
+    nothing, window by window, however long they are; beside answers, after an empty question.
 
     Args:
         folder: Gets `<name>.yaml` and `<name>.jsonl`.
         name: Of the task.
-        texts: A `text` each, and its `cluster` where it belongs to others.
+        texts: A `text` each, the `question` that it answers, and its `cluster` where it belongs to
+            others.
     """
-    documents = [{"id": index, **text} for index, text in enumerate(texts)]
+    asked = any("question" in text for text in texts)
+    # `datasets` reads null where a line lacks a field of others.
+    question = {"question": ""} if asked else {}
+    documents = [{"id": index, **question, **text} for index, text in enumerate(texts)]
     _write(
         folder,
         name,
         documents,
         {
-            "output_type": "loglikelihood_rolling",
-            "doc_to_text": "",
-            "doc_to_target": "text",
+            "output_type": AFTER_QUESTION if asked else "loglikelihood_rolling",
+            "doc_to_text": "question" if asked else "",
+            "doc_to_target": 0 if asked else "text",
             "metric_list": [{"metric": "word_perplexity"}, {"metric": "byte_perplexity"}],
         },
+        version=AFTER_QUESTION_VERSION if asked else 2.0,
     )
 
 
@@ -95,11 +109,15 @@ def night_documents(heldout: Sequence[Row], old_text: str, limit: int, seed: int
 
 
 def answer_documents(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Take the answers whose perplexity is measured: {text, cluster}.
+    """Take the answers whose perplexity is measured: {question, text, cluster}.
 
-    A bare tool call says nothing that could be.
+    A plain text has no question; a bare tool call says nothing that could be measured.
     """
-    return [{"text": text, **cluster(row)} for row in rows if (text := answer(row))]
+    return [
+        {**({"question": asked} if (asked := question(row)) else {}), "text": text, **cluster(row)}
+        for row in rows
+        if (text := answer(row))
+    ]
 
 
 def units(documents: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -161,7 +179,11 @@ def _of_like_length(pool: Sequence[str], right: str, draw: random.Random) -> lis
 
 
 def _write(
-    folder: Path, name: str, documents: Sequence[dict[str, Any]], fields: dict[str, Any]
+    folder: Path,
+    name: str,
+    documents: Sequence[dict[str, Any]],
+    fields: dict[str, Any],
+    version: float = 2.0,
 ) -> None:
     import yaml
 
@@ -172,6 +194,6 @@ def _write(
         "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
         "test_split": "test",
         **fields,
-        "metadata": {"version": 2.0},
+        "metadata": {"version": version},
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))

@@ -197,7 +197,7 @@ def content_digests(section: Evaluate) -> dict[str, str]:
 
 STAGE = Stage(
     name="evaluate",
-    version=7,
+    version=8,
     kind="evaluation",
     libraries=(*LIBRARIES, "datasets", "scipy"),
     execute=execute,

@@ -289,7 +289,7 @@ def _write_tasks(
 
 STAGE = Stage(
     name="prepare_data",
-    version=5,
+    version=6,
     kind="dataset",
     libraries=("datasets",),
     execute=execute,
