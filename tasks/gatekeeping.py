@@ -4,15 +4,17 @@ from datetime import UTC, datetime
 
 from requant.canonical import digest_of
 from requant.config import Config
+from requant.config.gate import Gate
 from requant.errors import ConfigError, GateError
 from requant.evaluation.artifact import MODELS, read_pools
 from requant.evaluation.night_verdict import idle_guards, read_verdict
 from requant.gate import Decision, Look, grant
+from requant.names import TAG_CHARACTERS, tracking_value
 from requant.store import StageRecord, Store, materialise
 from requant.store.looks import add_look, read_looks
 from requant.store.pins import holder
 from requant.wording import few
-from tasks.tracking.registry import ModelVersion
+from tasks.tracking.registry import Judged, ModelVersion
 
 WAY_OUT = "a person promotes it with `requant promote CONFIG --reason TEXT`"
 
@@ -91,28 +93,48 @@ def refusal(decision: Decision) -> str:
     return "\n".join([*lines, f"what served before goes on serving; {WAY_OUT}"])
 
 
-def require_reason(version: ModelVersion, serving: ModelVersion | None, reason: str) -> None:
+def require_reason(
+    gate: Gate, version: ModelVersion, serving: ModelVersion | None, reason: str
+) -> None:
     """Have a person who overrides the gate say why.
+
+    Args:
+        gate: The line's, as it is configured now.
+        version: What is to serve.
+        serving: What serves; None where nothing does.
+        reason: Of the person.
 
     Raises:
         ConfigError: With the gate's verdict.
     """
     if serving is not None and serving.version == version.version:
         return
-    now = version.verdict.startswith("promote") and "rolled_back" not in version.marks
+    judged = version.judged
     # A verdict against a model that serves no more says nothing of the one that does.
-    if reason.strip() or (now and version.held_against == held_against(serving)):
+    now = judged_by(gate, serving, judged.verdict)
+    promoted = judged.verdict.startswith("promote") and "rolled_back" not in version.marks
+    if reason.strip() or (promoted and judged == now):
         return
-    told = version.verdict.partition(";")[0] or "it gave no verdict"
+    told = judged.verdict.partition(";")[0] or "it gave no verdict"
+    other = "" if judged.rules == now.rules else ", by another evaluate.gate"
     raise ConfigError(
         f"--reason: is empty, and the gate did not say promote of version {version.version} "
-        f'against what serves now ({told}); say why it serves all the same: --reason "..."'
+        f"against what serves now ({told}{other}); say why it serves all the same: "
+        '--reason "..."'
     )
 
 
-def held_against(serving: ModelVersion | None) -> str:
-    """Name what a verdict is against: the digest of the champion, empty for the base."""
-    return serving.digest if serving else ""
+def judged_by(gate: Gate, serving: ModelVersion | None, verdict: str) -> Judged:
+    """Return a verdict with what it is held against and by which rules, as a version keeps it.
+
+    Args:
+        gate: The rules.
+        serving: The champion; None for the base.
+        verdict: On one line.
+    """
+    against = serving.digest if serving else ""
+    rules = digest_of(gate.model_dump(mode="json"))
+    return Judged(tracking_value(verdict, TAG_CHARACTERS), against, rules)
 
 
 def said(decision: Decision) -> str:

@@ -14,7 +14,7 @@ from requant.store import StageRecord, Store, materialise, verify_to_serve
 from requant.store.pins import holder, is_broken, pin
 from requant.store.room import naming_full_disk
 from tasks import tracking
-from tasks.gatekeeping import advice, held_against, refusal, said, spend
+from tasks.gatekeeping import advice, judged_by, refusal, said, spend
 from tasks.tracking import registry as versions
 from tasks.tracking.registry import ModelVersion, Registry
 
@@ -73,8 +73,8 @@ def register(
     first = int(evaluation.key_fields["config"]["first_documents"])
     documents = count_documents(materialise(store, evaluation.digest), "requantized", first)
     verdict = said(advice(config, serving, evaluation))
-    held = held_against(serving)
-    return versions.ensure_version(registry, night, model, scores, documents, verdict, held)
+    judged = judged_by(config.evaluate.gate, serving, verdict)
+    return versions.ensure_version(registry, night, model, scores, documents, judged)
 
 
 def promote(

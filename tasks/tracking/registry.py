@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,18 @@ class Registry:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """The gate's last verdict on a model, and what it is worth only beside."""
+
+    verdict: str = ""
+    """On one line; empty where none was written down."""
+    held_against: str = ""
+    """Digest of what served then; empty for the base."""
+    rules: str = ""
+    """Digest of `evaluate.gate`: what a laxer one said of a trial opens no other."""
+
+
+@dataclass(frozen=True)
 class ModelVersion:
     """One evaluated model."""
 
@@ -48,10 +60,7 @@ class ModelVersion:
     """Version that was champion before it."""
     marks: Mapping[str, str]
     """Mark to ISO time."""
-    verdict: str = ""
-    """The gate's last one on it; empty where none was written down."""
-    held_against: str = ""
-    """What that is against: the digest of what served then; empty for the base."""
+    judged: Judged = Judged()
 
 
 def open_registry(uri: str, model: str) -> Registry:
@@ -78,8 +87,7 @@ def ensure_version(
     model: StageRecord,
     scores: Mapping[str, float],
     documents: int,
-    verdict: str = "",
-    held_against: str = "",
+    judged: Judged = Judged(),
 ) -> ModelVersion:
     """Find the version of a model by its digest, or register it; it becomes the challenger.
 
@@ -92,8 +100,7 @@ def ensure_version(
         model: Record of the requantized model.
         scores: Of the model, `task/metric` to value.
         documents: The scores are of, all tasks together.
-        verdict: The gate's on it, with its reasons.
-        held_against: What that is against: the champion's digest, empty for the base.
+        judged: By the gate.
 
     Raises:
         ContractError: If the model was never tracked.
@@ -101,8 +108,7 @@ def ensure_version(
     tags = {
         "scores": json.dumps(dict(scores)),
         "documents": str(documents),
-        "verdict": tracking_value(verdict, TAG_CHARACTERS),
-        "held_against": held_against,
+        **asdict(judged),
     }
     found = [item for item in all_versions(registry) if item.digest == model.digest]
     if found:
@@ -112,8 +118,7 @@ def ensure_version(
                 version,
                 scores=dict(scores),
                 documents=documents,
-                verdict=tags["verdict"],
-                held_against=held_against,
+                judged=judged,
             )
             with transient(registry.uri):
                 for name, value in tags.items():
@@ -245,7 +250,6 @@ def _version(found: "MlflowVersion") -> ModelVersion:
         scores=json.loads(tags.get("scores", "{}")),
         documents=int(tags.get("documents", 0)),
         replaced=int(replaced) if replaced else None,
-        verdict=tags.get("verdict", ""),
-        held_against=tags.get("held_against", ""),
+        judged=Judged(**{item.name: tags.get(item.name, "") for item in fields(Judged)}),
         marks={name: tags[name] for name in ("deployed", "rolled_back") if name in tags},
     )

@@ -142,7 +142,7 @@ def judged(
 def test_the_gate_lets_one_test_a_night_serve_and_writes_each_down(config: Config) -> None:
     store = Store(config.state.resolve())
     first, evaluation = judged(config, "first", 0.03)
-    assert first.verdict.startswith("promote: ")
+    assert first.judged.verdict.startswith("promote: ")
     found = promote(config, first, evaluation)
     assert found.outcome == "champion"
     assert found.decision is not None
@@ -198,7 +198,9 @@ def test_an_anchor_that_was_lost_is_a_refusal(config: Config) -> None:
     promote(config, first, evaluation)
     pin(Store(config.state.resolve()), config.name, "anchor", "a" * 64)
     second, evaluation = judged(config, "second", 0.05, first.digest)
-    assert second.verdict.startswith("not enough evidence: promote: the anchor (aaaaaaaaaaaa), was")
+    assert second.judged.verdict.startswith(
+        "not enough evidence: promote: the anchor (aaaaaaaaaaaa), was"
+    )
     refused = promote(config, second, evaluation)
     assert refused.outcome == "refused"
     assert "the anchor (aaaaaaaaaaaa), was not evaluated" in refused.reason
@@ -207,13 +209,13 @@ def test_an_anchor_that_was_lost_is_a_refusal(config: Config) -> None:
 def test_a_verdict_against_what_serves_no_more_is_none(config: Config) -> None:
     first, evaluation = judged(config, "first", 0.03)
     second, _ = judged(config, "second", 0.05)
-    require_reason(second, None, "")
+    require_reason(config.evaluate.gate, second, None, "")
     promote(config, first, evaluation)
     serving = versions.champion(registry_of(config))
     assert serving is not None
-    require_reason(serving, serving, "")
+    require_reason(config.evaluate.gate, serving, serving, "")
     with pytest.raises(ConfigError, match=r"of version 2 against what serves now \(promote: "):
-        require_reason(second, serving, "")
+        require_reason(config.evaluate.gate, second, serving, "")
     # Other rules are another test, with a share of its own.
     third, evaluation = judged(config, "third", 0.0, first.digest)
     promote(config, third, evaluation)
@@ -226,14 +228,28 @@ def test_a_verdict_against_what_serves_no_more_is_none(config: Config) -> None:
 
 def test_a_person_who_overrides_the_gate_says_why(config: Config) -> None:
     bad, _ = judged(config, "first", -0.2)
-    assert bad.verdict.startswith("refuse: heldout_perplexity against the base")
+    assert bad.judged.verdict.startswith("refuse: heldout_perplexity against the base")
     with pytest.raises(ConfigError, match=r"--reason: is empty, and the gate did not say promote"):
-        require_reason(bad, None, " ")
-    require_reason(bad, None, "the customer wants it")
+        require_reason(config.evaluate.gate, bad, None, " ")
+    require_reason(config.evaluate.gate, bad, None, "the customer wants it")
     promote(config, bad, reason="the customer wants it")
     registry = registry_of(config)
     (found,) = registry.client.search_model_versions("name = 'micro'")
     assert found.tags["promoted because"] == "the customer wants it"
+
+
+def test_what_a_laxer_gate_says_of_a_trial_opens_no_other(config: Config) -> None:
+    gate = config.evaluate.gate
+    lax = config.evaluate.model_copy(update={"gate": gate.model_copy(update={"margin": 0.03})})
+    trial, _ = judged(config.model_copy(update={"evaluate": lax}), "first", 0.03)
+    assert trial.judged.verdict.startswith("promote: ")
+    require_reason(lax.gate, trial, None, "")
+    with pytest.raises(
+        ConfigError, match=r"of version 1 .*\(promote: .*, by another evaluate\.gate"
+    ):
+        require_reason(gate, trial, None, "")
+    again, _ = judged(config, "first", 0.03)
+    require_reason(gate, again, None, "")
 
 
 def test_promoting_what_serves_mends_its_pins(

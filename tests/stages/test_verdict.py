@@ -1,10 +1,12 @@
 """Two models of one evaluation are judged by what they were both asked."""
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from requant.canonical import digest_of
@@ -17,6 +19,7 @@ from requant.evaluation.samples import read_samples, write_samples
 from requant.evaluation.scores import DocumentScore, TaskScores, Terms
 from requant.evaluation.verdict import Together, judge
 from requant.store import Store, publish
+from requant.store.answers import answer_notes
 from requant.store.records import write_record
 from tests.support.nights import make_night
 
@@ -155,7 +158,46 @@ def test_the_command_says_the_verdict_and_ends_with_its_status(
     words = [night["train_adapter"].digest[:12], champion, "--state", str(store.root)]
     result = CliRunner().invoke(app, ["gate", *words])
     assert result.exit_code == 2
-    assert "has scored both; a night evaluates its own models, the champion" in result.output
+    assert "config.json: is missing" in result.output
+    words[0] = champion
+    result = CliRunner().invoke(app, ["gate", *words])
+    assert result.exit_code == 2
+    assert f"{champion} and {champion}: are the same model; name another one" in result.output
+
+
+def test_models_that_no_night_evaluated_together_are_asked_now(
+    tiny_base: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "state")
+    scored = make_night(store)["evaluate"]
+    shutil.copytree(tiny_data, tmp_path / "data")
+    dataset = publish(store, "dataset", tmp_path / "data").digest
+    fields = {
+        **scored.key_fields,
+        "inputs": {**scored.key_fields["inputs"], "data": dataset},
+        "config": {"limit": None},
+    }
+    changes = {"key": digest_of(fields), "key_fields": fields, "started": scored.started + 1}
+    write_record(store, scored.model_copy(update=changes))
+    served = tmp_path / "served"
+    shutil.copytree(tiny_base, served)
+    shutil.copytree(tiny_base, tmp_path / "artifact")
+    known = publish(store, "model", tmp_path / "artifact").digest
+    words = ["gate", str(served), known[:12], "--state", str(store.root)]
+    result = CliRunner().invoke(app, words)
+    assert "are the same model" in result.output
+    broken = load_file(served / "model.safetensors")
+    embedding = next(name for name in broken if "embed" in name)
+    broken[embedding] = broken[embedding].flip(0)
+    save_file(broken, served / "model.safetensors", {"format": "pt"})
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 1, result.output
+    assert f"asked the documents of dataset {dataset[:12]}" in result.stderr
+    assert result.stdout.startswith("refuse\n  ")
+    assert "old_perplexity against the reference: -" in result.stdout
+    # What a night's models were asked is kept, what nothing names is not.
+    (note,) = answer_notes(store)
+    assert note.exists()
 
 
 def test_copies_of_documents_in_one_cluster_are_no_more_evidence() -> None:

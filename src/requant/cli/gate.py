@@ -1,21 +1,28 @@
 """The command that says whether one model may take the place of another."""
 
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from requant.cli.common import DEFAULT_STATE, StateFolder, errors, open_store
+from requant.cli.common import DEFAULT_STATE, StateFolder, ended_by_signals, errors, open_store
+from requant.cli.console import Bar
+from requant.cli.models import Device
 
 if TYPE_CHECKING:
+    from requant.evaluation.together import Side, Together
     from requant.gate import Decision
+    from requant.store import Store
 
 STATUSES = {"promote": 0, "refuse": 1, "not enough evidence": 3}
 """What a script goes on by; 2 is an error, as everywhere."""
 
 
 def gate(
-    candidate: Annotated[str, typer.Argument(help="start of a model's digest")],
-    reference: Annotated[str, typer.Argument(help="start of the digest of what serves now")],
+    candidate: Annotated[str, typer.Argument(help="model folder, or the start of its digest")],
+    reference: Annotated[str, typer.Argument(help="likewise, of what serves now")],
     task: Annotated[
         list[str] | None, typer.Option(help="to judge by, may be repeated; default: all")
     ] = None,
@@ -30,23 +37,58 @@ def gate(
         typer.Option(min=1e-9, max=0.99, help="share of documents, of tasks without likelihoods"),
     ] = 0.02,
     state: StateFolder = DEFAULT_STATE,
+    device: Device = "auto",
 ) -> None:
-    """Decide between two models of one evaluation: promote, refuse, or not enough evidence.
+    """Decide between two models: promote, refuse, or not enough evidence.
 
-    Ends with status 0, 1 or 3.
+    Where no night has evaluated both, they are asked now what the last evaluation asked. Ends with
+    status 0, 1 or 3.
     """
-    with errors():
+    with errors(), ended_by_signals(), TemporaryDirectory() as scratch:
         from requant.evaluation.judging import Margins
-        from requant.evaluation.verdict import evaluated_together, judge
+        from requant.evaluation.together import evaluated_together, find_side
+        from requant.evaluation.verdict import judge
 
+        store = open_store(state)
+        sides = find_side(store, candidate), find_side(store, reference)
+        together = evaluated_together(store, *sides)
         decision = judge(
-            evaluated_together(open_store(state), candidate, reference),
+            together or _asked(store, sides, Path(scratch), device),
             alpha=alpha,
             margins=Margins(margin, margin_of_accuracy),
             tasks=task or (),
         )
     typer.echo("\n".join(_lines(decision)))
     raise typer.Exit(STATUSES[decision.verdict])
+
+
+def _asked(store: "Store", sides: "tuple[Side, Side]", scratch: Path, device: str) -> "Together":
+    """Ask both models, with a bar that says how far it is."""
+    from rich.progress import Progress
+
+    from requant.evaluation.together import ask_both, questions_of
+    from requant.execution.stage import StageContext, empty_folder
+    from requant.models.device import resolve_device
+    from requant.preflight.folders import refuse_unreadable
+
+    refuse_unreadable(dict(zip(("A", "B"), (side.folder for side in sides), strict=True)))
+    evaluation = questions_of(store, sides)
+    dataset = evaluation.key_fields["inputs"]["data"]
+    typer.echo(
+        f"no evaluation has scored both: they are asked the documents of dataset {dataset[:12]}; "
+        "tasks of your own and rows of earlier nights are not asked",
+        err=True,
+    )
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        context = StageContext(
+            out=empty_folder(scratch / "out"),
+            work=empty_folder(scratch / "work"),
+            seed=evaluation.key_fields["seed"],
+            device=resolve_device(device),
+            reporter=Bar(progress, progress.add_task("", total=None)),
+            store=store,
+        )
+        return ask_both(*sides, evaluation, context)
 
 
 def _lines(decision: "Decision") -> list[str]:

@@ -8,11 +8,10 @@ from typing import Any
 
 from requant.canonical import canonical_json
 from requant.errors import ParityError
-from requant.evaluation.artifact import CHAIN, JUDGES, PAIRED, SAMPLES, SCORES
+from requant.evaluation.artifact import CHAIN, JUDGES, PAIRED, SCORES
 from requant.evaluation.pairs import joined, unit_means
-from requant.evaluation.samples import write_samples
+from requant.evaluation.samples import write_model
 from requant.evaluation.scores import TaskScores
-from requant.names import file_name
 from requant.statistics import paired_difference
 
 ModelScores = Mapping[str, Mapping[str, TaskScores]]
@@ -39,11 +38,8 @@ def write_results(
     }
     (out / SCORES).write_bytes(canonical_json(table))
     (out / PAIRED).write_bytes(canonical_json(list(paired)))
-    (out / SAMPLES).mkdir()
     for model, tasks in judged.items():
-        for task, result in tasks.items():
-            if result.terms is not None:
-                write_samples(out / SAMPLES / f"{model}.{file_name(task)}.parquet", task, result)
+        write_model(out, model, tasks)
 
 
 def compare(scores: ModelScores, say: Callable[[str], None]) -> list[dict[str, Any]]:

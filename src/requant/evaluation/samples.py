@@ -1,6 +1,7 @@
 """One model's scores on the documents of a task as a Parquet file, with what they were made by."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,6 +11,20 @@ from requant.names import file_name
 
 TASK = "requant.task"
 TERMS = "requant.terms"
+
+
+def write_model(evaluation: Path, model: str, tasks: Mapping[str, TaskScores]) -> None:
+    """Write samples/<model>.<task>.parquet of each task that was scored document by document.
+
+    Args:
+        evaluation: Existing folder.
+        model: Its role.
+        tasks: Task -> scores.
+    """
+    (evaluation / SAMPLES).mkdir(exist_ok=True)
+    for task, scores in tasks.items():
+        if scores.terms is not None:
+            write_samples(evaluation / SAMPLES / f"{model}.{file_name(task)}.parquet", task, scores)
 
 
 def write_samples(path: Path, task: str, scores: TaskScores) -> None:

@@ -1,52 +1,17 @@
-"""The gate's verdict on two models that one evaluation has scored, from its artifact alone."""
+"""The gate's verdict on two models that were asked the same documents, from their samples alone."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from requant.errors import ConfigError
-from requant.evaluation.artifact import MODELS
 from requant.evaluation.judging import Margins, question
 from requant.evaluation.night_verdict import NEW_SKILL
 from requant.evaluation.samples import read_models
 from requant.evaluation.scores import TaskScores
+from requant.evaluation.together import Together
 from requant.gate import Decision, decide
 from requant.gate.rules import Role
-from requant.store import Store, all_records, find_object, materialise
-
-
-@dataclass(frozen=True)
-class Together:
-    """An evaluation of two models, and what they are called in it."""
-
-    folder: Path
-    candidate: str
-    reference: str
-
-
-def evaluated_together(store: Store, candidate: str, reference: str) -> Together:
-    """Find the newest evaluation that has scored two models.
-
-    Args:
-        store: Where they lie.
-        candidate: Start of the digest of one.
-        reference: Start of that of the other.
-
-    Raises:
-        ArtifactError: If a start is none of a model, or of several.
-        ConfigError: If no evaluation has scored both.
-    """
-    digests = [find_object(store, start).name for start in (candidate, reference)]
-    for record in sorted(all_records(store), key=lambda item: item.started, reverse=True):
-        inputs = record.key_fields["inputs"]
-        roles = {inputs[role]: role for role in reversed(MODELS) if role in inputs}
-        if record.stage == "evaluate" and all(digest in roles for digest in digests):
-            first, second = (roles[digest] for digest in digests)
-            return Together(materialise(store, record.digest), first, second)
-    raise ConfigError(
-        f"{candidate} and {reference}: no evaluation of {store.root} has scored both; a night "
-        "evaluates its own models, the champion and the anchor of its line"
-    )
 
 
 def judge(
