@@ -9,12 +9,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from requant.config.section import Section
+from requant.config.task_names import GENERATED
 from requant.evaluation.foresight import foreseen, last_spreads
-from requant.evaluation.night_verdict import GENERATED
 from requant.execution.key import stage_key
 from requant.execution.past_nights import PAST_USES, Use, lost_datasets, past_of
 from requant.execution.progress import done_line
 from requant.machine.withheld import withheld
+from requant.preflight import refuse
+from requant.preflight.calibration import prepared_problems
 from requant.report.headline import headline
 from requant.report.night import StageRow, StageState
 from requant.store import StageRecord, Store, touch_record
@@ -71,6 +73,7 @@ class OpenNight:
         if stage.name == "prepare_data":
             for line in _foreseen(self._night, record):
                 get_run_logger().info(line)
+            self._refuse_uncalibrated(record)
         return result
 
     def past(self, use: Use, tonight: StageResult) -> dict[str, StageResult]:
@@ -161,6 +164,13 @@ class OpenNight:
         for text in texts:
             get_run_logger().warning(text)
         self._notes += texts
+
+    def _refuse_uncalibrated(self, data: StageRecord) -> None:
+        """End a night before it trains what too little text would calibrate."""
+        config = self._night.config
+        (base,) = (row.record for row in self._rows if row.stage == "prepare_base" and row.record)
+        with self._blaming(config.ships):
+            refuse(prepared_problems(config, base.digest, data.digest))
 
     def _track_cached(self, record: StageRecord, inputs: Mapping[str, StageResult]) -> None:
         store = self._night.store

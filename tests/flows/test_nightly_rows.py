@@ -58,6 +58,26 @@ def test_nights_take_what_is_new_and_say_when_there_is_nothing(
     assert states(requant("run", config))["prepare_data"] == "done"
 
 
+def test_what_too_little_text_would_calibrate_ends_before_it_is_trained(
+    project: Path, tmp_path: Path
+) -> None:
+    document = yaml.safe_load((project / "line.yaml").read_text()) | {"state": str(tmp_path / "s")}
+    document |= {name: {**document[name], "enabled": True} for name in OFF}
+    document["continue_train"]["enabled"] = False
+    document["requantize_gptq"]["calibration_min_tokens"] = 10**6
+    document["collect_rows"]["sources"][0]["paths"] = [str(tmp_path / "chats")]
+    config = tmp_path / "line.yaml"
+    config.write_text(yaml.safe_dump(document))
+    write_chats(tmp_path / "chats/monday.jsonl", map(chat, range(40)))
+    for _ in range(2):
+        failed = requant("run", config, fails=1)
+        assert re.search(r"requantize_gptq: \d+ texts of calibration have \d+ tokens", failed)
+        assert "expected at least 1000000 (requantize_gptq.calibration_min_tokens)" in failed
+        assert states(failed)["train_adapter"] == "not reached"
+    lowered = ("--set", "requantize_gptq.calibration_min_tokens=1")
+    assert states(requant("status", config, *lowered))["prepare_data"] == "cached"
+
+
 def test_a_person_sees_what_became_of_every_row(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

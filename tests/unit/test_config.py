@@ -265,6 +265,30 @@ def test_every_shipped_configuration_loads_and_every_line_teaches(path: Path) ->
         ),
         ({"prepare_data__source": {**HUB, "subset": "x\n"}}, r"subset: got 'x\\n'. Expected a na"),
         ({"tracking__experiment": "e" * 201}, "tracking.experiment: expected a name of one line"),
+        ({"evaluate__gate__margin": 1000}, r"margin: got 1000. Expected a number of at most 1\.0"),
+        ({"evaluate__gate__tests_a_year": 10**8}, "Expected a number of at most 8784"),
+        (
+            {"evaluate__gate__floors": {"old_perplexity": 0}},
+            "floors.old_perplexity: 0 is more than any model is shown to reach; nats a byte of a",
+        ),
+        (
+            {"evaluate__gate__floors": {"describe_choice": 1}},
+            "floors.describe_choice: 1 is more than any model .* a share of documents is below 1",
+        ),
+        (
+            {"evaluate__gate__guard": ["old_perplexity"] * 2},
+            "gate.guard: .* 'old_perplexity' more than once; name each once",
+        ),
+        ({"evaluate__tasks": ["mmlu", "mmlu"]}, "'mmlu' more than once; name each once"),
+        (
+            {"evaluate__tasks": ["old_perplexity"]},
+            "tasks: 'old_perplexity' is made from each night's data .* take it out of tasks",
+        ),
+        ({"requantize_gptq__bits": 5}, "got 5. Expected 2, 3, 4 or 8: what loads GPTQ's format"),
+        (
+            {"requantize_gptq__method": "best_of"},
+            "got 'best_of'. Expected gptq or auto_round: .* requantize_gptq.candidates ships",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_field_and_way_out(

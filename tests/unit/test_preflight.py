@@ -10,8 +10,9 @@ import pytest
 from requant.errors import ConfigError, TransientError
 from requant.preflight import Problem, find_problems, refuse
 from requant.preflight.known_looks import unless_known
-from requant.store import Store
+from requant.store import Store, write_record
 from tests.support.chain import LENIENT_GATE, MICRO, micro_config
+from tests.support.nights import make_night
 
 ONE_TEST = {**LENIENT_GATE, "harm_a_year": 0.9, "tests_a_year": 1, "broken_share": 0.5}
 
@@ -165,6 +166,34 @@ def test_parts_and_guards_are_looked_at_before_the_night(tmp_path: Path) -> None
     asked = {**ONE_TEST, "guard": ["old_perplexity", "response_choice"]}
     (few,) = found(train=[many], heldout=same, old_text=str(short), auto=True, gate=asked)
     assert "too few documents: old_perplexity (1), response_choice (0). With fewer than 3 " in few
+
+
+def test_a_gate_that_could_never_decide_is_found_before_the_first_night(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    jsonl(rows / "many.jsonl", [f"answer {number}" for number in range(60)])
+    collected: Any = {
+        "collect_rows": {
+            "enabled": True,
+            "sources": [{"kind": "files", "name": "rows", "paths": [str(rows)]}],
+        },
+        "prepare_data": {"source": {"kind": "collected"}, "max_evaluation_rows": 64},
+    }
+    assert lines(tmp_path / "state", **collected) == []
+    (scarce,) = lines(
+        tmp_path / "state", **collected, promote={"auto": True}, evaluate={"gate": {}}
+    )
+    assert "heldout_perplexity (64), response_choice (64), old_perplexity (64). With" in scarce
+    (shared,) = lines(tmp_path / "state", requantize_gptq={"group_size": 64, "tensor_parallel": 3})
+    assert shared.startswith("requantize_gptq.tensor_parallel: 3 GPUs cannot share the groups of")
+    for field in ("guard", "target"):
+        gate = {field: ["past_heldout_perplexity"]}
+        (alone,) = lines(tmp_path / "state", evaluate={"gate": gate})
+        assert alone.startswith(f"evaluate.gate.{field}: [past_heldout_perplexity] alone, and no n")
+        store = Store(tmp_path / field)
+        data = make_night(store)["prepare_data"]
+        write_record(store, data.model_copy(update={"labels": {"pipeline": "micro"}}))
+        assert lines(tmp_path / field, evaluate={"gate": gate}) == []
 
 
 def test_every_unreadable_row_of_every_file_is_listed(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from pydantic import Field, model_validator
 
 from requant.config.gate import Gate
-from requant.config.given_names import TaskName
+from requant.config.given_names import TaskNames
 from requant.config.section import NOT_IN_KEY, LocalPath, Positive, Section
+from requant.config.task_names import GENERATED
 
 
 class Evaluate(Section):
@@ -18,9 +19,7 @@ class Evaluate(Section):
         7, ge=0, le=365, description="earlier nights whose held-out rows are evaluated too"
     )
     past_rows: Positive = Field(256, description="of them in all, shared by the nights")
-    tasks: tuple[TaskName, ...] = Field(
-        (), description="further lm-eval task names; most need the hub"
-    )
+    tasks: TaskNames = Field((), description="further lm-eval task names; most need the hub")
     task_folder: LocalPath | None = Field(
         None,
         description="folder of lm-eval task files of your own, to be named in `tasks`",
@@ -58,4 +57,9 @@ class Evaluate(Section):
     def _something_to_evaluate(self) -> "Evaluate":
         if self.enabled and not self.generated_tasks and not self.tasks:
             raise ValueError("generated_tasks=false and tasks=() leave nothing to evaluate")
+        if made := [task for task in GENERATED if task in self.tasks]:
+            raise ValueError(
+                f"tasks: {', '.join(map(repr, made))} is made from each night's data and evaluated "
+                "by generated_tasks=true; take it out of tasks"
+            )
         return self

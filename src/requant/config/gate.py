@@ -4,10 +4,14 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from requant.config.given_names import TaskName
+from requant.config.given_names import TaskName, TaskNames
 from requant.config.section import Positive, Relative, Section
+from requant.config.task_names import PERPLEXITIES
 
-Tasks = Annotated[tuple[TaskName, ...], Field(min_length=1)]
+Tasks = Annotated[TaskNames, Field(min_length=1)]
+
+MOST_TESTS = 24 * 366
+"""One an hour; with each more the evidence that a night must bring grows."""
 
 
 class Gate(Section):
@@ -16,13 +20,14 @@ class Gate(Section):
     guard: Tasks | None = Field(
         None, description="tasks that must not lose their margin; null: all that are generated"
     )
-    target: tuple[TaskName, ...] | None = Field(
+    target: TaskNames | None = Field(
         None,
         description="tasks of which one must gain; null: those of tonight's held-out rows; []: "
         "none must, what loses nothing serves",
     )
     margin: Relative = Field(
         0.02,
+        le=1.0,
         description="nats a byte that a guard may lose on average: 0.02 is 2% of its byte "
         "perplexity",
     )
@@ -49,7 +54,9 @@ class Gate(Section):
     harm_a_year: float = Field(
         0.05, gt=0.0, lt=1.0, description="chance of any harmful promotion in 365 days"
     )
-    tests_a_year: Positive = Field(365, description="nights that share it; more get nothing")
+    tests_a_year: Positive = Field(
+        365, le=MOST_TESTS, description="nights that share it; more get nothing"
+    )
 
     @property
     def alpha(self) -> float:
@@ -66,4 +73,12 @@ class Gate(Section):
                 f"{self.anchor_margins:g} and first_margins={self.first_margins:g} is {most:g}; "
                 "nobody could lose more than all documents: it must stay below 1"
             )
+        for task, floor in self.floors.items():
+            most = 0 if task in PERPLEXITIES else 1
+            if floor >= most:
+                of = "nats a byte of a perplexity" if not most else "a share of documents"
+                raise ValueError(
+                    f"floors.{task}: {floor:g} is more than any model is shown to reach; {of} "
+                    f"is below {most}"
+                )
         return self

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from requant.config.given_names import Name
 from requant.config.section import NOT_IN_KEY, Fraction, Positive, Relative, Section
@@ -68,6 +68,16 @@ class GptqFields(Section):
     calibration_min_tokens: Positive | None = Field(
         None, description="refused below; null: the in_features of the widest layer"
     )
+
+    @field_validator("bits", mode="before")
+    @classmethod
+    def _packs(cls, bits: Any) -> Any:
+        if bits in (5, 6, 7):
+            raise ValueError(
+                "Expected 2, 3, 4 or 8: what loads GPTQ's format unpacks no other "
+                "number; between 4 and 8 bits lie a smaller group_size and eora_rank"
+            )
+        return bits
 
     @model_validator(mode="after")
     def _one_order(self) -> Self:
@@ -175,6 +185,16 @@ class RequantizeGptq(GptqFields):
         """Return what is quantized by: the section with each candidate's fields, or itself."""
         candidates = (self.model_copy(update=each.chosen()) for each in self.candidates)
         return tuple(candidates) or (self,)
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _who_rounds(cls, method: Any) -> Any:
+        if method == "best_of":
+            raise ValueError(
+                "Expected gptq or auto_round: the best of several is what "
+                "requantize_gptq.candidates ships; list them there"
+            )
+        return method
 
     @model_validator(mode="after")
     def _of_its_method(self) -> Self:

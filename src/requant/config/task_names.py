@@ -5,6 +5,10 @@ OLD_PERPLEXITY = "old_perplexity"
 """Perplexity of text that no night brings: a user's `old_text`, else the topics Python ships."""
 PAST_PERPLEXITY = "past_heldout_perplexity"
 """Perplexity of what earlier nights held out."""
+PERPLEXITIES = frozenset({HELDOUT_PERPLEXITY, OLD_PERPLEXITY, PAST_PERPLEXITY})
 DESCRIBE_CHOICE = "describe_choice"
 """Choice among docstrings; among the answers of any other rows it is RESPONSE_CHOICE."""
 RESPONSE_CHOICE = "response_choice"
+NEW_SKILL = (HELDOUT_PERPLEXITY, DESCRIBE_CHOICE, RESPONSE_CHOICE)
+"""Tasks made of rows like those a night learns."""
+GENERATED = (*NEW_SKILL, OLD_PERPLEXITY, PAST_PERPLEXITY)

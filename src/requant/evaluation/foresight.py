@@ -5,13 +5,12 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from requant.config.gate import Gate
-from requant.config.task_names import OLD_PERPLEXITY, PAST_PERPLEXITY
+from requant.config.task_names import GENERATED, OLD_PERPLEXITY, PAST_PERPLEXITY
 from requant.errors import RequantError
 from requant.evaluation.evaluated import last_evaluation
 from requant.evaluation.judging import likelihood_rule
 from requant.evaluation.night_verdict import (
     CANDIDATE,
-    GENERATED,
     guards,
     margins_of,
     references,

@@ -5,13 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from requant.config.gate import Gate
-from requant.config.task_names import (
-    DESCRIBE_CHOICE,
-    HELDOUT_PERPLEXITY,
-    OLD_PERPLEXITY,
-    PAST_PERPLEXITY,
-    RESPONSE_CHOICE,
-)
+from requant.config.task_names import GENERATED, NEW_SKILL, PAST_PERPLEXITY
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.evaluation.artifact import read_pools
 from requant.evaluation.judging import Margins, likelihood_rule, question
@@ -22,9 +16,6 @@ from requant.gate import Decision, Differences, Floor, Rule, decide, least_units
 from requant.gate.rules import Role
 
 CANDIDATE = "requantized"
-NEW_SKILL = (HELDOUT_PERPLEXITY, DESCRIBE_CHOICE, RESPONSE_CHOICE)
-"""Tasks made of rows like those a night learns."""
-GENERATED = (*NEW_SKILL, OLD_PERPLEXITY, PAST_PERPLEXITY)
 
 
 def references(models: Mapping[str, object], gate: Gate) -> dict[str, float]:

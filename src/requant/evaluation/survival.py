@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
-from requant.config.task_names import OLD_PERPLEXITY, PAST_PERPLEXITY
+from requant.config.task_names import NEW_SKILL, OLD_PERPLEXITY, PAST_PERPLEXITY
 from requant.evaluation.artifact import CHAIN, JUDGES, share_kept
-from requant.evaluation.night_verdict import NEW_SKILL
 from requant.statistics import Paired
 
 Skill = Literal["new", "old", "other"]

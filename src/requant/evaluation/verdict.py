@@ -4,9 +4,9 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from requant.config.task_names import NEW_SKILL
 from requant.errors import ConfigError
 from requant.evaluation.judging import Margins, question
-from requant.evaluation.night_verdict import NEW_SKILL
 from requant.evaluation.samples import read_models
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.together import Together

@@ -155,7 +155,10 @@ def stdlib_facts(source: StdlibBase) -> BaseFacts:
                 f"model.layers.{block}.{name}": inside.get(name, source.hidden_size)
                 for block in range(source.layers)
                 for name in QWEN3_LAYERS
-            }
+            },
+            split=tuple(
+                f"model.layers.{block}.{name}" for block in range(source.layers) for name in inside
+            ),
         ),
         present=frozenset(QWEN3_LAYERS),
     )

@@ -8,14 +8,48 @@ from requant.config import Config
 from requant.config.quantizing import GptqFields
 from requant.errors import RequantError
 from requant.models.skeleton import empty_model, read_causal_config
+from requant.models.tokenizer import load_tokenizer
+from requant.preflight.known_looks import unless_known
 from requant.preflight.problem import Problem
 from requant.quantization.calibration import (
     Pool,
     check_tokens,
     encode_calibration,
+    read_pool,
     sample_calibration,
 )
 from requant.quantization.quantizable import layers_of
+from requant.store import Store, materialise
+
+VERSION = 1
+"""Raised with every change of what is looked for: what an earlier look found right is forgotten."""
+
+
+def prepared_problems(config: Config, base: str, data: str) -> list[Problem]:
+    """Count the calibration of a night whose rows no look before it knew.
+
+    Args:
+        config: The whole configuration.
+        base: Digest of the artifact of prepare_base.
+        data: That of prepare_data.
+    """
+    sections = [(name, fields.model_dump(mode="json")) for name, fields in _quantizations(config)]
+    what = {
+        "look": "calibration",
+        "version": VERSION,
+        "base": base,
+        "data": data,
+        "seed": config.seed,
+        "sections": sections,
+    }
+    store = Store(config.state.resolve())
+
+    def look() -> list[Problem]:
+        folder = materialise(store, base)
+        pool = read_pool(materialise(store, data))
+        return list(calibration_problems(config, folder, load_tokenizer(folder), pool))
+
+    return unless_known(config.state, what, look) if sections else []
 
 
 def calibration_problems(

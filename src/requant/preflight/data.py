@@ -1,6 +1,6 @@
 """Can every row of the night be read, divided and rendered, and is there enough to judge by?"""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -68,6 +68,8 @@ def data_problems(
         return
     if isinstance(section.source, CollectedData):
         # Which rows are new is not known before they are read, and a bad one ends no night.
+        tasks = (HELDOUT_PERPLEXITY, OLD_PERPLEXITY, choice_task(section.source))
+        yield from _gate_problems(config, dict.fromkeys(tasks, section.max_evaluation_rows))
         return
     if not base:
         yield from _problems(config, None, watch)
@@ -104,7 +106,12 @@ def _problems(config: Config, folder: Path | None, watch: Watch) -> Iterator[Pro
         yield Problem("", str(error))
         return
     made = _documents(config, rows, old_text)
-    yield from _gate_problems(config, made)
+    counts = {
+        HELDOUT_PERPLEXITY: len(units(made.heldout)),
+        OLD_PERPLEXITY: len(units(made.old)),
+        choice_task(section.source): len(units(made.choices)),
+    }
+    yield from _gate_problems(config, counts)
     if folder is None:
         return
     watch(f"prepare_base.source: {folder}: its tokenizer", LOADING_SECONDS)
@@ -212,17 +219,15 @@ def _documents(config: Config, rows: Split, old_text: str) -> Documents:
     return night_documents(rows.heldout, old_text, limit, config.seed)
 
 
-def _gate_problems(config: Config, made: Documents) -> Iterator[Problem]:
-    """Say which generated tasks have too few documents for the gate to let anything through."""
-    section, evaluate = config.prepare_data, config.evaluate
-    counts = {
-        task: min(count, evaluate.limit or count)
-        for task, count in (
-            (HELDOUT_PERPLEXITY, len(units(made.heldout))),
-            (OLD_PERPLEXITY, len(units(made.old))),
-            (choice_task(section.source), len(units(made.choices))),
-        )
-    }
+def _gate_problems(config: Config, most: Mapping[str, int]) -> Iterator[Problem]:
+    """Say which generated tasks have too few documents for the gate to let anything through.
+
+    Args:
+        config: The whole configuration.
+        most: Task -> units there can be of it.
+    """
+    evaluate = config.evaluate
+    counts = {task: min(count, evaluate.limit or count) for task, count in most.items()}
     there = {task: count for task, count in counts.items() if count}
     if not (config.promote.auto and evaluate.generated_tasks):
         return

@@ -10,12 +10,13 @@ from typing import Any
 
 from requant.config import Config
 from requant.config.fit import generated_tasks
+from requant.config.task_names import HELDOUT_PERPLEXITY, PAST_PERPLEXITY
 from requant.errors import ArtifactError, ConfigError
 from requant.evaluation.own_tasks import own_tasks
 from requant.evaluation.task_index import corpus_only, leaf_tasks
 from requant.preflight.known_looks import unless_known
 from requant.preflight.problem import Problem
-from requant.store import describe
+from requant.store import Store, all_records, describe
 from requant.wording import few
 
 VERSION = 5
@@ -26,7 +27,10 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
     """Look the names in `evaluate.tasks` up, and the guards that are not made from the data."""
     section = config.evaluate
     folder = section.task_folder
-    if not section.enabled or not (section.tasks or folder):
+    if not section.enabled:
+        return
+    yield from _past_alone(config)
+    if not (section.tasks or folder):
         return
     try:
         own = own_tasks(folder, code=section.task_code) if folder else {}
@@ -60,6 +64,25 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
     yield from unless_known(
         config.state, what, lambda: task_problems(_index(folder), section.tasks, guard, made)
     )
+
+
+def _past_alone(config: Config) -> Iterator[Problem]:
+    """Say where the gate is to judge by earlier nights' rows alone, and there were none."""
+    gate = config.evaluate.gate
+    alone = [
+        field
+        for field, tasks in (("guard", gate.guard), ("target", gate.target))
+        if tasks == (PAST_PERPLEXITY,)
+    ]
+    if alone and not any(
+        record.stage == "prepare_data" and record.labels.get("pipeline") == config.name
+        for record in all_records(Store(config.state.resolve()))
+    ):
+        yield Problem(
+            f"evaluate.gate.{alone[0]}",
+            f"[{PAST_PERPLEXITY}] alone, and no night of {config.name} is in {config.state}, so "
+            f"nothing could be judged by it; name {HELDOUT_PERPLEXITY} too, or null for all",
+        )
 
 
 def task_problems(

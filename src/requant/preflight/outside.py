@@ -18,7 +18,7 @@ from requant.preflight.problem import Problem, checked
 from requant.preflight.written import written_problems
 from requant.stages import prepare_data
 
-VERSION = 11
+VERSION = 12
 """Raised with every change of what is looked for: what an earlier look found right is forgotten."""
 ELSEWHERE = ("name", "state", "runtime", "tracking", "deploy")
 """Sections that say nothing of base and rows."""
