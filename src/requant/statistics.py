@@ -89,6 +89,43 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
     return Estimate(mean, math.sqrt(sequences / (sequences - 1) * squares) / tokens)
 
 
+@dataclass(frozen=True)
+class Gain:
+    """What texts won under a model, and what of it another model has: losses in nats, by text."""
+
+    before: tuple[float, ...]
+    reached: tuple[float, ...]
+    left: tuple[float, ...]
+    """Under the model of which it is asked what it lost."""
+    counts: tuple[float, ...]
+    """Tokens of each text."""
+
+    @property
+    def won(self) -> float:
+        """Nats a token."""
+        return (math.fsum(self.before) - math.fsum(self.reached)) / math.fsum(self.counts)
+
+    @property
+    def lost(self) -> float:
+        """Nats a token that the other model predicts the texts worse by."""
+        return (math.fsum(self.left) - math.fsum(self.reached)) / math.fsum(self.counts)
+
+    def excess(self, share: float) -> float:
+        """Return what is lost at least beyond `share` of what was won, nats a token.
+
+        The lower end of the 95 % interval over texts, of pairs: ratio_estimate of lost - share won.
+        Where nothing was won nothing may be lost. Of one text the mean; NaN stays NaN.
+
+        Args:
+            share: Of what was won; 0 to any.
+        """
+        share = share if self.won > 0 else 0.0
+        texts = zip(self.before, self.reached, self.left, strict=True)
+        beyond = [left - reached - share * (before - reached) for before, reached, left in texts]
+        found = ratio_estimate(beyond, self.counts)
+        return found.interval(len(beyond))[0] if len(beyond) > 1 else found.mean
+
+
 def verdict(low: float | None, high: float | None, *, higher_is_better: bool) -> Verdict:
     """Judge a paired difference by its interval, which one document does not have."""
     if low is None or high is None:

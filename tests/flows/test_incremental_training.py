@@ -128,7 +128,7 @@ def test_a_night_of_noise_does_not_serve(folder: Path) -> None:
         f"prepare_data.source={{kind: files, train: [{folder}/noise.jsonl]}}",
         "prepare_data.heldout_fraction=0.2",
         "train_adapter.optimisation.max_steps=40",
-        "merge_fp16={trained_max_kl: 2, trained_max_loss: 2}",
+        "merge_fp16={trained_max_kl: 2, trained_max_gain_lost: 9}",
         "requantize_gptq.fidelity_max_kl=2",
         "prepare_data.max_evaluation_rows=16",
     )

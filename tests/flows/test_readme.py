@@ -31,7 +31,7 @@ SMALL = (
     "requantize_gptq.calibration_length=96",
     "requantize_gptq.fidelity_max_kl=2",
     "merge_fp16.trained_max_kl=2",
-    "merge_fp16.trained_max_loss=2",
+    "merge_fp16.trained_max_gain_lost=9",
     "prepare_data.max_evaluation_rows=8",
     "prepare_data.heldout_fraction=0.2",
 )

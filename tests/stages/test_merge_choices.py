@@ -195,7 +195,7 @@ def test_what_has_no_unmerged_twin_is_proved_by_tonights_adapter(
     assert metrics["parity_kl"] == alone["parity_kl"]
     assert metrics["changed_share"] != alone["changed_share"]
     assert abs(metrics["result_loss_change"]) < 0.1
-    limits = {"weights": (500.0, 500.0), "trained_max_loss": 0.1}
+    limits = {"weights": (500.0, 500.0), "trained_max_gain_lost": 0.5}
     absurd = section.model_copy(update=limits)
     with pytest.raises(ParityError, match=r"what was combined loses \S+ nats per token"):
         inputs.merge(tmp_path / "absurd", absurd, past_1=yesterdays)

@@ -21,7 +21,7 @@ from requant.merging.parity import Parity, check_parity, check_result, measure_p
 from requant.merging.rounding import Rounding, check_rounding
 from requant.merging.updates import interpolated
 from requant.models.load import load_model
-from requant.statistics import Estimate
+from requant.statistics import Estimate, Gain
 from tests.stages.conftest import Trained
 from tests.support.adapters import qwen, save_adapter, save_model
 from tests.support.merge_stage import LIMITS, SECTION, Inputs
@@ -175,10 +175,12 @@ def test_over_a_limit_both_figures_are_named(inputs: Inputs, tmp_path: Path) -> 
         inputs.merge(tmp_path, tight)
     good = {
         "parity_kl": 0.0, "trained_kl": 0.0, "update_kl": 1.0,
-        "trained_agreement": 1.0, "trained_loss_change": 0.0,
+        "trained_agreement": 1.0,
     }  # fmt: skip
+    told = {"trained_loss_change": 0.0, "trained_gain": 1.0}
     harmless = Rounding(0.0, 1.0, Estimate(0.0, 0.0), Estimate(1.0, 0.1))
-    parity = Parity(good, {"a.weight": 0.05}, harmless, 0.02, "bfloat16")
+    whole = Gain((2.0, 3.0), (1.0, 2.0), (1.0, 2.0), (1.0, 1.0))
+    parity = Parity(good | told, {"a.weight": 0.05}, harmless, whole, 0.02, "bfloat16")
     check_parity(parity, LIMITS)
     # What nobody publishes may be as coarse as it will.
     robbed = dataclasses.replace(parity, rounding=dataclasses.replace(harmless, kl=1.0))
@@ -187,14 +189,20 @@ def test_over_a_limit_both_figures_are_named(inputs: Inputs, tmp_path: Path) -> 
         check_parity(robbed, LIMITS)
     for name in good:
         with pytest.raises(ParityError):
-            check_parity(dataclasses.replace(parity, metrics={**good, name: float("nan")}), LIMITS)
+            metrics = {**parity.metrics, name: float("nan")}
+            check_parity(dataclasses.replace(parity, metrics=metrics), LIMITS)
     with pytest.raises(ParityError, match="moves the model by 1e-06 nats per token, too little"):
-        check_parity(dataclasses.replace(parity, metrics={**good, "update_kl": 1e-6}), LIMITS)
+        metrics = {**parity.metrics, "update_kl": 1e-6}
+        check_parity(dataclasses.replace(parity, metrics=metrics), LIMITS)
+    for left in ((1.9, 2.9), (float("nan"), 2.0)):
+        lost = dataclasses.replace(whole, left=left)
+        with pytest.raises(ParityError, match=r"Missed: merge_fp16.trained_max_gain_lost=0.5; lik"):
+            check_parity(dataclasses.replace(parity, gain=lost), LIMITS)
+        with pytest.raises(ParityError, match=r"what was combined loses \S+ nats .* won 1,"):
+            check_result(lost, LIMITS)
     for error in (0.2, float("nan")):
         with pytest.raises(ParityError, match=r"a.weight: the output is off by up to"):
             check_parity(dataclasses.replace(parity, modules={"a.weight": error}), LIMITS)
-    with pytest.raises(ParityError, match=r"what was combined loses 2 nats per token"):
-        check_result(2.0, LIMITS)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from requant.merging.parity import Parity, measure_parity
 from requant.stages import merge_fp16
 from tests.stages.conftest import make_context
 
-SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5, trained_max_loss=1.0)
+SECTION = MergeFp16(parity_rows=4, trained_max_kl=0.5)
 
 
 LIMITS = SECTION.limits

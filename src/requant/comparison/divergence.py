@@ -1,7 +1,7 @@
 """How far one model is from another, measured on the assistant's tokens of held-out text."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from requant.comparison.batches import Batch
 from requant.data.turns import IGNORED
 from requant.errors import ContractError
 from requant.figures import Wording, figure
-from requant.statistics import Estimate, ratio_estimate
+from requant.statistics import Estimate, Gain, ratio_estimate
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,15 @@ class Fidelity:
     def loss_change(self) -> float:
         """How much worse the candidate predicts the text, nats per token."""
         return self.loss_candidate - self.loss_reference
+
+    def gain_since(self, before: Sequence[float]) -> Gain:
+        """Return what the reference won since another model, and what the candidate has of it.
+
+        Args:
+            before: Cross entropy of each sequence under that model, nats.
+        """
+        reached, left = zip(*self.losses, strict=True)
+        return Gain(tuple(before), reached, left, tuple(count for _, count in self.texts))
 
     def in_full(self) -> dict[str, float]:
         """All figures, with standard errors over sequences where there are two at least.

@@ -19,7 +19,7 @@ class MergeLimits:
     rounding_max_loss_share: float
     trained_max_kl: float
     trained_min_agreement: float
-    trained_max_loss: float
+    trained_max_gain_lost: float
 
 
 class MergeFp16(Section):
@@ -89,13 +89,15 @@ class MergeFp16(Section):
         0.1, description="loss that rounding adds, as a share of what the update gains"
     )
     trained_max_kl: Relative = Field(
-        0.5, description="nats per token, merged against quantized base+adapter"
+        2.0, description="nats per token, merged against quantized base+adapter"
     )
     trained_min_agreement: Fraction = Field(
         0.5, description="share of tokens with the same most likely token, likewise"
     )
-    trained_max_loss: Relative = Field(
-        0.1, description="nats per token that merging may add to the loss, likewise"
+    trained_max_gain_lost: Relative = Field(
+        0.5,
+        description="share of what was won over the original that merging may take, in loss, "
+        "likewise; refused where it is shown to take more (95 %, over the conversations)",
     )
 
     @model_validator(mode="after")

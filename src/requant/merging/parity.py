@@ -18,6 +18,7 @@ from requant.merging.change import Change
 from requant.merging.module_outputs import PROBES, ModuleChange, watch_modules
 from requant.merging.rounding import Rounding, check_rounding, rounding_of
 from requant.models.headers import TORCH_NAMES, read_headers
+from requant.statistics import Gain
 from requant.wording import few
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Parity:
     """Merged tensor -> how far its module's output is off beyond rounding, as a share of what
     the adapter changes in it."""
     rounding: Rounding
+    gain: Gain
+    """Since the original: what was trained won, and what of it the merged model has."""
     rounding_ratio: float
     """What rounding takes of the update's norm, all tensors together."""
     dtype: str
@@ -83,7 +86,7 @@ def measure_parity(
         parity_*: merged against original+adapter, unmerged, and parity_module_error, the worst
         module's (a missed module or a wrong scale shows there), of parity_modules; rounding_* and
         update_*: see `Rounding`; trained_*: merged against trained_on+adapter (what quantization
-        costs the hand-over).
+        costs the hand-over), trained_gain what that won over the original, nats per token.
     """
 
     def run(
@@ -107,15 +110,15 @@ def measure_parity(
         run("the original with adapter", original, adapters, watch_modules(merged, found))
     )
     parity = compare_log_probs(reference, run("the merged model", merged), batches)
-    rounding = rounding_of(
-        parity, compare_log_probs(reference, run("the original", original), batches)
-    )
+    before = compare_log_probs(reference, run("the original", original), batches)
+    rounding = rounding_of(parity, before)
     trained = parity
     if trained_on != original:
         # Two such lists at once are what fills the memory.
         del reference
         reference = list(run("what was trained", trained_on, adapters))
         trained = compare_log_probs(reference, run("the merged model", merged), batches)
+    gain = trained.gain_since([loss for _, loss in before.losses])
     modules = {tensor: _off(module, changes) for module in found for tensor in module.tensors}
     metrics = {
         **parity.as_metrics("parity_"),
@@ -124,10 +127,11 @@ def measure_parity(
         **rounding.as_metrics(),
         **trained.as_metrics("trained_"),
         "trained_loss_change": trained.loss_change,
+        "trained_gain": gain.won,
         "parity_tokens": float(parity.tokens),
     }
     ratio = sum(changes.values(), start=Change()).rounding_ratio
-    return Parity(metrics, modules, rounding, ratio, stored_in(merged, changes))
+    return Parity(metrics, modules, rounding, gain, ratio, stored_in(merged, changes))
 
 
 def _off(module: ModuleChange, changes: Mapping[str, Change]) -> float:
@@ -168,8 +172,9 @@ def check_parity(parity: Parity, limits: MergeLimits, *, published: bool = True)
     both = (
         f"merged against original+adapter {metrics['parity_kl']:.3g} nats per token, against the "
         f"quantized base+adapter that was trained {metrics['trained_kl']:.3g} (agreement "
-        f"{metrics['trained_agreement']:.3g}, loss {metrics['trained_loss_change']:+.3g}); the "
-        f"adapter itself moves the model by {metrics['update_kl']:.3g}"
+        f"{metrics['trained_agreement']:.3g}, loss {metrics['trained_loss_change']:+.3g} where it "
+        f"had won {metrics['trained_gain']:.3g}); the adapter itself moves the model by "
+        f"{metrics['update_kl']:.3g}"
     )
     if math.isnan(metrics["update_kl"]):
         raise ParityError(f"merge_fp16: the adapter's outputs are not finite: {both}; retrain it")
@@ -208,30 +213,32 @@ def check_parity(parity: Parity, limits: MergeLimits, *, published: bool = True)
     kept = {
         "trained_max_kl": metrics["trained_kl"] <= limits.trained_max_kl,
         "trained_min_agreement": metrics["trained_agreement"] >= limits.trained_min_agreement,
-        "trained_max_loss": metrics["trained_loss_change"] <= limits.trained_max_loss,
+        "trained_max_gain_lost": not exceeds(parity.gain.excess(limits.trained_max_gain_lost), 0),
     }
     over_limit = [f"merge_fp16.{name}={getattr(limits, name):g}" for name in kept if not kept[name]]
     if over_limit:
         raise ParityError(
             f"merge_fp16: the merged model is not the one that was trained: {both}. Missed: "
             f"{', '.join(over_limit)}; likely the quantized base is far from the original: use a "
-            "finer quantize_base.method, or merge_fp16.base=dequantized"
+            "finer quantize_base.method (int8), train longer, or merge into what was trained on "
+            "(merge_fp16.base=dequantized), which costs text that the night does not bring"
         )
 
 
-def check_result(loss_change: float, limits: MergeLimits) -> None:
-    """Refuse a combination of adapters that predicts the held-out text worse than tonight's did.
+def check_result(gain: Gain, limits: MergeLimits) -> None:
+    """Refuse a combination of adapters that lost too much of what tonight's won.
 
     Args:
-        loss_change: Of the result over trained_on+tonight's adapter, nats per token.
+        gain: Since the original: of trained_on+tonight's adapter, and what the result has of it.
         limits: Of every figure.
 
     Raises:
-        ParityError: With the change, its limit and the way out.
+        ParityError: With the loss, the gain, the limit and the way out.
     """
-    if exceeds(loss_change, limits.trained_max_loss):
+    if exceeds(gain.excess(limits.trained_max_gain_lost), 0):
         raise ParityError(
-            f"merge_fp16: what was combined loses {loss_change:.3g} nats per token against what "
-            f"was trained, limit merge_fp16.trained_max_loss={limits.trained_max_loss:g}; give "
-            "tonight's adapter a larger weight, or another combine or scales"
+            f"merge_fp16: what was combined loses {gain.lost:.3g} nats per token against what was "
+            f"trained, which had won {gain.won:.3g}, limit merge_fp16.trained_max_gain_lost="
+            f"{limits.trained_max_gain_lost:g} of it; give tonight's adapter a larger weight, or "
+            "another combine or scales"
         )

@@ -1,14 +1,14 @@
 """The proof of a merge: measured on held-out text against what was trained, and held to limits."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from requant.comparison.batches import Batch
 from requant.config.merge import MergeLimits
 from requant.execution.stage import Metrics, Reporter, empty_folder
 from requant.merging.change import Change
-from requant.merging.parity import check_parity, check_result, measure_parity, stored_in
+from requant.merging.parity import Parity, check_parity, check_result, measure_parity, stored_in
 from requant.merging.plan import MergePlan, write_plan
 from requant.merging.rounding import check_rounding, measure_rounding
 
@@ -64,13 +64,13 @@ def prove(merged: Merged, wholes: Iterable[MergePlan], setting: Setting) -> Metr
         ParityError: If a figure is over its limit.
     """
     if merged.plan.equivalent_adapters is not None:
-        return {**_parity(merged, setting, published=True), "parity_of_result": 1.0}
-    proofs: list[Metrics] = []
+        return {**_parity(merged, setting, published=True).metrics, "parity_of_result": 1.0}
+    proofs: list[Parity] = []
     alone = setting.work / "alone"
     for whole in wholes:
         changes = write_plan(whole, empty_folder(alone), dtype=setting.dtype)
         proofs.append(_parity(Merged(whole, alone, changes), setting, published=False))
-    worst = max(proofs, key=lambda metrics: metrics["parity_kl"])
+    worst = max(proofs, key=lambda parity: parity.metrics["parity_kl"])
     # One model at a time beside the result: a disk is as full as a night leaves it.
     unrounded = empty_folder(alone)
     write_plan(merged.plan, unrounded, dtype="float32")
@@ -84,18 +84,19 @@ def prove(merged: Merged, wholes: Iterable[MergePlan], setting: Setting) -> Metr
         vocabulary=_rows(merged.plan),
     )
     check_rounding(rounding, stored_in(merged.folder, merged.changes), setting.limits)
-    trained = max(metrics["trained_loss_reference"] for metrics in proofs)
-    loss_change = result.loss_candidate - trained
-    check_result(loss_change, setting.limits)
+    # Where several were trained the result need only keep what the least of them won.
+    least = min((parity.gain for parity in proofs), key=lambda gain: gain.won)
+    gain = replace(least, left=tuple(loss for _, loss in result.losses))
+    check_result(gain, setting.limits)
     return {
-        **worst,
+        **worst.metrics,
         **rounding.as_metrics(),
         "parity_of_result": 0.0,
-        "result_loss_change": loss_change,
+        "result_loss_change": gain.lost,
     }
 
 
-def _parity(merged: Merged, setting: Setting, *, published: bool) -> Metrics:
+def _parity(merged: Merged, setting: Setting, *, published: bool) -> Parity:
     parity = measure_parity(
         merged=merged.folder,
         changes=merged.changes,
@@ -108,7 +109,7 @@ def _parity(merged: Merged, setting: Setting, *, published: bool) -> Metrics:
         reporter=setting.reporter,
     )
     check_parity(parity, setting.limits, published=published)
-    return parity.metrics
+    return parity
 
 
 def _rows(plan: MergePlan) -> int | None:

@@ -18,7 +18,7 @@ from requant.quantization.kernel_check import check_kernel, quantized_layers
 from requant.quantization.quantizable import Unquantized, unquantized
 from requant.quantization.round_to_nearest import round_layers
 from requant.quantization.weight_errors import WeightErrors, weight_errors
-from requant.statistics import ratio_estimate
+from requant.statistics import Gain, ratio_estimate
 
 NOISE = 1e-6
 """Nats per token that float32 makes of two equal models."""
@@ -68,24 +68,21 @@ class Quantization:
     @property
     def gain(self) -> float | None:
         """What the original won on these texts since the night began, nats a token."""
-        if not self.losses_before:
-            return None
-        won = sum(self.losses_before) - sum(ours for ours, _ in self.outputs.losses)
-        return won / self.outputs.tokens
+        return self._gain.won if self.losses_before else None
 
     def gain_excess(self, share: float) -> float:
-        """Return what rounding costs at least beyond `share` of the gain, nats a token.
+        """Return what rounding costs at least beyond `share` of the gain, see `Gain.excess`.
 
-        The lower end of the 95 % interval over texts, of pairs. Where nothing was won there is
-        nothing to lose: minus infinity, as with one text or no model to compare with.
+        To round costs something always: where nothing was won there is nothing to lose, minus
+        infinity, as with one text or no model to compare with.
         """
-        pairs = zip(self.losses_before, self.outputs.losses, strict=False)
-        found = [(rounded - ours, before - ours) for before, (ours, rounded) in pairs]
-        counts = [count for _, count in self.outputs.texts]
-        if len(found) < 2 or ratio_estimate([won for _, won in found], counts).mean <= 0:
+        if len(self.losses_before) < 2 or self._gain.won <= 0:
             return -math.inf
-        excess = ratio_estimate([lost - share * won for lost, won in found], counts)
-        return excess.interval(len(found))[0]
+        return self._gain.excess(share)
+
+    @property
+    def _gain(self) -> Gain:
+        return self.outputs.gain_since(self.losses_before)
 
     def rtn_excess(self, ratio: float) -> float:
         """Return what KL is at least above `ratio` times that of round-to-nearest, nats per token.
