@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from requant.errors import ContractError
+from requant.evaluation.fine_scores import is_likelihood
 from requant.evaluation.pairs import Pair, joined, unit_means
 from requant.evaluation.scores import TaskScores
 from requant.gate import Differences, Rule
@@ -25,13 +26,22 @@ class Margins:
     """Share of documents that must not lose ten times as much."""
 
 
-def likelihood_rule(role: Role, margins: Margins) -> Rule:
-    """Return what is asked of a task whose documents are scored in nats a byte."""
+def likelihood_rule(role: Role, margins: Margins, *, contrast: bool = False) -> Rule:
+    """Return what is asked of a task whose documents are scored in nats a byte.
+
+    Args:
+        role: guard or target.
+        margins: What a guard may lose.
+        contrast: Of a choice, not of a text. Where a model knows no answer, each training moves the
+            wrong ones as far as the right one, either way and by ten margins in honest nights of a
+            base at chance. What breaks shows in the texts of the same rows.
+    """
     return Rule(
         role,
         margin=margins.likelihood,
         reach=REACHES * margins.likelihood,
         broken_share=margins.broken_share,
+        tails=not contrast,
     )
 
 
@@ -63,7 +73,7 @@ def question(
     pairs = sorted(joined(task, before, after), key=lambda pair: _place(task, pair))
     values = unit_means(pairs, "fine")
     if after.terms.kind == "log_likelihood":
-        rule = likelihood_rule(role, margins)
+        rule = likelihood_rule(role, margins, contrast=not is_likelihood(after.terms.metric))
         return rule, Differences(task, reference, "log_likelihood", values)
     scores = {each.score for pair in pairs for each in pair}
     if not scores <= {0.0, 1.0}:

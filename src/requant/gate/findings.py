@@ -147,7 +147,8 @@ def _missing(rule: Rule, differences: Differences, weighed: Weighed) -> str:
         return f"no number of units would show it with a mean at or below {figure(rule.null)}"
     if weighed.trimmed <= rule.null:
         return "no number of units would show it: most of them say otherwise than the mean"
-    if weighed.broken >= rule.broken_share * len(differences.values) and rule.role == "guard":
+    broken = weighed.broken >= rule.broken_share * len(differences.values)
+    if broken and rule.looks_for_broken(differences.kind):
         return "no number of units would show it with so many broken"
     return "no number of units would show it: what counts of the gains is less than of the losses"
 

@@ -57,6 +57,9 @@ class Rule:
     """The smallest gain of a target that is worth having."""
     broken_share: float = 0.05
     """Share of a guard's units that must not lose more than `reach`."""
+    tails: bool = True
+    """Whether that is asked. A contrast of likelihoods, of which either may move, may lose that
+    much where nothing broke."""
 
     def __post_init__(self) -> None:
         """Refuse a rule that nothing could meet or miss.
@@ -88,7 +91,7 @@ class Rule:
 
     def looks_for_broken(self, kind: Kind) -> bool:
         """Tell whether units can lose more than is counted of them, and must not."""
-        return self.role == "guard" and not (kind in WITHIN_ONE and self.reach >= 1)
+        return self.tails and self.role == "guard" and not (kind in WITHIN_ONE and self.reach >= 1)
 
 
 @dataclass(frozen=True)
