@@ -130,8 +130,9 @@ class QuantizeBase(GptqFields):
 class RequantizeGptq(GptqFields):
     """GPTQ of the 16-bit result, calibrated on the training distribution and on old text.
 
-    SmolLM2-135M after a night is 0.081 nats per token from its 4 bit (groups of 64, 85% agreement),
-    where rounding to the nearest is 0.431 away.
+    SmolLM2-135M after a night is 0.07 to 0.23 nats per token from its 4 bit (groups of 64; nights
+    of docstrings, cities, pronunciations and emoji names), where rounding to the nearest is 0.43
+    to 2.9 away.
     """
 
     enabled: bool = Field(True, json_schema_extra=NOT_IN_KEY)
@@ -169,7 +170,7 @@ class RequantizeGptq(GptqFields):
     fidelity_rows: Positive = Field(
         16, description="held-out conversations the loss is measured on"
     )
-    fidelity_max_kl: Relative = Field(0.2, description="nats per token, 16 bit against 4 bit")
+    fidelity_max_kl: Relative = Field(0.5, description="nats per token, 16 bit against 4 bit")
     fidelity_max_gain_lost: Relative = Field(
         1.0,
         description="share of the night's gain that rounding may take, in loss on held-out text; "
