@@ -149,7 +149,7 @@ def line_of(arm: Arm, sizes: Sizes, state: Path, rows: Path, seed: int) -> Confi
                 **arm.train_adapter,
                 "optimisation": sizes.optimisation,
             },
-            "merge_fp16": {"trained_max_kl": 0.5, **arm.merge_fp16},
+            "merge_fp16": arm.merge_fp16,
             "continue_train": {"enabled": False, "optimisation": {"max_steps": 1}},
             "requantize_gptq": sizes.requantize,
             "evaluate": {
