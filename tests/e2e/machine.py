@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 from tests.support.chain import MICRO, promoting
 
 ROOT = Path(__file__).parents[2]
+PREFECT = str(Path(sys.executable).parent / "prefect")
 REQUANT = (sys.executable, "-c", "from requant.cli import app; app()")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "CRASHED"}
 
@@ -101,23 +103,53 @@ class Machine:
         return self.command([*REQUANT, *map(str, words)], fails)
 
     def prefect(self, *words: object) -> str:
-        program = Path(sys.executable).parent / "prefect"
-        return self.command([str(program), "--no-prompt", *map(str, words)])
+        return self.command([PREFECT, "--no-prompt", *map(str, words)])
 
     def command(self, command: list[str], fails: int = 0) -> str:
         """Run a command in a shell for which a person sourced what `up` names."""
-        lines = (self.state / "access/environment").read_text().splitlines()
-        words = (shlex.split(line)[1] for line in lines)
-        pairs = (word.partition("=") for word in words)
-        return self._run(command, {name: value for name, _, value in pairs}, fails)
+        return self._run(command, self._sourced(), fails)
 
-    def _run(self, command: list[str], sourced: Mapping[str, str], fails: int) -> str:
+    @contextmanager
+    def second_worker(self) -> Iterator[None]:
+        """Let a worker of another machine look for work, which shares the store and the server."""
+        home = {"PREFECT_HOME": str(self.folder / "second"), "PYTHONPATH": str(self.folder)}
+        log = self.folder / "second.log"
+        with log.open("w") as said:
+            worker = subprocess.Popen(
+                [PREFECT, "worker", "start", "--pool", "requant", "--type", "process"],
+                cwd=self.folder,
+                env={**self._environment(self._sourced()), **home},
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+            try:
+                eventually("the second worker works", lambda: "started!" in log.read_text())
+                yield
+            finally:
+                # Told to end, Prefect's worker may hang in its own clean-up; its runs have ended.
+                worker.kill()
+                worker.wait()
+
+    def _sourced(self) -> dict[str, str]:
+        lines = (self.state / "access/environment").read_text().splitlines()
+        pairs = (shlex.split(line)[1].partition("=") for line in lines)
+        return {name: value for name, _, value in pairs}
+
+    def _environment(self, sourced: Mapping[str, str]) -> dict[str, str]:
         environment = {**os.environ, "TOKEN": "s3cret-of-the-test", **sourced}
         environment["PREFECT_HOME"] = str(self.state / "prefect")
         # A worker looks for work every ten seconds; a suite that waits for it gains by two.
         environment["PREFECT_WORKER_QUERY_SECONDS"] = "2"
+        return environment
+
+    def _run(self, command: list[str], sourced: Mapping[str, str], fails: int) -> str:
         done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=self.folder,
+            env=self._environment(sourced),
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == fails, done.stdout + done.stderr
         return done.stdout + done.stderr
