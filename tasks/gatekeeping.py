@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 
 from requant.canonical import digest_of
 from requant.config import Config
-from requant.config.gate import Gate
 from requant.errors import ConfigError, GateError
 from requant.evaluation.artifact import MODELS, read_pools
 from requant.evaluation.night_verdict import idle_guards, read_verdict
@@ -94,12 +93,12 @@ def refusal(decision: Decision) -> str:
 
 
 def require_reason(
-    gate: Gate, version: ModelVersion, serving: ModelVersion | None, reason: str
+    config: Config, version: ModelVersion, serving: ModelVersion | None, reason: str
 ) -> None:
     """Have a person who overrides the gate say why.
 
     Args:
-        gate: The line's, as it is configured now.
+        config: Of the line, as it is now.
         version: What is to serve.
         serving: What serves; None where nothing does.
         reason: Of the person.
@@ -111,12 +110,13 @@ def require_reason(
         return
     judged = version.judged
     # A verdict against a model that serves no more says nothing of the one that does.
-    now = judged_by(gate, serving, judged.verdict)
+    now = judged_by(config, serving, judged.verdict)
     promoted = judged.verdict.startswith("promote") and "rolled_back" not in version.marks
-    if reason.strip() or (promoted and judged == now):
+    alike = (judged.held_against, judged.rules) == (now.held_against, now.rules)
+    if reason.strip() or (promoted and alike):
         return
     told = judged.verdict.partition(";")[0] or "it gave no verdict"
-    other = "" if judged.rules == now.rules else ", by another evaluate.gate"
+    other = "" if judged.rules == now.rules else ", by another section evaluate or anchor"
     raise ConfigError(
         f"--reason: is empty, and the gate did not say promote of version {version.version} "
         f"against what serves now ({told}{other}); say why it serves all the same: "
@@ -124,16 +124,20 @@ def require_reason(
     )
 
 
-def judged_by(gate: Gate, serving: ModelVersion | None, verdict: str) -> Judged:
+def judged_by(config: Config, serving: ModelVersion | None, verdict: str) -> Judged:
     """Return a verdict with what it is held against and by which rules, as a version keeps it.
 
+    Which tasks are evaluated says what guards, so the rules are all of `evaluate`, and the anchor.
+
     Args:
-        gate: The rules.
+        config: Of the line.
         serving: The champion; None for the base.
         verdict: On one line.
     """
     against = serving.digest if serving else ""
-    rules = digest_of(gate.model_dump(mode="json"))
+    evaluate = config.evaluate.model_dump(mode="json", exclude={"batch_size", "steps_between"})
+    anchor = holder(Store(config.state.resolve()), config.name, "anchor")
+    rules = digest_of({"evaluate": evaluate, "anchor": anchor})
     return Judged(tracking_value(verdict, TAG_CHARACTERS), against, rules)
 
 

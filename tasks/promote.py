@@ -73,7 +73,7 @@ def register(
     first = int(evaluation.key_fields["config"]["first_documents"])
     documents = count_documents(materialise(store, evaluation.digest), "requantized", first)
     verdict = said(advice(config, serving, evaluation))
-    judged = judged_by(config.evaluate.gate, serving, verdict)
+    judged = judged_by(config, serving, verdict)
     return versions.ensure_version(registry, night, model, scores, documents, judged)
 
 
@@ -106,7 +106,7 @@ def promote(
         try:
             _refuse_known(version, serving)
             decision, notes = spend(config, serving, evaluation)
-            versions.note(registry, version, "verdict", said(decision))
+            versions.note_judged(registry, version, judged_by(config, serving, said(decision)))
             if decision.verdict != "promote":
                 raise GateError(refusal(decision))
         except GateError as error:

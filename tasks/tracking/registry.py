@@ -41,7 +41,7 @@ class Judged:
     held_against: str = ""
     """Digest of what served then; empty for the base."""
     rules: str = ""
-    """Digest of `evaluate.gate`: what a laxer one said of a trial opens no other."""
+    """Digest of what decides it: what a laxer gate said of a trial opens no other."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,12 @@ def note(registry: Registry, version: ModelVersion, name: str, text: str) -> Non
     """Keep a sentence with a version: who reads it in MLflow finds it among its tags."""
     with transient(registry.uri):
         _tag(registry, version, name, tracking_value(text, TAG_CHARACTERS))
+
+
+def note_judged(registry: Registry, version: ModelVersion, judged: Judged) -> None:
+    """Keep a verdict with a version, and what it is worth only beside."""
+    for name, text in asdict(judged).items():
+        note(registry, version, name, text)
 
 
 def unmark(registry: Registry, version: ModelVersion, what: Mark) -> None:

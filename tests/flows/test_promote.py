@@ -209,13 +209,13 @@ def test_an_anchor_that_was_lost_is_a_refusal(config: Config) -> None:
 def test_a_verdict_against_what_serves_no_more_is_none(config: Config) -> None:
     first, evaluation = judged(config, "first", 0.03)
     second, _ = judged(config, "second", 0.05)
-    require_reason(config.evaluate.gate, second, None, "")
+    require_reason(config, second, None, "")
     promote(config, first, evaluation)
     serving = versions.champion(registry_of(config))
     assert serving is not None
-    require_reason(config.evaluate.gate, serving, serving, "")
+    require_reason(config, serving, serving, "")
     with pytest.raises(ConfigError, match=r"of version 2 against what serves now \(promote: "):
-        require_reason(config.evaluate.gate, second, serving, "")
+        require_reason(config, second, serving, "")
     # Other rules are another test, with a share of its own.
     third, evaluation = judged(config, "third", 0.0, first.digest)
     promote(config, third, evaluation)
@@ -230,8 +230,8 @@ def test_a_person_who_overrides_the_gate_says_why(config: Config) -> None:
     bad, _ = judged(config, "first", -0.2)
     assert bad.judged.verdict.startswith("refuse: heldout_perplexity against the base")
     with pytest.raises(ConfigError, match=r"--reason: is empty, and the gate did not say promote"):
-        require_reason(config.evaluate.gate, bad, None, " ")
-    require_reason(config.evaluate.gate, bad, None, "the customer wants it")
+        require_reason(config, bad, None, " ")
+    require_reason(config, bad, None, "the customer wants it")
     promote(config, bad, reason="the customer wants it")
     registry = registry_of(config)
     (found,) = registry.client.search_model_versions("name = 'micro'")
@@ -239,17 +239,19 @@ def test_a_person_who_overrides_the_gate_says_why(config: Config) -> None:
 
 
 def test_what_a_laxer_gate_says_of_a_trial_opens_no_other(config: Config) -> None:
-    gate = config.evaluate.gate
-    lax = config.evaluate.model_copy(update={"gate": gate.model_copy(update={"margin": 0.03})})
-    trial, _ = judged(config.model_copy(update={"evaluate": lax}), "first", 0.03)
-    assert trial.judged.verdict.startswith("promote: ")
-    require_reason(lax.gate, trial, None, "")
-    with pytest.raises(
-        ConfigError, match=r"of version 1 .*\(promote: .*, by another evaluate\.gate"
-    ):
-        require_reason(gate, trial, None, "")
-    again, _ = judged(config, "first", 0.03)
-    require_reason(gate, again, None, "")
+    evaluate = config.evaluate
+    wider = evaluate.gate.model_copy(update={"margin": 0.03})
+    fewer = evaluate.model_copy(update={"past_nights": 0})
+    for number, lax in enumerate((evaluate.model_copy(update={"gate": wider}), fewer)):
+        other = config.model_copy(update={"evaluate": lax})
+        trial, _ = judged(other, f"trial {number}", 0.03)
+        assert trial.judged.verdict.startswith("promote: ")
+        require_reason(other, trial, None, "")
+        told = r"against what .*\(promote: .*, by another section evaluate or anchor\)"
+        with pytest.raises(ConfigError, match=told):
+            require_reason(config, trial, None, "")
+        again, _ = judged(config, f"trial {number}", 0.03)
+        require_reason(config, again, None, "")
 
 
 def test_promoting_what_serves_mends_its_pins(

@@ -18,7 +18,6 @@ from requant.evaluation.results import compare
 from requant.evaluation.samples import read_samples, write_samples
 from requant.evaluation.scores import DocumentScore, TaskScores, Terms
 from requant.evaluation.verdict import Together, judge
-from requant.gate import decide
 from requant.store import Store, publish
 from requant.store.answers import answer_notes
 from requant.store.records import write_record
@@ -100,24 +99,25 @@ def test_the_sign_of_a_score_is_the_tasks_own() -> None:
     assert other.values == [-value for value in found.values]
 
 
-@pytest.mark.parametrize(("metric", "looked_for"), [("byte_perplexity", True), ("acc_norm", False)])
-def test_broken_documents_are_looked_for_in_texts_and_not_in_contrasts(
-    metric: str, looked_for: bool
+@pytest.mark.parametrize(
+    ("beside", "verdict"), [("heldout_perplexity", "promote"), ("old_perplexity", "refuse")]
+)
+def test_broken_documents_are_looked_for_in_a_choice_only_where_no_texts_of_its_rows_guard(
+    tmp_path: Path, beside: str, verdict: str
 ) -> None:
     before, after = scores(0.0, 1), scores(0.1, 2)
-    assert before.terms is not None
     # One in eight loses more than ten margins, and the mean is a gain.
-    documents = [
+    documents = tuple(
         replace(each, fine=each.fine - (0.6 if each.id % 8 == 0 else 0)) for each in after.documents
-    ]
-    terms = replace(before.terms, metric=metric)
-    before = replace(before, terms=terms)
-    after = replace(after, terms=terms, documents=tuple(documents))
-    asked = question("t", "guard", "champion", before, after, Margins())
-    assert asked[0].looks_for_broken(asked[1].kind) == looked_for
-    verdict = "refuse" if looked_for else "promote"
-    target = question("t", "target", "champion", before, after, Margins())
-    assert decide([asked, target], 1e-4).verdict == verdict
+    )
+    choice = replace(after, documents=documents)
+    (tmp_path / SAMPLES).mkdir()
+    for model, each, other in (("champion", before, before), ("requantized", choice, after)):
+        folder = tmp_path / SAMPLES
+        write_samples(folder / f"{model}.response_choice.parquet", "response_choice", each)
+        write_samples(folder / f"{model}.{beside}.parquet", beside, other)
+    together = Together(tmp_path, "requantized", "champion")
+    assert judge(together, alpha=1e-4, margins=Margins()).verdict == verdict
 
 
 def test_what_cannot_be_judged_is_named(evaluation: Path) -> None:

@@ -12,6 +12,8 @@ from requant.cli.console import Bar
 from requant.cli.models import Device
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from requant.evaluation.together import Side, Together
     from requant.gate import Decision
     from requant.store import Store
@@ -53,7 +55,7 @@ def gate(
         sides = find_side(store, candidate), find_side(store, reference)
         together = evaluated_together(store, *sides)
         decision = judge(
-            together or _asked(store, sides, Path(scratch), device),
+            together or _asked(store, sides, Path(scratch), device, task or ()),
             alpha=alpha,
             margins=Margins(margin, margin_of_accuracy),
             tasks=task or (),
@@ -62,7 +64,9 @@ def gate(
     raise typer.Exit(STATUSES[decision.verdict])
 
 
-def _asked(store: "Store", sides: "tuple[Side, Side]", scratch: Path, device: str) -> "Together":
+def _asked(
+    store: "Store", sides: "tuple[Side, Side]", scratch: Path, device: str, tasks: "Sequence[str]"
+) -> "Together":
     """Ask both models, with a bar that says how far it is."""
     from rich.progress import Progress
 
@@ -88,7 +92,7 @@ def _asked(store: "Store", sides: "tuple[Side, Side]", scratch: Path, device: st
             reporter=Bar(progress, progress.add_task("", total=None)),
             store=store,
         )
-        return ask_both(*sides, evaluation, context)
+        return ask_both(*sides, evaluation, context, tasks)
 
 
 def _lines(decision: "Decision") -> list[str]:

@@ -60,7 +60,7 @@ def promote(
         from tasks.tracking.registry import version_of
 
         found = version_of(registry_of(loaded), version)
-        require_reason(loaded.evaluate.gate, found, serving_of(loaded), reason)
+        require_reason(loaded, found, serving_of(loaded), reason)
         say_which(server)
         server.ready()
         promotion = promote_version(loaded, found, reason=reason.strip())

@@ -2,13 +2,13 @@
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from requant.config.given_names import TaskName, TaskNames
+from requant.config.given_names import TaskName, TaskNames, each_once
 from requant.config.section import Positive, Relative, Section
-from requant.config.task_names import PERPLEXITIES
+from requant.config.task_names import CHOICES, PERPLEXITIES
 
-Tasks = Annotated[TaskNames, Field(min_length=1)]
+Tasks = Annotated[tuple[TaskName, ...], Field(min_length=1), AfterValidator(each_once)]
 
 MOST_TESTS = 24 * 366
 """One an hour; with each more the evidence that a night must bring grows."""
@@ -44,7 +44,11 @@ class Gate(Section):
         "bits costs some by itself",
     )
     broken_share: float = Field(
-        0.05, gt=0.0, lt=1.0, description="share of documents that must not lose ten margins"
+        0.05,
+        gt=0.0,
+        lt=1.0,
+        description="share of documents that must not lose ten margins; not asked of the choice "
+        "beside heldout_perplexity",
     )
     floors: dict[TaskName, float] = Field(
         {},
@@ -74,11 +78,9 @@ class Gate(Section):
                 "nobody could lose more than all documents: it must stay below 1"
             )
         for task, floor in self.floors.items():
-            most = 0 if task in PERPLEXITIES else 1
-            if floor >= most:
-                of = "nats a byte of a perplexity" if not most else "a share of documents"
+            if (task in PERPLEXITIES and floor >= 0) or (task in CHOICES and floor > 1):
+                of = "nats a byte, below 0" if task in PERPLEXITIES else "a share, at most 1"
                 raise ValueError(
-                    f"floors.{task}: {floor:g} is more than any model is shown to reach; {of} "
-                    f"is below {most}"
+                    f"floors.{task}: {floor:g} is more than any model reaches; give {of}"
                 )
         return self

@@ -53,7 +53,12 @@ def _one_line(name: str) -> str:
     return name
 
 
-def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+def each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse names that are given twice.
+
+    Raises:
+        ValueError: Naming them.
+    """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{', '.join(map(repr, twice))} more than once; name each once")
@@ -62,7 +67,7 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
 
 TaskName = Annotated[str, AfterValidator(_checked_task), Field(json_schema_extra={"pattern": TASK})]
 """Name of a task, lm-eval's or one that a night makes."""
-TaskNames = Annotated[tuple[TaskName, ...], AfterValidator(_each_once)]
+TaskNames = Annotated[tuple[TaskName, ...], AfterValidator(each_once)]
 Repository = Annotated[
     str, AfterValidator(_checked_repository), Field(json_schema_extra={"pattern": REPOSITORY})
 ]

@@ -5,10 +5,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from requant.config.gate import Gate
-from requant.config.task_names import GENERATED, OLD_PERPLEXITY, PAST_PERPLEXITY, PERPLEXITIES
+from requant.config.task_names import GENERATED, OLD_PERPLEXITY, PAST_PERPLEXITY
 from requant.errors import RequantError
 from requant.evaluation.evaluated import last_evaluation
-from requant.evaluation.judging import likelihood_rule
+from requant.evaluation.judging import likelihood_rule, spared
 from requant.evaluation.night_verdict import (
     CANDIDATE,
     guards,
@@ -97,13 +97,13 @@ def foreseen(
     for task in (name for name in GENERATED if units.get(name)):
         known = task in spreads
         spread = spreads[task] if known else SPREADS.get(task, SPREAD)
-        margins, contrast = margins_of(gate, 1.0), task not in PERPLEXITIES
+        margins, tails = margins_of(gate, 1.0), task not in spared(guarding)
         said = []
         if task in gaining:
-            rule = likelihood_rule("target", margins, contrast=contrast)
+            rule = likelihood_rule("target", margins)
             said.append(_target(smallest_shown(rule, units[task], spread, gate.alpha)))
         if task in guarding:
-            rule = likelihood_rule("guard", margins, contrast=contrast)
+            rule = likelihood_rule("guard", margins, tails=tails)
             least = smallest_shown(rule, units[task], spread, gate.alpha)
             said.append(_guard(least, gate.margin))
         if said:

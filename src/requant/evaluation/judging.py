@@ -1,10 +1,11 @@
 """Two models' scores as the gate takes them: one difference a unit, and what is asked of it."""
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from requant.config.task_names import CHOICES, HELDOUT_PERPLEXITY
 from requant.errors import ContractError
-from requant.evaluation.fine_scores import is_likelihood
 from requant.evaluation.pairs import Pair, joined, unit_means
 from requant.evaluation.scores import TaskScores
 from requant.gate import Differences, Rule
@@ -26,27 +27,45 @@ class Margins:
     """Share of documents that must not lose ten times as much."""
 
 
-def likelihood_rule(role: Role, margins: Margins, *, contrast: bool = False) -> Rule:
+def spared(guards: Collection[str]) -> frozenset[str]:
+    """Return the guards of which no broken documents are looked for: choices beside texts.
+
+    A choice is scored by a contrast. Where a base knows no answer each training moves the wrong
+    ones as far as the right one, either way and by ten margins in honest nights; what breaks shows
+    in the texts of the same rows, where these guard too.
+
+    Args:
+        guards: All that guard.
+    """
+    return frozenset(CHOICES if HELDOUT_PERPLEXITY in guards else ())
+
+
+def likelihood_rule(role: Role, margins: Margins, *, tails: bool = True) -> Rule:
     """Return what is asked of a task whose documents are scored in nats a byte.
 
     Args:
         role: guard or target.
         margins: What a guard may lose.
-        contrast: Of a choice, not of a text. Where a model knows no answer, each training moves the
-            wrong ones as far as the right one, either way and by ten margins in honest nights of a
-            base at chance. What breaks shows in the texts of the same rows.
+        tails: Whether broken documents are looked for.
     """
     return Rule(
         role,
         margin=margins.likelihood,
         reach=REACHES * margins.likelihood,
         broken_share=margins.broken_share,
-        tails=not contrast,
+        tails=tails,
     )
 
 
 def question(
-    task: str, role: Role, reference: str, before: TaskScores, after: TaskScores, margins: Margins
+    task: str,
+    role: Role,
+    reference: str,
+    before: TaskScores,
+    after: TaskScores,
+    margins: Margins,
+    *,
+    tails: bool = True,
 ) -> tuple[Rule, Differences]:
     """Ask one task whether a candidate lost too much, or gained, against a reference.
 
@@ -60,6 +79,7 @@ def question(
         before: Its scores.
         after: The candidate's.
         margins: Of which the one of the kind of the scores counts.
+        tails: Whether broken documents are looked for, see `spared`.
 
     Raises:
         ParityError: As `joined`.
@@ -73,7 +93,7 @@ def question(
     pairs = sorted(joined(task, before, after), key=lambda pair: _place(task, pair))
     values = unit_means(pairs, "fine")
     if after.terms.kind == "log_likelihood":
-        rule = likelihood_rule(role, margins, contrast=not is_likelihood(after.terms.metric))
+        rule = likelihood_rule(role, margins, tails=tails)
         return rule, Differences(task, reference, "log_likelihood", values)
     scores = {each.score for pair in pairs for each in pair}
     if not scores <= {0.0, 1.0}:

@@ -123,8 +123,10 @@ def scores_of(store: Store, record: StageRecord, nights: Mapping[str, int]) -> d
 
 def _name(document: Mapping[str, Any], scores: TaskScores) -> str:
     """Tell documents apart by what was asked of a model: many questions may have one answer."""
-    asked = scores.terms is not None and scores.terms.version == str(AFTER_QUESTION_VERSION)
-    return f"{document.get('question', '') if asked else ''}\n\n{document['text']}"
+    version = scores.terms.version if scores.terms else ""
+    asked = version == str(AFTER_QUESTION_VERSION)
+    # A text from nothing and the same after an empty question are two measurements.
+    return f"{version}\n\n{document.get('question', '') if asked else ''}\n\n{document['text']}"
 
 
 def mean_scores(row: Row) -> dict[int, float]:

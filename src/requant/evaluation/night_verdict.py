@@ -8,7 +8,7 @@ from requant.config.gate import Gate
 from requant.config.task_names import GENERATED, NEW_SKILL, PAST_PERPLEXITY
 from requant.errors import ConfigError, ContractError, ParityError
 from requant.evaluation.artifact import read_pools
-from requant.evaluation.judging import Margins, likelihood_rule, question
+from requant.evaluation.judging import Margins, likelihood_rule, question, spared
 from requant.evaluation.results import ModelScores
 from requant.evaluation.samples import read_models
 from requant.evaluation.scores import TaskScores
@@ -68,9 +68,9 @@ def targets(gate: Gate, pools: Mapping[str, int]) -> tuple[str, ...]:
     return gate.target if gate.target is not None else tuple(t for t in NEW_SKILL if t in pools)
 
 
-def fewest(gate: Gate) -> int:
-    """Return the units of a perplexity with which a guard can pass at all."""
-    rule = likelihood_rule("guard", margins_of(gate, 1.0))
+def fewest(gate: Gate, *, tails: bool = True) -> int:
+    """Return the units with which a guard that is scored in nats a byte can pass at all."""
+    rule = likelihood_rule("guard", margins_of(gate, 1.0), tails=tails)
     units = least_units(rule, "log_likelihood", gate.alpha)
     assert units is not None  # what never changes is shown to lose nothing, some time
     return units
@@ -100,10 +100,9 @@ def judge_night(
             if before is None or after is None:
                 missing.append(f"{task} was not evaluated of both {reference} and tonight's model")
                 continue
+            margins, tails = margins_of(gate, multiple), task not in spared(guards(gate, pools))
             try:
-                asked.append(
-                    question(task, role, reference, before, after, margins_of(gate, multiple))
-                )
+                asked.append(question(task, role, reference, before, after, margins, tails=tails))
             except (ParityError, ContractError, ConfigError) as error:
                 missing.append(str(error))
     found = decide(

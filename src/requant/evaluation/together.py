@@ -1,13 +1,13 @@
 """Two models that were asked the same documents: by a night's evaluation, or now."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from requant.config.evaluation import Evaluate
 from requant.data.artifact import EVALUATION
 from requant.errors import ArtifactError, ConfigError
-from requant.evaluation.artifact import MODELS
+from requant.evaluation.artifact import MODELS, WITH_ADAPTER
 from requant.evaluation.blocks import drawn
 from requant.evaluation.lm_eval import local_tasks, manager_of
 from requant.evaluation.loading import shared_loads
@@ -90,7 +90,11 @@ def evaluated_together(store: Store, candidate: Side, reference: Side) -> Togeth
         )
     for record in _evaluations(store):
         inputs = record.key_fields["inputs"]
-        roles = {inputs[role]: role for role in reversed(MODELS) if role in inputs}
+        # What was evaluated under an adapter is not the model of that digest.
+        alone = [role for role in reversed(MODELS) if role in inputs and role not in WITH_ADAPTER]
+        roles = {inputs[role]: role for role in alone}
+        if not holds(store, record.digest):
+            continue
         if candidate.digest in roles and reference.digest in roles:
             verify(store, store.ref("evaluation", record.digest))
             folder = materialise(store, record.digest)
@@ -121,7 +125,11 @@ def questions_of(store: Store, sides: Sequence[Side]) -> StageRecord:
 
 
 def ask_both(
-    candidate: Side, reference: Side, evaluation: StageRecord, context: StageContext
+    candidate: Side,
+    reference: Side,
+    evaluation: StageRecord,
+    context: StageContext,
+    tasks: Collection[str] = (),
 ) -> Together:
     """Ask two models every document of the tasks that a night generated.
 
@@ -130,8 +138,10 @@ def ask_both(
         reference: The other.
         evaluation: From `questions_of`; the documents are asked by its terms.
         context: `out` gets the samples.
+        tasks: Those that are asked; empty: all.
 
     Raises:
+        ConfigError: If a task is none of them.
         ArtifactError: If a byte of the dataset, or of a model of the store, is wrong.
         ParityError: If a score is not finite.
     """
@@ -145,7 +155,14 @@ def ask_both(
     data = materialise(store, dataset)
     section = Evaluate(limit=evaluation.key_fields["config"]["limit"])
     work = context.work / "tasks"
-    order = drawn(local_tasks(data / EVALUATION, work), context.seed, section.limit)
+    found = local_tasks(data / EVALUATION, work)
+    if unknown := sorted(set(tasks) - found.keys()):
+        raise ConfigError(
+            f"--task {unknown[0]}: is not asked of models that no night evaluated together; those "
+            f"that are: {', '.join(found)}"
+        )
+    asked = {task: units for task, units in found.items() if not tasks or task in tasks}
+    order = drawn(asked, context.seed, section.limit)
     documents = {task: sorted(id for unit in units for id in unit) for task, units in order.items()}
     manager = manager_of(section, work, ())
     load = shared_loads(context.device, ())

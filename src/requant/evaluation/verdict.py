@@ -6,7 +6,7 @@ from pathlib import Path
 
 from requant.config.task_names import NEW_SKILL
 from requant.errors import ConfigError
-from requant.evaluation.judging import Margins, question
+from requant.evaluation.judging import Margins, question, spared
 from requant.evaluation.samples import read_models
 from requant.evaluation.scores import TaskScores
 from requant.evaluation.together import Together
@@ -51,6 +51,7 @@ def judge(
             _shared(before[task], after[task]),
             _shared(after[task], before[task]),
             margins,
+            tails=task not in spared(chosen),
         )
         for role, task in asked
     ]

@@ -213,7 +213,7 @@ def check_parity(parity: Parity, limits: MergeLimits, *, published: bool = True)
     kept = {
         "trained_max_kl": metrics["trained_kl"] <= limits.trained_max_kl,
         "trained_min_agreement": metrics["trained_agreement"] >= limits.trained_min_agreement,
-        "trained_max_gain_lost": not exceeds(parity.gain.excess(limits.trained_max_gain_lost), 0),
+        "trained_max_gain_lost": _keeps_gain(parity.gain, limits),
     }
     over_limit = [f"merge_fp16.{name}={getattr(limits, name):g}" for name in kept if not kept[name]]
     if over_limit:
@@ -225,17 +225,23 @@ def check_parity(parity: Parity, limits: MergeLimits, *, published: bool = True)
         )
 
 
+def _keeps_gain(gain: Gain, limits: MergeLimits) -> bool:
+    """Tell whether neither more than allowed is shown to be lost, nor all of it in the mean."""
+    all_lost = gain.won > 0 and gain.lost >= gain.won
+    return not (all_lost or exceeds(gain.excess(limits.trained_max_gain_lost), 0))
+
+
 def check_result(gain: Gain, limits: MergeLimits) -> None:
-    """Refuse a combination of adapters that lost too much of what tonight's won.
+    """Refuse a combination of adapters that lost too much of what one of them won alone.
 
     Args:
-        gain: Since the original: of trained_on+tonight's adapter, and what the result has of it.
+        gain: Since the original: of trained_on+that adapter, and what the result has of it.
         limits: Of every figure.
 
     Raises:
         ParityError: With the loss, the gain, the limit and the way out.
     """
-    if exceeds(gain.excess(limits.trained_max_gain_lost), 0):
+    if not _keeps_gain(gain, limits):
         raise ParityError(
             f"merge_fp16: what was combined loses {gain.lost:.3g} nats per token against what was "
             f"trained, which had won {gain.won:.3g}, limit merge_fp16.trained_max_gain_lost="

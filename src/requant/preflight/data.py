@@ -28,6 +28,7 @@ from requant.data.sources import (
     split_rows,
 )
 from requant.errors import RequantError, is_transient
+from requant.evaluation.judging import spared
 from requant.evaluation.night_verdict import fewest, guards
 from requant.evaluation.tasks import Documents, night_documents, units
 from requant.machine.looking import Watch, unwatched
@@ -232,10 +233,12 @@ def _gate_problems(config: Config, most: Mapping[str, int]) -> Iterator[Problem]
     if not (config.promote.auto and evaluate.generated_tasks):
         return
     gate, least = evaluate.gate, fewest(evaluate.gate)
+    guarding = guards(gate, there)
+    needs = {task: fewest(gate, tails=task not in spared(guarding)) for task in guarding}
     scarce = [
         f"{task} ({counts[task]})"
-        for task in guards(gate, there)
-        if counts.get(task, least) < least
+        for task, needed in needs.items()
+        if counts.get(task, needed) < needed
     ]
     if scarce:
         yield Problem(
