@@ -115,6 +115,11 @@ def require_reason(
     alike = (judged.held_against, judged.rules) == (now.held_against, now.rules)
     if reason.strip() or (promoted and alike):
         return
+    if when := version.marks.get("rolled_back"):
+        raise ConfigError(
+            f"--reason: is empty, and version {version.version} was rolled back at {when}; say why "
+            'it serves again: --reason "..."'
+        )
     told = judged.verdict.partition(";")[0] or "it gave no verdict"
     other = "" if judged.rules == now.rules else ", by another section evaluate or anchor"
     raise ConfigError(

@@ -236,6 +236,8 @@ def _summary_row(row: StageRow) -> SummaryRow:
 def _promotion_row(promotion: Promotion | None, enabled: bool) -> StageRow:
     if promotion is None:
         return StageRow("promote", "not reached" if enabled else "off")
+    given = promotion.decision if promotion.outcome == "challenger" else None
+    gate = f"; the gate: {given.verdict}" if given else ""
     return StageRow(
         stage="promote",
         state="refused" if promotion.outcome == "refused" else "done",
@@ -243,5 +245,5 @@ def _promotion_row(promotion: Promotion | None, enabled: bool) -> StageRow:
         digest=promotion.version.digest,
         # The error says the rest.
         headline=promotion.reason.partition("\n")[0]
-        or f"version {promotion.version.version}: {promotion.outcome}",
+        or f"version {promotion.version.version}: {promotion.outcome}{gate}",
     )

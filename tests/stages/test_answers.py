@@ -138,10 +138,23 @@ def test_a_note_of_another_model_is_not_believed(run: Run, store: Store, model: 
     (problem,) = examine(store, deep=True).problems
     assert "stands in the place of another" in problem
     assert problem.endswith("remove it: the models are asked anew")
-    of = identity(model, None, "cpu", 0)
+    of = identity(store, model, None, "cpu", 0)
     assert of is not None
     assert recall(store, of)
     assert recall(store, {**of, "seed": 1}) == {}
+
+
+def test_a_copy_is_not_believed_to_be_what_its_manifest_says(
+    run: Run, store: Store, model: Path, tmp_path: Path
+) -> None:
+    run()
+    kept = {note: note.read_bytes() for note in answer_notes(store)}
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    assert identity(store, copy, None, "cpu", 0) is None
+    _, reporter = run(base=copy)
+    assert told(reporter) == []
+    assert {note: note.read_bytes() for note in answer_notes(store)} == kept
 
 
 def test_who_forces_the_stage_asks_anew(run: Run) -> None:

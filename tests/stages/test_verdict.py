@@ -58,7 +58,7 @@ def evaluation(tmp_path: Path) -> Path:
 
 
 def verdict(evaluation: Path, candidate: str, **more: object) -> str:
-    together = Together(evaluation, candidate, "champion")
+    together = Together(evaluation, candidate, "champion", "it")
     decision = judge(together, alpha=1e-4, margins=Margins(), **more)  # type: ignore[arg-type]
     assert decision.reasons
     return decision.verdict
@@ -68,7 +68,7 @@ def test_a_model_that_was_asked_more_is_judged_by_what_both_were(evaluation: Pat
     path = evaluation / SAMPLES / "champion.old_perplexity.parquet"
     task, known = read_samples(path)
     write_samples(path, task, replace(known, documents=known.documents[:300]))
-    together = Together(evaluation, "requantized", "champion")
+    together = Together(evaluation, "requantized", "champion", "it")
     decision = judge(together, alpha=1e-4, margins=Margins())
     assert decision.verdict == "promote"
     assert {each.task: each.n for each in decision.findings} == {
@@ -116,7 +116,7 @@ def test_broken_documents_are_looked_for_in_a_choice_only_where_no_texts_of_its_
         folder = tmp_path / SAMPLES
         write_samples(folder / f"{model}.response_choice.parquet", "response_choice", each)
         write_samples(folder / f"{model}.{beside}.parquet", beside, other)
-    together = Together(tmp_path, "requantized", "champion")
+    together = Together(tmp_path, "requantized", "champion", "it")
     assert judge(together, alpha=1e-4, margins=Margins()).verdict == verdict
 
 

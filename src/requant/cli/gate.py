@@ -54,13 +54,19 @@ def gate(
         store = open_store(state)
         sides = find_side(store, candidate), find_side(store, reference)
         together = evaluated_together(store, *sides)
+        together = together or _asked(store, sides, Path(scratch), device, task or ())
         decision = judge(
-            together or _asked(store, sides, Path(scratch), device, task or ()),
+            together,
             alpha=alpha,
             margins=Margins(margin, margin_of_accuracy),
             tasks=task or (),
         )
     typer.echo("\n".join(_lines(decision)))
+    typer.echo(
+        f"by {together.asked_by}, at an error of {alpha:g}; a night's own verdict has no more than "
+        "its share of the year's (evaluate.gate)",
+        err=True,
+    )
     raise typer.Exit(STATUSES[decision.verdict])
 
 

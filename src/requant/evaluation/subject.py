@@ -64,8 +64,9 @@ def subject(
             softmax_dtype="float32",
         )
 
-    who = identity(folder, adapter, context.device, context.seed) if context.store else None
-    known = recall(context.store, who) if context.store and who and not context.forced else {}
+    store = context.store
+    who = identity(store, folder, adapter, context.device, context.seed) if store else None
+    known = recall(store, who) if store and who and not context.forced else {}
     return Subject(name, folder, adapter, answering_model(tokenizer, known, opened), who)
 
 

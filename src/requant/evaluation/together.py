@@ -48,6 +48,8 @@ class Together:
     """`samples/<model>.<task>.parquet`, as in an evaluation artifact."""
     candidate: str
     reference: str
+    asked_by: str
+    """Whose documents these are, in words."""
 
 
 def find_side(store: Store, given: str) -> Side:
@@ -58,10 +60,16 @@ def find_side(store: Store, given: str) -> Side:
         given: What a person typed.
 
     Raises:
-        ArtifactError: If it is a folder and no model, or no folder and the start of no digest.
+        ConfigError: If it is neither.
+        ArtifactError: If it is a folder and no model, or the start of no digest.
     """
     folder = Path(given)
     if not folder.is_dir():
+        if given.strip("0123456789abcdef"):
+            raise ConfigError(
+                f"{given}: is no folder, and no start of a digest; give a model folder, or at "
+                "least 4 hex digits as `requant status CONFIG` prints them"
+            )
         folder = find_object(store, given)
         return Side(given, folder, folder.name)
     read_model_config(folder)
@@ -98,7 +106,8 @@ def evaluated_together(store: Store, candidate: Side, reference: Side) -> Togeth
         if candidate.digest in roles and reference.digest in roles:
             verify(store, store.ref("evaluation", record.digest))
             folder = materialise(store, record.digest)
-            return Together(folder, roles[candidate.digest], roles[reference.digest])
+            by = f"evaluation {record.digest[:12]}"
+            return Together(folder, roles[candidate.digest], roles[reference.digest], by)
     return None
 
 
@@ -171,7 +180,7 @@ def ask_both(
         unit = f"requests of the {name}"
         write_model(context.out, name, ask(model, section, context, manager, documents, (), unit))
         settle(model, context, hold=False)
-    return Together(context.out, CANDIDATE, REFERENCE)
+    return Together(context.out, CANDIDATE, REFERENCE, f"dataset {dataset[:12]}")
 
 
 def _evaluations(store: Store) -> list[StageRecord]:

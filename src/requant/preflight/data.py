@@ -67,17 +67,20 @@ def data_problems(
     except RequantError as error:
         yield from _each(error)
         return
+    tasks = (HELDOUT_PERPLEXITY, OLD_PERPLEXITY, choice_task(section.source))
+    most = dict.fromkeys(tasks, section.max_evaluation_rows)
     if isinstance(section.source, CollectedData):
         # Which rows are new is not known before they are read, and a bad one ends no night.
-        tasks = (HELDOUT_PERPLEXITY, OLD_PERPLEXITY, choice_task(section.source))
-        yield from _gate_problems(config, dict.fromkeys(tasks, section.max_evaluation_rows))
+        yield from _gate_problems(config, most)
         return
     if not base:
         yield from _problems(config, None, watch)
         return
     with opened_base(config) as folder:
         if folder is None and isinstance(section.source, StdlibData):
-            return  # the demo, all of it made here
+            # The demo, all of it made here.
+            yield from _gate_problems(config, most)
+            return
         yield from _problems(config, folder, watch)
 
 

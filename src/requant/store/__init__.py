@@ -17,7 +17,14 @@ from requant.store.content import holds, materialise, read_file
 from requant.store.layout import ArtifactRef, Store
 from requant.store.locks import locked
 from requant.store.manifest import Manifest, ManifestEntry, describe, hash_file
-from requant.store.objects import check_sizes, find_object, publish, verify, verify_to_serve
+from requant.store.objects import (
+    check_copy,
+    check_sizes,
+    find_object,
+    publish,
+    verify,
+    verify_to_serve,
+)
 from requant.store.records import (
     StageRecord,
     all_records,
@@ -36,6 +43,7 @@ __all__ = [
     "Store",
     "all_records",
     "artifact_of",
+    "check_copy",
     "check_sizes",
     "describe",
     "find_object",

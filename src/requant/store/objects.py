@@ -15,6 +15,7 @@ from requant.outside.json_text import INDEX, read_json
 from requant.store.durable import sync, write_durably
 from requant.store.layout import ArtifactRef, Store
 from requant.store.manifest import MANIFEST_NAME, Manifest, describe
+from requant.wording import few
 
 FILE_MODE = 0o600
 """Who serves may be another user: `requant.serving` copies what others read."""
@@ -182,6 +183,26 @@ def _manifest_of(store: Store, ref: ArtifactRef) -> Manifest:
             f"{folder / MANIFEST_NAME}: was altered: its digest is {manifest.digest}"
         )
     return manifest
+
+
+def check_copy(folder: Path) -> None:
+    """Refuse a copy of an artifact whose files are not those that the manifest beside them lists.
+
+    Args:
+        folder: Any; without a manifest nothing is known of it.
+
+    Raises:
+        ArtifactError: Naming the folder.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        return
+    listed, there = read_manifest(folder), describe(folder)
+    wrong = sorted({entry.path for entry in {*listed.files} ^ {*there.files}})
+    if wrong:
+        raise ArtifactError(
+            f"{folder}: {few(wrong)}: not as {MANIFEST_NAME} lists it; copy the artifact again, or "
+            f"remove {MANIFEST_NAME} if it was changed on purpose"
+        )
 
 
 def find_object(store: Store, prefix: str) -> Path:
