@@ -1,11 +1,14 @@
 """A model that is loaded when it is asked something it has not answered before."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from requant.evaluation.answers import Answer, Answers, request_digest
 from requant.evaluation.lm_eval_model import Tell
+
+PROBE = "The answer begins here"
+"""What no template has of itself."""
 
 
 def answering_model(tokenizer: Any, known: Mapping[str, Answer], opened: Callable[[], Any]) -> Any:
@@ -18,7 +21,8 @@ def answering_model(tokenizer: Any, known: Mapping[str, Answer], opened: Callabl
 
     Returns:
         With `learnt` (its new answers), `asked` and `asked_before` (requests), `cut_prompts` and
-        `cut_answers` (of them), `tell` (to be set), and `close()`, which gives the memory back.
+        `cut_answers` (of them), `tell` and `as_trained` (to be set: whether prompts end where
+        training has the answer begin), and `close()`, which gives the memory back.
     """
     from lm_eval.api.model import LM
     from lm_eval.models.huggingface import HFLM
@@ -27,7 +31,6 @@ def answering_model(tokenizer: Any, known: Mapping[str, Answer], opened: Callabl
         """Asks the model what is not known."""
 
         # What lm-eval renders prompts with needs the tokenizer alone.
-        apply_chat_template = HFLM.apply_chat_template
         chat_template = HFLM.chat_template
         tokenizer_name = HFLM.tokenizer_name
         chat_template_args: Mapping[str, Any] = {}
@@ -38,7 +41,12 @@ def answering_model(tokenizer: Any, known: Mapping[str, Answer], opened: Callabl
             self.learnt: Answers = {}
             self.asked = self.asked_before = self.cut_prompts = self.cut_answers = 0
             self.tell: Tell = lambda done, total: None
+            self.as_trained = False
             self._model: Any = None
+
+        def apply_chat_template(self, history: Any, add_generation_prompt: bool = True) -> str:
+            prompt = str(HFLM.apply_chat_template(self, history, add_generation_prompt))
+            return prompt + (lead_in(tokenizer, history, prompt) if self.as_trained else "")
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             found = self._answers("loglikelihood", requests)
@@ -76,6 +84,23 @@ def answering_model(tokenizer: Any, known: Mapping[str, Answer], opened: Callabl
             return found
 
     return Answering()
+
+
+def lead_in(tokenizer: Any, history: Sequence[Mapping[str, str]], prompt: str) -> str:
+    """Return what a chat template puts between the generation prompt and an answer.
+
+    Qwen3's has empty thoughts there, gpt-oss's the name of a channel: training sees them before
+    each answer, so an answer right after the prompt would be another text than was trained.
+
+    Args:
+        tokenizer: With the template.
+        history: Messages before the answer.
+        prompt: They and the generation prompt, rendered.
+    """
+    answered = [*history, {"role": "assistant", "content": PROBE}]
+    whole = str(tokenizer.apply_chat_template(answered, tokenize=False))
+    between, found, _ = whole.removeprefix(prompt).partition(PROBE)
+    return between if found and whole.startswith(prompt) else ""
 
 
 def _keys(kind: str, requests: Any) -> list[str]:

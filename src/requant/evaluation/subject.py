@@ -101,6 +101,8 @@ def ask(
     scores: dict[str, TaskScores] = {}
     for names, few_shot, chat_template, chosen in runs:
         if names:
+            # Tasks made from the night's rows ask for what training showed.
+            model.as_trained = chosen is not None
             scores |= score_model(
                 model,
                 names,
