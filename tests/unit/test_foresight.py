@@ -52,10 +52,9 @@ def test_four_nights_of_five_show_it(units: int, spread: float) -> None:
 def test_it_is_said_of_each_task() -> None:
     lines = foreseen(GATE, {"heldout_perplexity": 317, "old_perplexity": 40}, {}, "the last night")
     assert lines == [
-        "heldout_perplexity: 317 documents, spread 0.05 nats a byte (of SmolLM2-135M): a gain of "
-        "0.016 is shown in four nights of five; a true loss of up to 0.0044 is shown to be below "
-        "the margin 0.02",
-        "old_perplexity: 40 documents, spread 0.022 nats a byte (of SmolLM2-135M): too few to "
+        "heldout_perplexity: 317 documents, spread 0.12 nats a byte (of SmolLM2-135M): a gain of "
+        "0.036 is shown in four nights of five; only what gains 0.11 is shown to lose no 0.02",
+        "old_perplexity: 40 documents, spread 0.02 nats a byte (of SmolLM2-135M): too few to "
         "guard by",
     ]
     spreads = {"old_perplexity": 0.001}
