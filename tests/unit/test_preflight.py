@@ -196,6 +196,20 @@ def test_a_gate_that_could_never_decide_is_found_before_the_first_night(tmp_path
         assert lines(tmp_path / field, evaluate={"gate": gate}) == []
 
 
+def test_a_year_that_cannot_be_believed_is_found_before_the_night(tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", [f"answer {number}" for number in range(60)])
+    night: Any = {
+        "prepare_data": {"source": {"kind": "files", "train": [rows]}},
+        "evaluate": {"gate": ONE_TEST},
+    }
+    ledger = Store(tmp_path / "state").ledger_path("micro")
+    ledger.parent.mkdir(parents=True)
+    ledger.write_text("[{}]")
+    assert lines(tmp_path / "state", **night) == []
+    (problem,) = lines(tmp_path / "state", **night, promote={"auto": True})
+    assert problem.startswith(f"promote.auto: {ledger}: is not as it was written (")
+
+
 def test_every_unreadable_row_of_every_file_is_listed(tmp_path: Path) -> None:
     good = json.dumps({"prompt": "q", "response": "a"})
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"

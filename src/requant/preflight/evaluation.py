@@ -17,6 +17,7 @@ from requant.evaluation.task_index import corpus_only, leaf_tasks
 from requant.preflight.known_looks import unless_known
 from requant.preflight.problem import Problem
 from requant.store import Store, all_records, describe
+from requant.store.looks import read_looks
 from requant.wording import few
 
 VERSION = 5
@@ -30,6 +31,12 @@ def evaluation_problems(config: Config) -> Iterator[Problem]:
     if not section.enabled:
         return
     yield from _past_alone(config)
+    if config.promote.auto:
+        # Otherwise a whole night would end in nothing but this error.
+        try:
+            read_looks(Store(config.state.resolve()), config.name)
+        except ArtifactError as error:
+            yield Problem("promote.auto", str(error))
     if not (section.tasks or folder):
         return
     try:
