@@ -216,6 +216,13 @@ def test_models_that_no_night_evaluated_together_are_asked_now(
     assert f"asked the documents of dataset {dataset[:12]}" in result.stderr
     assert result.stdout.startswith("refuse\n  ")
     assert "old_perplexity against the reference: -" in result.stdout
+    result = CliRunner().invoke(app, [*words, "--task", "mmlu"])
+    assert "--task mmlu: is not asked of models that no night evaluated together; those" in str(
+        result.output
+    )
+    (served / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    result = CliRunner().invoke(app, words)
+    assert "have different chat templates, so they would not be asked the same; " in result.output
     # What a night's models were asked is kept, what nothing names is not.
     (note,) = answer_notes(store)
     assert note.exists()

@@ -15,6 +15,7 @@ from requant.evaluation.samples import write_model
 from requant.evaluation.subject import ask, settle, subject
 from requant.execution.stage import StageContext
 from requant.models.config import read_model_config
+from requant.models.tokenizer import chat_template
 from requant.store import (
     StageRecord,
     Store,
@@ -150,7 +151,7 @@ def ask_both(
         tasks: Those that are asked; empty: all.
 
     Raises:
-        ConfigError: If a task is none of them.
+        ConfigError: If a task is none of them, or the models' chat templates differ.
         ArtifactError: If a byte of the dataset, or of a model of the store, is wrong.
         ParityError: If a score is not finite.
     """
@@ -169,6 +170,12 @@ def ask_both(
         raise ConfigError(
             f"--task {unknown[0]}: is not asked of models that no night evaluated together; those "
             f"that are: {', '.join(found)}"
+        )
+    templates = {chat_template(side.folder) for side in (candidate, reference)}
+    if len(templates) > 1:
+        raise ConfigError(
+            f"{candidate.given} and {reference.given}: have different chat templates, so they "
+            "would not be asked the same; give both the same chat_template.jinja"
         )
     asked = {task: units for task, units in found.items() if not tasks or task in tasks}
     order = drawn(asked, context.seed, section.limit)
