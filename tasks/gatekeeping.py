@@ -8,7 +8,6 @@ from requant.errors import ConfigError, GateError
 from requant.evaluation.artifact import MODELS, read_pools
 from requant.evaluation.night_verdict import idle_guards, read_verdict
 from requant.gate import Decision, Look, grant
-from requant.names import TAG_CHARACTERS, tracking_value
 from requant.store import StageRecord, Store, materialise
 from requant.store.looks import add_look, read_looks
 from requant.store.pins import holder
@@ -108,18 +107,18 @@ def require_reason(
     """
     if serving is not None and serving.version == version.version:
         return
-    judged = version.judged
-    # A verdict against a model that serves no more says nothing of the one that does.
-    now = judged_by(config, serving, judged.verdict)
-    promoted = judged.verdict.startswith("promote") and "rolled_back" not in version.marks
-    alike = (judged.held_against, judged.rules) == (now.held_against, now.rules)
-    if reason.strip() or (promoted and alike):
+    if reason.strip():
         return
     if when := version.marks.get("rolled_back"):
         raise ConfigError(
             f"--reason: is empty, and version {version.version} was rolled back at {when}; say why "
             'it serves again: --reason "..."'
         )
+    judged = version.judged
+    # A verdict against a model that serves no more says nothing of the one that does.
+    now = judged_by(config, serving, judged.verdict)
+    if judged.verdict.startswith("promote") and judged == now:
+        return
     told = judged.verdict.partition(";")[0] or "it gave no verdict"
     other = "" if judged.rules == now.rules else ", by another section evaluate or anchor"
     raise ConfigError(
@@ -143,7 +142,7 @@ def judged_by(config: Config, serving: ModelVersion | None, verdict: str) -> Jud
     evaluate = config.evaluate.model_dump(mode="json", exclude={"batch_size", "steps_between"})
     anchor = holder(Store(config.state.resolve()), config.name, "anchor")
     rules = digest_of({"evaluate": evaluate, "anchor": anchor})
-    return Judged(tracking_value(verdict, TAG_CHARACTERS), against, rules)
+    return Judged(verdict, against, rules)
 
 
 def said(decision: Decision) -> str:

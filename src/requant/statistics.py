@@ -36,6 +36,10 @@ class Estimate:
         reach = student_reach(self.error, sequences)
         return self.mean - reach, self.mean + reach
 
+    def at_least(self, sequences: int) -> float:
+        """Return the lower end of that interval; of one sequence, which has none, the mean."""
+        return self.interval(sequences)[0] if sequences > 1 else self.mean
+
 
 def student_reach(stderr: float, count: int) -> float:
     """Return half the width of the interval around a mean: t(0.975, count - 1) * stderr.
@@ -94,15 +98,17 @@ class Gain:
     """What texts won under a model, and what of it another model has: losses in nats, by text."""
 
     before: tuple[float, ...]
+    """Losses under the model that both are held against."""
     reached: tuple[float, ...]
+    """Losses under the model that won."""
     left: tuple[float, ...]
-    """Under the model of which it is asked what it lost."""
+    """Losses under the model of which it is asked what it lost."""
     counts: tuple[float, ...]
     """Tokens of each text."""
 
     @property
     def won(self) -> float:
-        """Nats a token."""
+        """Nats a token that the model that won predicts the texts better by."""
         return (math.fsum(self.before) - math.fsum(self.reached)) / math.fsum(self.counts)
 
     @property
@@ -122,8 +128,7 @@ class Gain:
         share = share if self.won > 0 else 0.0
         texts = zip(self.before, self.reached, self.left, strict=True)
         beyond = [left - reached - share * (before - reached) for before, reached, left in texts]
-        found = ratio_estimate(beyond, self.counts)
-        return found.interval(len(beyond))[0] if len(beyond) > 1 else found.mean
+        return ratio_estimate(beyond, self.counts).at_least(len(beyond))
 
 
 def verdict(low: float | None, high: float | None, *, higher_is_better: bool) -> Verdict:

@@ -168,9 +168,6 @@ class OpenNight:
     def _refuse_uncalibrated(self, data: StageRecord) -> None:
         """End a night before it trains what too little text would calibrate."""
         config = self._night.config
-        kinds = config.prepare_base.source.kind, config.prepare_data.source.kind
-        if kinds[0] != "stdlib" and kinds[1] in {"files", "hub"}:
-            return  # Its base and rows were known before the night.
         (base,) = (row.record for row in self._rows if row.stage == "prepare_base" and row.record)
         problems = prepared_problems(config, base.digest, data.digest)
         if problems:

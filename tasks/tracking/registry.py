@@ -37,7 +37,7 @@ class Judged:
     """The gate's last verdict on a model, and what it is worth only beside."""
 
     verdict: str = ""
-    """On one line; empty where none was written down."""
+    """Verdict on one line; empty where none was written down."""
     held_against: str = ""
     """Digest of what served then; empty for the base."""
     rules: str = ""
@@ -108,7 +108,7 @@ def ensure_version(
     tags = {
         "scores": json.dumps(dict(scores)),
         "documents": str(documents),
-        **asdict(judged),
+        **_tags(judged),
     }
     found = [item for item in all_versions(registry) if item.digest == model.digest]
     if found:
@@ -118,7 +118,7 @@ def ensure_version(
                 version,
                 scores=dict(scores),
                 documents=documents,
-                judged=judged,
+                judged=Judged(**_tags(judged)),
             )
             with transient(registry.uri):
                 for name, value in tags.items():
@@ -202,8 +202,13 @@ def note(registry: Registry, version: ModelVersion, name: str, text: str) -> Non
 
 def note_judged(registry: Registry, version: ModelVersion, judged: Judged) -> None:
     """Keep a verdict with a version, and what it is worth only beside."""
-    for name, text in asdict(judged).items():
-        note(registry, version, name, text)
+    with transient(registry.uri):
+        for name, text in _tags(judged).items():
+            _tag(registry, version, name, text)
+
+
+def _tags(judged: Judged) -> dict[str, str]:
+    return {name: tracking_value(text, TAG_CHARACTERS) for name, text in asdict(judged).items()}
 
 
 def unmark(registry: Registry, version: ModelVersion, what: Mark) -> None:

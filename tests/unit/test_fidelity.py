@@ -11,6 +11,7 @@ from requant.quantization.fidelity import Quantization
 from requant.quantization.quantizable import Unquantized
 from requant.quantization.round_to_nearest import round_to_nearest
 from requant.quantization.weight_errors import WeightErrors
+from requant.statistics import Gain
 
 
 def test_the_figures_of_two_distributions() -> None:
@@ -81,6 +82,15 @@ def test_rounding_is_held_to_the_gain_by_pairs_of_texts() -> None:
     unknown = measured([], [10, 10, 10], [20, 20, 20])
     assert unknown.gain is None
     assert unknown.gain_excess(1.0) == -math.inf
+
+
+def test_who_won_nothing_may_lose_nothing_and_one_text_is_judged_by_its_mean() -> None:
+    behind = Gain((9.0, 9.0, 9.0), (10.0, 10.0, 10.0), (11.0, 11.0, 11.0), (1.0, 1.0, 1.0))
+    assert behind.won < 0 < behind.excess(1.0) <= behind.lost
+    single = Gain((3.0,), (1.0,), (2.0,), (2.0,))
+    assert (single.won, single.lost) == (1.0, 0.5)
+    assert single.excess(0.4) == pytest.approx(0.1)
+    assert math.isnan(Gain((3.0, 3.0), (1.0, 1.0), (math.nan, 1.0), (1.0, 1.0)).excess(1.0))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

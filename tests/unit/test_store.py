@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 from inspect import signature
 from pathlib import Path
@@ -12,6 +13,7 @@ from requant.errors import ArtifactError
 from requant.store import (
     ArtifactRef,
     Store,
+    check_copy,
     describe,
     find_object,
     locked,
@@ -43,6 +45,22 @@ def test_same_content_has_the_same_digest_and_is_kept_once(
     assert again == artifact
     assert len(list(store.objects.glob("*/*"))) == 1
     assert list(store.tmp.iterdir()) == []
+
+
+def test_a_copy_is_held_to_the_manifest_beside_it(
+    store: Store, artifact: ArtifactRef, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(store.object_path(artifact.digest), copy)
+    check_copy(copy)
+    (copy / "a.txt").chmod(0o600)
+    (copy / "a.txt").write_bytes(b"two")
+    with pytest.raises(
+        ArtifactError, match=r"copy/a\.txt: was altered: .* Copy the artifact again, "
+    ):
+        check_copy(copy)
+    (copy / MANIFEST_NAME).unlink()
+    check_copy(copy)
 
 
 def test_an_artifact_is_found_by_its_address(store: Store, artifact: ArtifactRef) -> None:

@@ -71,14 +71,14 @@ def export(
 def _folder(model: str, state: Path) -> Path:
     """Find a model by its folder, or by the start of its digest, its bytes verified."""
     from requant.errors import ConfigError
-    from requant.store import check_copy, find_object
+    from requant.store import check_copy, find_object, starts_digest
     from requant.store.objects import verify_to_serve
 
     path = Path(model)
     if path.is_dir():
         check_copy(path)
         return path
-    if len(model) < 4 or model.strip("0123456789abcdef"):
+    if not starts_digest(model):
         raise ConfigError(
             f"MODEL {model}: is no folder; give one of a GPTQ model, or at least 4 hex digits of "
             "an artifact's digest, as `requant status CONFIG` prints it"

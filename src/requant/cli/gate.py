@@ -53,14 +53,11 @@ def gate(
 
         store = open_store(state)
         sides = find_side(store, candidate), find_side(store, reference)
+        tasks = task or ()
         together = evaluated_together(store, *sides)
-        together = together or _asked(store, sides, Path(scratch), device, task or ())
-        decision = judge(
-            together,
-            alpha=alpha,
-            margins=Margins(margin, margin_of_accuracy),
-            tasks=task or (),
-        )
+        together = together or _asked(store, sides, Path(scratch), device, tasks)
+        margins = Margins(margin, margin_of_accuracy)
+        decision = judge(together, alpha=alpha, margins=margins, tasks=tasks)
     typer.echo("\n".join(_lines(decision)))
     typer.echo(
         f"by {together.asked_by}, at an error of {alpha:g}; a night's own verdict has no more than "

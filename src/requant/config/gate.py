@@ -11,7 +11,7 @@ from requant.config.task_names import CHOICES, PERPLEXITIES
 Tasks = Annotated[tuple[TaskName, ...], Field(min_length=1), AfterValidator(each_once)]
 
 MOST_TESTS = 24 * 366
-"""One an hour; with each more the evidence that a night must bring grows."""
+"""Tests of a line that is tested every hour; with each more a night must bring more evidence."""
 
 
 class Gate(Section):

@@ -8,7 +8,7 @@ from requant.evaluation.answers import Answer, Answers, request_digest
 from requant.evaluation.lm_eval_model import Tell
 
 PROBE = "The answer begins here"
-"""What no template has of itself."""
+"""Text that no template has of itself."""
 
 
 def answering_model(tokenizer: Any, known: Mapping[str, Answer], opened: Callable[[], Any]) -> Any:

@@ -4,14 +4,17 @@ from requant.store import StageRecord, Store, all_records, holds
 from requant.store.lines import read_line
 
 
+def evaluations(store: Store) -> list[StageRecord]:
+    """Return every evaluation on record, oldest first."""
+    return [record for record in all_records(store) if record.stage == "evaluate"]
+
+
 def last_evaluation(store: Store, line: str) -> StageRecord | None:
     """Return the newest evaluation of a model line that is still there."""
     found = [
         record
-        for record in all_records(store)
-        if record.stage == "evaluate"
-        and record.labels.get("pipeline") == line
-        and holds(store, record.digest)
+        for record in evaluations(store)
+        if record.labels.get("pipeline") == line and holds(store, record.digest)
     ]
     return max(found, key=lambda record: record.started, default=None)
 
@@ -20,8 +23,8 @@ def evaluated_models(store: Store) -> dict[str, StageRecord]:
     """Return digest of a 4-bit model -> record of its last evaluation."""
     return {
         record.key_fields["inputs"]["requantized"]: record
-        for record in all_records(store)
-        if record.stage == "evaluate" and "requantized" in record.key_fields["inputs"]
+        for record in evaluations(store)
+        if "requantized" in record.key_fields["inputs"]
     }
 
 

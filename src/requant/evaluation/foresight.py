@@ -25,7 +25,7 @@ SPREADS = {OLD_PERPLEXITY: 0.02, PAST_PERPLEXITY: 0.04}
 """Nats a byte, of a document's difference between SmolLM2-135M and what a night made of it
 (docs/gate.md): for a line that has not been evaluated yet."""
 SPREAD = 0.115
-"""The same of tonight's rows and of the choice, which a first night moves most."""
+"""Spread of tonight's rows and of the choice, nats a byte: a first night moves these most."""
 
 
 def spreads_of(evaluation: Path, gate: Gate) -> dict[str, float]:

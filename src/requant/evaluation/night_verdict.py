@@ -91,8 +91,9 @@ def judge_night(
     held = references(scores, gate)
     missing = [] if held else ["nothing was evaluated to hold it against"]
     asked: list[tuple[Rule, Differences]] = []
+    guarding = guards(gate, pools)
     for number, (reference, multiple) in enumerate(held.items()):
-        roles: list[tuple[Role, str]] = [("guard", task) for task in guards(gate, pools)]
+        roles: list[tuple[Role, str]] = [("guard", task) for task in guarding]
         # To be better than the anchor too is no merit of tonight's.
         roles += [("target", task) for task in targets(gate, pools)] if not number else []
         for role, task in roles:
@@ -100,7 +101,7 @@ def judge_night(
             if before is None or after is None:
                 missing.append(f"{task} was not evaluated of both {reference} and tonight's model")
                 continue
-            margins, tails = margins_of(gate, multiple), task not in spared(guards(gate, pools))
+            margins, tails = margins_of(gate, multiple), task not in spared(guarding)
             try:
                 asked.append(question(task, role, reference, before, after, margins, tails=tails))
             except (ParityError, ContractError, ConfigError) as error:

@@ -15,7 +15,8 @@ AFTER_QUESTION = "multiple_choice"
 """lm-eval's output type of an answer after its question: a choice of one. So it goes through the
 chat template as a choice of four does, and what that asks of the right one is not asked again."""
 AFTER_QUESTION_VERSION = 3.0
-"""Of such a task. Before it answers were predicted from nothing, under the same names."""
+"""Version of a task of answers after their questions; before it, under the same names, they were
+predicted from nothing."""
 LIKE_LENGTH = 4 * OPTIONS
 """Answers of like length among which the wrong ones are drawn."""
 

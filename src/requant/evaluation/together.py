@@ -9,6 +9,7 @@ from requant.data.artifact import EVALUATION
 from requant.errors import ArtifactError, ConfigError
 from requant.evaluation.artifact import MODELS, WITH_ADAPTER
 from requant.evaluation.blocks import drawn
+from requant.evaluation.evaluated import evaluations
 from requant.evaluation.lm_eval import local_tasks, manager_of
 from requant.evaluation.loading import shared_loads
 from requant.evaluation.samples import write_model
@@ -19,11 +20,11 @@ from requant.models.tokenizer import chat_template
 from requant.store import (
     StageRecord,
     Store,
-    all_records,
     describe,
     find_object,
     holds,
     materialise,
+    starts_digest,
     verify,
     verify_to_serve,
 )
@@ -38,7 +39,7 @@ class Side:
     given: str
     folder: Path
     digest: str | None
-    """Of its files; None where links or special files are among them."""
+    """Digest of its files; None where links or special files are among them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Together:
     candidate: str
     reference: str
     asked_by: str
-    """Whose documents these are, in words."""
+    """Evaluation or dataset whose documents these are, in words."""
 
 
 def find_side(store: Store, given: str) -> Side:
@@ -66,7 +67,7 @@ def find_side(store: Store, given: str) -> Side:
     """
     folder = Path(given)
     if not folder.is_dir():
-        if given.strip("0123456789abcdef"):
+        if not starts_digest(given):
             raise ConfigError(
                 f"{given}: is no folder, and no start of a digest; give a model folder, or at "
                 "least 4 hex digits as `requant status CONFIG` prints them"
@@ -97,13 +98,13 @@ def evaluated_together(store: Store, candidate: Side, reference: Side) -> Togeth
         raise ConfigError(
             f"{candidate.given} and {reference.given}: are the same model; name another one"
         )
-    for record in _evaluations(store):
+    for record in reversed(evaluations(store)):
+        if not holds(store, record.digest):
+            continue
         inputs = record.key_fields["inputs"]
         # What was evaluated under an adapter is not the model of that digest.
         alone = [role for role in reversed(MODELS) if role in inputs and role not in WITH_ADAPTER]
         roles = {inputs[role]: role for role in alone}
-        if not holds(store, record.digest):
-            continue
         if candidate.digest in roles and reference.digest in roles:
             verify(store, store.ref("evaluation", record.digest))
             folder = materialise(store, record.digest)
@@ -123,7 +124,9 @@ def questions_of(store: Store, sides: Sequence[Side]) -> StageRecord:
         ConfigError: If there is none with its dataset.
     """
     found = [
-        each for each in _evaluations(store) if holds(store, each.key_fields["inputs"]["data"])
+        each
+        for each in reversed(evaluations(store))
+        if holds(store, each.key_fields["inputs"]["data"])
     ]
     if not found:
         raise ConfigError(
@@ -188,9 +191,3 @@ def ask_both(
         write_model(context.out, name, ask(model, section, context, manager, documents, (), unit))
         settle(model, context, hold=False)
     return Together(context.out, CANDIDATE, REFERENCE, f"dataset {dataset[:12]}")
-
-
-def _evaluations(store: Store) -> list[StageRecord]:
-    """List the evaluations on record, newest first."""
-    found = [record for record in all_records(store) if record.stage == "evaluate"]
-    return sorted(found, key=lambda record: record.started, reverse=True)

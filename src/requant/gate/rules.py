@@ -58,7 +58,7 @@ class Rule:
     broken_share: float = 0.05
     """Share of a guard's units that must not lose more than `reach`."""
     tails: bool = True
-    """Whether that is asked: some scores lose that much where nothing broke."""
+    """Whether broken units are looked for: some scores lose that much where nothing broke."""
 
     def __post_init__(self) -> None:
         """Refuse a rule that nothing could meet or miss.

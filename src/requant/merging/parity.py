@@ -50,7 +50,7 @@ class Parity:
     the adapter changes in it."""
     rounding: Rounding
     gain: Gain
-    """Since the original: what was trained won, and what of it the merged model has."""
+    """Losses of the original, of what was trained, and of the merged model."""
     rounding_ratio: float
     """What rounding takes of the update's norm, all tensors together."""
     dtype: str

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from requant.config import Config
+from requant.config.base import StdlibBase
+from requant.config.data import FilesData, HubData
 from requant.config.quantizing import GptqFields
 from requant.errors import RequantError
 from requant.models.skeleton import empty_model, read_causal_config
@@ -26,13 +28,17 @@ VERSION = 1
 
 
 def prepared_problems(config: Config, base: str, data: str) -> list[Problem]:
-    """Count the calibration of a night whose rows no look before it knew.
+    """Count the calibration of a night whose base or rows no look before it knew.
 
     Args:
         config: The whole configuration.
         base: Digest of the artifact of prepare_base.
         data: That of prepare_data.
     """
+    if not isinstance(config.prepare_base.source, StdlibBase) and isinstance(
+        config.prepare_data.source, FilesData | HubData
+    ):
+        return []
     sections = [(name, fields.model_dump(mode="json")) for name, fields in _quantizations(config)]
     what = {
         "look": "calibration",

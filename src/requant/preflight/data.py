@@ -67,8 +67,7 @@ def data_problems(
     except RequantError as error:
         yield from _each(error)
         return
-    tasks = (HELDOUT_PERPLEXITY, OLD_PERPLEXITY, choice_task(section.source))
-    most = dict.fromkeys(tasks, section.max_evaluation_rows)
+    most = dict.fromkeys(_tasks(config), section.max_evaluation_rows)
     if isinstance(section.source, CollectedData):
         # Which rows are new is not known before they are read, and a bad one ends no night.
         yield from _gate_problems(config, most)
@@ -110,12 +109,8 @@ def _problems(config: Config, folder: Path | None, watch: Watch) -> Iterator[Pro
         yield Problem("", str(error))
         return
     made = _documents(config, rows, old_text)
-    counts = {
-        HELDOUT_PERPLEXITY: len(units(made.heldout)),
-        OLD_PERPLEXITY: len(units(made.old)),
-        choice_task(section.source): len(units(made.choices)),
-    }
-    yield from _gate_problems(config, counts)
+    counts = (len(units(documents)) for documents in (made.heldout, made.old, made.choices))
+    yield from _gate_problems(config, dict(zip(_tasks(config), counts, strict=True)))
     if folder is None:
         return
     watch(f"prepare_base.source: {folder}: its tokenizer", LOADING_SECONDS)
@@ -223,6 +218,11 @@ def _documents(config: Config, rows: Split, old_text: str) -> Documents:
     return night_documents(rows.heldout, old_text, limit, config.seed)
 
 
+def _tasks(config: Config) -> tuple[str, str, str]:
+    """Name the tasks that tonight's rows and old text make."""
+    return HELDOUT_PERPLEXITY, OLD_PERPLEXITY, choice_task(config.prepare_data.source)
+
+
 def _gate_problems(config: Config, most: Mapping[str, int]) -> Iterator[Problem]:
     """Say which generated tasks have too few documents for the gate to let anything through.
 
@@ -231,10 +231,10 @@ def _gate_problems(config: Config, most: Mapping[str, int]) -> Iterator[Problem]
         most: Task -> units there can be of it.
     """
     evaluate = config.evaluate
-    counts = {task: min(count, evaluate.limit or count) for task, count in most.items()}
-    there = {task: count for task, count in counts.items() if count}
     if not (config.promote.auto and evaluate.generated_tasks):
         return
+    counts = {task: min(count, evaluate.limit or count) for task, count in most.items()}
+    there = {task: count for task, count in counts.items() if count}
     gate, least = evaluate.gate, fewest(evaluate.gate)
     guarding = guards(gate, there)
     needs = {task: fewest(gate, tails=task not in spared(guarding)) for task in guarding}

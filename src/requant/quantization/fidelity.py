@@ -95,8 +95,7 @@ class Quantization:
         pairs = zip(self.outputs.texts, self.nearest.texts, strict=True)
         excess = [ours - ratio * theirs for (ours, _), (theirs, _) in pairs]
         found = ratio_estimate(excess, [count for _, count in self.outputs.texts])
-        low, _ = found.interval(len(excess))
-        return low if len(excess) > 1 else found.mean
+        return found.at_least(len(excess))
 
 
 def measure_quantization(

@@ -22,6 +22,7 @@ from requant.store.objects import (
     check_sizes,
     find_object,
     publish,
+    starts_digest,
     verify,
     verify_to_serve,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "publish",
     "read_file",
     "read_record",
+    "starts_digest",
     "touch_record",
     "verified_record",
     "verify",

@@ -15,7 +15,6 @@ from requant.outside.json_text import INDEX, read_json
 from requant.store.durable import sync, write_durably
 from requant.store.layout import ArtifactRef, Store
 from requant.store.manifest import MANIFEST_NAME, Manifest, describe
-from requant.wording import few
 
 FILE_MODE = 0o600
 """Who serves may be another user: `requant.serving` copies what others read."""
@@ -72,20 +71,23 @@ def verify(store: Store, ref: ArtifactRef) -> Manifest:
     Raises:
         ArtifactError: Naming the first file that is missing, added or altered.
     """
-    folder = store.object_path(ref.digest)
     recorded = _manifest_of(store, ref)
+    _compare(store.object_path(ref.digest), recorded, ref.short)
+    return recorded
+
+
+def _compare(folder: Path, recorded: Manifest, short: str) -> None:
+    """Read every byte of a folder, and name the first file that a manifest has otherwise."""
     present = describe(folder)
     if present == recorded:
-        return recorded
+        return
     wanted = {entry.path: entry for entry in recorded.files}
     found = {entry.path: entry for entry in present.files}
     for path in sorted(wanted.keys() | found.keys()):
         if path not in found:
-            raise ArtifactError(
-                f"{folder / path}: is missing; its artifact {ref.short} is unusable"
-            )
+            raise ArtifactError(f"{folder / path}: is missing; its artifact {short} is unusable")
         if path not in wanted:
-            raise ArtifactError(f"{folder / path}: was added to artifact {ref.short}; remove it")
+            raise ArtifactError(f"{folder / path}: was added to artifact {short}; remove it")
         if wanted[path] != found[path]:
             raise ArtifactError(
                 f"{folder / path}: was altered: sha256 {found[path].sha256[:12]}, "
@@ -192,17 +194,23 @@ def check_copy(folder: Path) -> None:
         folder: Any; without a manifest nothing is known of it.
 
     Raises:
-        ArtifactError: Naming the folder.
+        ArtifactError: Naming the first file that is missing, added or altered, and the way out.
     """
     if not (folder / MANIFEST_NAME).exists():
         return
-    listed, there = read_manifest(folder), describe(folder)
-    wrong = sorted({entry.path for entry in {*listed.files} ^ {*there.files}})
-    if wrong:
+    listed = read_manifest(folder)
+    try:
+        _compare(folder, listed, listed.digest[:12])
+    except ArtifactError as error:
         raise ArtifactError(
-            f"{folder}: {few(wrong)}: not as {MANIFEST_NAME} lists it; copy the artifact again, or "
-            f"remove {MANIFEST_NAME} if it was changed on purpose"
-        )
+            f"{error}. Copy the artifact again, or remove {MANIFEST_NAME} if it was changed on "
+            "purpose"
+        ) from error
+
+
+def starts_digest(text: str) -> bool:
+    """Tell whether a text may be the start of a digest, long enough to find an artifact by."""
+    return len(text) >= 4 and not text.strip("0123456789abcdef")
 
 
 def find_object(store: Store, prefix: str) -> Path:
@@ -211,8 +219,8 @@ def find_object(store: Store, prefix: str) -> Path:
     Raises:
         ArtifactError: If none or several do.
     """
-    is_hex = len(prefix) >= 4 and not prefix.strip("0123456789abcdef")
-    matches = sorted(store.objects.glob(f"{prefix[:2]}/{prefix}*")) if is_hex else []
+    there = store.objects.glob(f"{prefix[:2]}/{prefix}*") if starts_digest(prefix) else ()
+    matches = sorted(there)
     if len(matches) != 1:
         names = ", ".join(match.name[:16] for match in matches) or "none"
         raise ArtifactError(
