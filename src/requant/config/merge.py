@@ -29,7 +29,7 @@ class MergeFp16(Section):
     16 held-out conversations). Merged in bfloat16: none of 210 modules off, rounding 0.0055 of the
     update's KL and 0.023 of its gain. With 0.3 and 0.1 of that update rounding takes 0.20 and 0.43
     of the KL; in float16 the whole one loses 1e-6. Merged against trained, on plain files of four
-    kinds: 0.20 to 0.58 nats, 63% to 89% agreement, at most 14% of what was won (docs/merge.md).
+    kinds: 0.20 to 0.59 nats, 60% to 89% agreement, at most 14% of what was won (docs/merge.md).
     """
 
     enabled: bool = Field(
